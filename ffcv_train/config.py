@@ -1,0 +1,403 @@
+"""The schema of a run: frozen, typed dataclasses; fastargs is their YAML and command-line face.
+
+Every option of the trainer stands in exactly one dataclass field below. `load_config` reads YAML files and
+`--section.key=value` arguments, refuses unknown keys and wrong types (naming the nearest key), and returns a
+`RunConfig`; `to_dict` and `from_dict` carry it through checkpoints.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fastargs
+import fastargs.validation
+import yaml
+
+from ffcv_train.errors import UserError
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[Any] | None = None,
+    min: float | None = None,
+    max: float | None = None,
+    length: int | None = None,
+) -> Any:
+    """A dataclass field with its help text and the values that it accepts (bounds are inclusive)."""
+    metadata = {"help": help, "choices": choices, "min": min, "max": max, "length": length}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    arch: str = option("resnet50", "torchvision or timm classifier, or cifar_resnet20 / cifar_resnet32")
+    num_classes: int = option(0, "number of classes; 0 takes it from the data set's sidecar", min=0)
+    weights: str = option("", "checkpoint to start from: ours, torchvision's, timm's, a state dict, safetensors")
+    use_blurpool: bool = option(False, "low-pass filter before every strided convolution of 16 channels or more")
+    channels_last: bool = option(True, "memory format of weights and activations")
+    compile: bool = option(False, "torch.compile the model; recompiles once per training resolution")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data sets and how samples are drawn from them."""
+
+    train_dataset: str = option("", ".beton file to train on")
+    val_dataset: str = option("", ".beton file to validate on")
+    num_workers: int = option(0, "decoding threads per process; 0 shares the cores among the local ranks", min=0)
+    in_memory: bool = option(True, "1: page cache, true random order; 0: read pages, quasi-random order")
+    batches_ahead: int = option(3, "batches decoded ahead of the step", min=1)
+    crop_scale: tuple[float, ...] = option((0.08, 1.0), "area range of the random crop", min=0.0, max=1.0, length=2)
+    crop_ratio: tuple[float, ...] = option((3 / 4, 4 / 3), "aspect-ratio range of the random crop", min=0.01, length=2)
+    flip: float = option(0.5, "probability of a horizontal flip", min=0.0, max=1.0)
+    interpolation: str = option("bilinear", "antialiased filter of training crops", choices=("bilinear", "bicubic"))
+    mean: tuple[float, ...] = option(
+        (), "per-channel mean in [0, 1]; empty: the weights' own, else ImageNet's", length=3
+    )
+    std: tuple[float, ...] = option((), "per-channel standard deviation, as mean", length=3, min=1e-6)
+
+
+@dataclass(frozen=True)
+class LrConfig:
+    """The learning-rate schedule."""
+
+    lr: float = option(0.5, "peak learning rate, for reference_batch where that is set", min=0.0)
+    reference_batch: int = option(
+        0, "global batch that lr is stated for: lr is scaled by global batch / this; 0: lr is used as it is", min=0
+    )
+    lr_schedule_type: str = option("cyclic", "schedule", choices=("cyclic", "cosine", "step"))
+    lr_peak_epoch: float = option(2.0, "cyclic: epoch at which the rate peaks", min=0.0)
+    step_ratio: float = option(0.1, "step: factor at each step", min=0.0)
+    step_length: int = option(30, "step: epochs between steps", min=1)
+    step_epochs: tuple[int, ...] = option((), "step: epochs of the steps, instead of step_length", min=0)
+    warmup_epochs: float = option(0.0, "cosine, step: epochs of linear warm-up", min=0.0)
+    min_lr: float = option(0.0, "cosine: rate at the end", min=0.0)
+
+
+@dataclass(frozen=True)
+class ResolutionConfig:
+    """Progressive resizing: the side of training images in pixels."""
+
+    min_res: int = option(160, "side up to start_ramp", min=8)
+    max_res: int = option(160, "side from end_ramp on", min=8)
+    start_ramp: int = option(0, "epoch at which the side starts to grow", min=0)
+    end_ramp: int = option(0, "epoch from which the side is max_res", min=0)
+    step: int = option(32, "sides are multiples of this", min=1)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The criterion; a hyperparameter that the chosen criterion has no use for is ignored."""
+
+    name: str = option("maxsup", "criterion (see docs/options.md)")
+    alpha_start: float = option(0.1, "maxsup, ls: weight of the penalty at the start", min=0.0)
+    alpha_end: float = option(0.2, "maxsup, ls: weight of the penalty at the end, reached linearly", min=0.0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimisation."""
+
+    epochs: int = option(30, "number of epochs", min=1)
+    batch_size: int = option(512, "images per device and forward pass", min=1)
+    global_batch_size: int = option(
+        0, "images per optimizer step over all devices; sets batch_size, 0: leaves it", min=0
+    )
+    accumulate: int = option(1, "forward passes per optimizer step", min=1)
+    optimizer: str = option("sgd", "optimizer", choices=("sgd", "adamw"))
+    momentum: float = option(0.9, "SGD momentum, AdamW beta1", min=0.0, max=1.0)
+    beta2: float = option(0.999, "AdamW beta2", min=0.0, max=1.0)
+    nesterov: bool = option(False, "Nesterov momentum (SGD)")
+    weight_decay: float = option(1e-4, "weight decay of matrices and kernels", min=0.0)
+    norm_weight_decay: float = option(0.0, "weight decay of one-dimensional parameters: norms and biases", min=0.0)
+    clip_grad: float = option(0.0, "largest norm of the gradient; 0: no clipping", min=0.0)
+    amp: str = option("bf16", "mixed precision", choices=("bf16", "fp16", "off"))
+    ema_decay: float = option(0.0, "decay of the averaged weights per step; 0: none", min=0.0, max=1.0)
+    seed: int = option(0, "seed of initialisation, order, crops and flips", min=0)
+    device: str = option("auto", "auto takes the GPU where there is one", choices=("auto", "cpu", "cuda"))
+    resume: str = option("", "auto: the newest checkpoint in logging.folder, if any; or a checkpoint's path")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Evaluation during and after training."""
+
+    batch_size: int = option(512, "images per device", min=1)
+    resolution: tuple[int, ...] = option((224,), "sides of validation images; training reports the first", min=8)
+    crop_ratio: float = option(224 / 256, "side of the centre crop / shorter side of the image", min=0.01, max=1.0)
+    interpolation: str = option("bilinear", "antialiased filter of centre crops", choices=("bilinear", "bicubic"))
+    lr_tta: bool = option(True, "also report flip-averaged metrics")
+    every: int = option(1, "epochs between validations; the last epoch always validates", min=1)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where a run writes."""
+
+    folder: str = option("runs", "runs lie in folder/run")
+    run: str = option("", "name of the run's folder; empty: date, time and architecture")
+    tensorboard: bool = option(True, "write TensorBoard events")
+    interval: int = option(50, "steps between updates of the progress line and checks for a finite loss", min=1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run, one dataclass per section of the YAML file."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    lr: LrConfig = LrConfig()
+    resolution: ResolutionConfig = ResolutionConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+def load_config(
+    schema: type[T], argv: Sequence[str], description: str = "", base: Mapping[str, Any] | None = None
+) -> T:
+    """Resolve defaults, `base`, YAML files (`--config-file`, repeatable) and `--section.key=value`, in this order.
+
+    `schema` is a frozen dataclass whose fields are frozen dataclasses. Raises `UserError` on an unknown section
+    or key, a wrong type or a value out of bounds, naming the file or argument it came from.
+    """
+    schema_fields = _fields_by_key(schema)
+    arguments = list(argv)
+    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False)
+    parser.usage = "%(prog)s [--config-file YAML] [--section.key=value …]"
+    face = _fastargs_face(schema)
+    _augment_help(face, parser, schema_fields)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].split("=")[0].lstrip("-")
+        raise UserError(f"unknown argument {unknown[0]!r}{_suggest(name, schema_fields)}; --help lists all options")
+
+    merged: dict[str, tuple[Any, str]] = {}
+    for key, value in _flatten(base or {}).items():
+        _check_key(key, schema_fields, "the checkpoint's configuration")
+        merged[key] = (value, "the checkpoint's configuration")
+    for file in known.config_file:
+        for key, value in _flatten(_read_yaml(file)).items():
+            _check_key(key, schema_fields, file)
+            merged[key] = (value, file)
+    for key, value in vars(known).items():
+        if key in schema_fields and value is not None:
+            merged[key] = (value, "the command line")
+    face.collect({key: value for key, (value, _) in merged.items() if value is not None})
+
+    sections: dict[str, dict[str, Any]] = {}
+    for key, spec in schema_fields.items():
+        section, name = key.split(".")
+        value, origin = merged.get(key, (None, ""))
+        if value is None:
+            sections.setdefault(section, {})[name] = spec.default
+            continue
+        try:
+            sections.setdefault(section, {})[name] = face[key]
+        except (ValueError, fastargs.exceptions.ValidationError) as error:
+            reason = error.__cause__ or error.__context__ or error
+            raise UserError(f"{key} in {origin} {reason}, not {value!r}") from None
+    return _build(schema, sections)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain dictionaries, lists and scalars (what YAML, JSON and checkpoints hold)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(schema: type[T], content: Mapping[str, Any], origin: str) -> T:
+    """The inverse of `to_dict`; `origin` names the file in errors."""
+    schema_fields = _fields_by_key(schema)
+    sections: dict[str, dict[str, Any]] = {f.name: {} for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    for key, value in _flatten(content).items():
+        _check_key(key, schema_fields, origin)
+        section, name = key.split(".")
+        try:
+            sections[section][name] = parse_value(schema_fields[key], value)
+        except ValueError as error:
+            raise UserError(f"{key} in {origin} {error}, not {value!r}") from None
+    return _build(schema, sections)
+
+
+def parse_value(spec: dataclasses.Field, value: Any) -> Any:
+    """`value` (a string of the command line, or what YAML gave) as the type of the field, within its bounds.
+
+    Raises `ValueError` with what the value must be.
+    """
+    hint = spec.type
+    metadata = spec.metadata
+    if typing.get_origin(hint) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        items = list(parts) if isinstance(parts, Iterable) else [parts]
+        items = [item for item in items if item != ""]
+        if metadata["length"] is not None and len(items) not in (
+            {0, metadata["length"]} if not spec.default else {metadata["length"]}
+        ):
+            raise ValueError(f"must be {metadata['length']} values separated by commas")
+        if not items and spec.default and metadata["length"] is None and metadata["min"] is not None:
+            raise ValueError("must name at least one value")
+        return tuple(_parse_scalar(typing.get_args(hint)[0], item, metadata) for item in items)
+    return _parse_scalar(typing.cast(type, hint), value, metadata)
+
+
+def _parse_scalar(kind: type, value: Any, metadata: Mapping[str, Any] | types.MappingProxyType) -> Any:
+    parsed: Any
+    try:
+        if kind is bool:
+            parsed = _BOOLEANS[str(value).lower()]
+        elif kind is int:
+            parsed = int(value) if isinstance(value, str) else value
+            if isinstance(value, bool) or int(parsed) != parsed:
+                raise ValueError
+            parsed = int(parsed)
+        elif kind is float:
+            if isinstance(value, bool):
+                raise ValueError
+            parsed = float(value)
+            if not math.isfinite(parsed):
+                raise ValueError
+        else:
+            if not isinstance(value, str):
+                raise ValueError
+            parsed = value
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise ValueError(f"must be {_TYPE_NAMES[kind]}") from None
+    choices, low, high = metadata["choices"], metadata["min"], metadata["max"]
+    if choices is not None and parsed not in choices:
+        raise ValueError(f"must be one of {', '.join(map(str, choices))}")
+    if low is not None and parsed < low:
+        raise ValueError(f"must be at least {low:g}")
+    if high is not None and parsed > high:
+        raise ValueError(f"must be at most {high:g}")
+    return parsed
+
+
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_TYPE_NAMES = {bool: "1 or 0", int: "a whole number", float: "a number", str: "a text"}
+
+
+class _FieldChecker(fastargs.validation.Checker):
+    """Lets fastargs check a value by our schema."""
+
+    def __init__(self, spec: dataclasses.Field) -> None:
+        self.spec = spec
+
+    def check(self, value: Any) -> Any:
+        return parse_value(self.spec, value)
+
+    def help(self) -> str:
+        choices = self.spec.metadata["choices"]
+        if choices is not None:
+            return " | ".join(map(str, choices))
+        hint = self.spec.type
+        kind = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+        plural = ", comma-separated" if kind is not hint else ""
+        return _TYPE_NAMES[typing.cast(type, kind)] + plural
+
+
+def _fastargs_face(schema: type) -> fastargs.Config:
+    face = fastargs.Config()
+    for section in dataclasses.fields(schema):
+        summary = (section.type.__doc__ or "").splitlines()[0]
+        fastargs.Section(section.name, summary, config_descriptor=face).params(
+            **{
+                spec.name: fastargs.Param(_FieldChecker(spec), spec.metadata["help"], default=spec.default)
+                for spec in dataclasses.fields(typing.cast(type, section.type))
+            }
+        )
+    return face
+
+
+def _augment_help(face: fastargs.Config, parser: argparse.ArgumentParser, schema_fields: Mapping) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config-file", "-C", action="append", default=[], metavar="YAML", help="may be repeated")
+    section = ""
+    for key, spec in schema_fields.items():
+        name = key.split(".")[0]
+        if name != section:
+            section = name
+            group = parser.add_argument_group(name, face.sections[(name,)].desc)
+        default = ",".join(map(str, spec.default)) if isinstance(spec.default, tuple) else spec.default
+        checker = face.entries[tuple(key.split("."))].checker
+        text = f"{spec.metadata['help']} [{checker.help()}; default {default if default != '' else 'none'}]"
+        group.add_argument(f"--{key}", dest=key, default=None, metavar="…", help=text.replace("%", "%%"))
+
+
+def _fields_by_key(schema: type) -> dict[str, dataclasses.Field]:
+    return {
+        f"{section.name}.{spec.name}": spec
+        for section in dataclasses.fields(schema)
+        for spec in dataclasses.fields(typing.cast(type, section.type))
+    }
+
+
+def _build(schema: type[T], sections: Mapping[str, Mapping[str, Any]]) -> T:
+    fields = dataclasses.fields(schema)  # type: ignore[arg-type]
+    return schema(**{f.name: typing.cast(type, f.type)(**sections.get(f.name, {})) for f in fields})
+
+
+def _read_yaml(file: str) -> Mapping[str, Any]:
+    try:
+        content = yaml.load(Path(file).read_text(), Loader=_StrictLoader)
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {file}: {error.strerror}; check --config-file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file} must hold sections such as 'training:', not {type(content).__name__}")
+    return content
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, and 1e-4 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _flatten(content: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, values in content.items():
+        if isinstance(values, Mapping):
+            flat.update({f"{section}.{name}": value for name, value in values.items()})
+        else:
+            flat[str(section)] = values
+    return flat
+
+
+def _check_key(key: str, schema_fields: Mapping[str, Any], origin: str) -> None:
+    if key not in schema_fields:
+        raise UserError(f"unknown key {key!r} in {origin}{_suggest(key, schema_fields)}; --help lists all options")
+
+
+def _suggest(key: str, schema_fields: Mapping[str, Any]) -> str:
+    exact = [known for known in schema_fields if known.split(".")[1] == key.split(".")[-1]]
+    near = exact or difflib.get_close_matches(key, list(schema_fields), n=1, cutoff=0.75)
+    return f", did you mean {near[0]!r}?" if near else ""
