@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint format clean
+
+# make PYTHON=/path/to/python3.12 … chooses the interpreter that .venv is made with.
+export PYTHON
+PY := .venv/bin/python
+# Processes of the test run.
+WORKERS ?= 2
+# More arguments for pytest, such as ARGS="-k schedules".
+ARGS ?=
+
+help: ## print the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: ## make .venv and install what is needed (every target below does this first)
+	@bash tools/setup.sh
+
+quickstart: setup ## handwritten digits from images to a trained, evaluated checkpoint, in minutes
+	$(PY) -m ffcv_train.quickstart
+
+test: lint ## linters, types and all tests
+	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+lint: setup ## linters and types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+format: setup ## fix what the linters can fix
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+clean: ## remove .venv, caches and the quickstart's outputs; runs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis quickstart_run
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,168 @@
+"""From stored bytes to cropped, resized, flipped pixels: the compiled inner loop of the loader.
+
+`decode_samples` runs without the GIL on one thread's share of a batch, with that thread's scratch.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+from numba.core import types
+from numba.extending import intrinsic
+
+from ffcv_train.data.jpeg import frame_size
+from ffcv_train.data.native import imdecode
+from ffcv_train.data.random import seed_stream, uniform
+from ffcv_train.data.resample import FILTERS, resize_crop, scratch_sizes
+
+OK = 0
+BAD_HEADER = 1
+BAD_JPEG = 2
+PROBLEMS = {
+    BAD_HEADER: "is not a JPEG of the height and width in the sample table",
+    BAD_JPEG: "is a damaged JPEG",
+}
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random crop of `scale` (share of the area) and `ratio` (width / height), flipped with probability `flip`.
+
+    The draw is torchvision's and FFCV's: ten attempts, then the largest central crop within `ratio`.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The central square of side `ratio` × the shorter side."""
+
+    ratio: float = 224 / 256
+    interpolation: str = "bilinear"
+
+
+class Scratch:
+    """What one thread needs while it decodes; allocated once."""
+
+    def __init__(self, max_image_bytes: int, max_side: int, max_resolution: int) -> None:
+        row, weights = scratch_sizes(max_side, max_resolution)
+        self.image = np.empty(max_image_bytes, np.uint8)
+        self.row = np.zeros(row, np.float32)
+        self.weights = np.empty(weights, np.float32)
+        self.spans = np.empty((4, max_resolution), np.int32)
+        self.state = np.zeros(1, np.uint64)
+
+
+def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:
+    """The crop as the float64 vector that `decode_samples` takes."""
+    kind = FILTERS[crop.interpolation]
+    if isinstance(crop, CenterCrop):
+        return np.array([0.0, kind, crop.ratio, 0, 0, 0, 0])
+    return np.array([1.0, kind, *crop.scale, *(math.log(bound) for bound in crop.ratio), crop.flip])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def random_crop(height: int, width: int, parameters: np.ndarray, state: np.ndarray) -> tuple[int, int, int, int, bool]:
+    """(top, left, crop height, crop width, flip) drawn from the stream `state`."""
+    flip = uniform(state, 0.0, 1.0) < parameters[6]
+    area = height * width
+    low, high = parameters[4], parameters[5]
+    for _ in range(10):
+        target = area * uniform(state, parameters[2], parameters[3])
+        aspect = math.exp(uniform(state, low, high))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            # The product can round up to the bound itself.
+            top = min(int(uniform(state, 0.0, height - h + 1.0)), height - h)
+            left = min(int(uniform(state, 0.0, width - w + 1.0)), width - w)
+            return top, left, h, w, flip
+    w, h = width, height
+    if width / height < math.exp(low):
+        h = min(height, max(1, round(width / math.exp(low))))
+    elif width / height > math.exp(high):
+        w = min(width, max(1, round(height * math.exp(high))))
+    return (height - h) // 2, (width - w) // 2, h, w, flip
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def center_crop(height: int, width: int, ratio: float) -> tuple[int, int, int, int]:
+    """(top, left, crop height, crop width) of the central square."""
+    side = max(1, round(ratio * min(height, width)))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+@intrinsic
+def _as_pointer(typing_context: Any, address: Any) -> Any:
+    """A uint8 pointer from an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.uint8)(types.uintp), codegen
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def decode_samples(
+    addresses: np.ndarray,
+    sizes: np.ndarray,
+    modes: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    indices: np.ndarray,
+    seed: int,
+    epoch: int,
+    parameters: np.ndarray,
+    target: np.ndarray,
+    image: np.ndarray,
+    row: np.ndarray,
+    weights: np.ndarray,
+    spans: np.ndarray,
+    state: np.ndarray,
+) -> tuple[int, int]:
+    """Decode, crop, resize and flip samples into `target` (uint8 [n, R, R, 3]).
+
+    `addresses` (uint64) and `sizes` (int64) say where each sample's bytes lie in memory; `indices` (int64) key the
+    random draw. Returns (position, problem) of the first sample that failed, or (−1, OK).
+    """
+    kind = int(parameters[1])
+    for i in range(len(indices)):
+        height, width = heights[i], widths[i]
+        data = carray(_as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
+        if modes[i] == 0:
+            if frame_size(data) != (height, width):
+                return i, 1
+            status = imdecode(
+                np.uintp(addresses[i]),
+                np.uint64(sizes[i]),
+                np.uint32(height),
+                np.uint32(width),
+                np.uintp(image.ctypes.data),
+                np.uint32(height),
+                np.uint32(width),
+                np.uint32(0),
+                np.uint32(0),
+                np.uint32(1),
+                np.uint32(1),
+                False,
+                False,
+            )
+            if status != 0:
+                return i, 2
+            pixels = image
+        else:
+            pixels = data
+        if parameters[0] == 0.0:
+            top, left, h, w = center_crop(height, width, parameters[2])
+            flip = False
+        else:
+            seed_stream(state, seed, epoch, indices[i])
+            top, left, h, w, flip = random_crop(height, width, parameters, state)
+        resize_crop(pixels, width, top, left, h, w, flip, kind, target[i], row, weights, spans)
+    return -1, 0

@@ -1,0 +1,35 @@
+"""Training criteria: a file each, and the registry by which `loss.name` finds them."""
+
+import dataclasses
+import difflib
+import inspect
+
+from ffcv_train.config import LossConfig
+from ffcv_train.errors import UserError
+from ffcv_train.losses.base import Criterion
+from ffcv_train.losses.cross_entropy import CrossEntropy
+from ffcv_train.losses.label_smoothing import LabelSmoothing
+from ffcv_train.losses.maxsup import MaxSup
+
+CRITERIA: dict[str, type[Criterion]] = {
+    "ce": CrossEntropy,
+    "ls": LabelSmoothing,
+    "maxsup": MaxSup,
+}
+
+
+def create_criterion(config: LossConfig, num_classes: int, epochs: int) -> Criterion:
+    """The criterion `config.name` of a run of `epochs` epochs, on the CPU.
+
+    A constructor receives the `LossConfig` fields, `num_classes` and `epochs` that it names as arguments; the
+    other hyperparameters are ignored. Raises `UserError` for a name that is not in `CRITERIA`.
+    """
+    if config.name not in CRITERIA:
+        near = difflib.get_close_matches(config.name, CRITERIA, n=1)
+        hint = f", did you mean {near[0]!r}" if near else ""
+        raise UserError(f"loss.name={config.name} is no criterion{hint}; there are {', '.join(CRITERIA)}")
+    available = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    available |= {"num_classes": num_classes, "epochs": epochs}
+    criterion = CRITERIA[config.name]
+    names = inspect.signature(criterion).parameters
+    return criterion(**{name: value for name, value in available.items() if name in names})

@@ -1,0 +1,158 @@
+"""From `model.arch` to a network."""
+
+import copy
+import difflib
+import logging
+import warnings
+
+import torch
+import torchvision
+from torch import nn
+
+from ffcv_train.config import ModelConfig
+from ffcv_train.errors import UserError
+from ffcv_train.models.blurpool import apply_blurpool
+from ffcv_train.models.cifar_resnet import CIFAR_MODELS
+from ffcv_train.models.weights import load_weights, read_normalisation
+
+log = logging.getLogger(__name__)
+
+# Built without their auxiliary heads, so that they return logits in training too, and with the change from ImageNet's
+# normalisation to the one that torchvision's published weights of these two were trained with.
+_TORCHVISION_OPTIONS = {
+    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": True},
+}
+
+
+def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """The network `config.arch` with `num_classes` outputs on the CPU, with `config.weights` where that is set.
+
+    What `build_model` and `load_weights` say holds here; a head that was replaced is logged as a warning.
+    """
+    model = build_model(config, num_classes)
+    if config.weights:
+        report = load_weights(model, config.weights, config.arch, blurred=config.use_blurpool)
+        log.log(logging.WARNING if report.replaced else logging.INFO, "%s", report)
+    return model
+
+
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """The network `config.arch` with `num_classes` outputs and its library's random initialisation, on the CPU.
+
+    Names are looked up among our CIFAR networks, torchvision's classifiers and timm's models in this order: a name
+    that two of them have, such as resnet50, is torchvision's, unless a prefix decides (`timm/resnet50`,
+    `torchvision/resnet50`). Nothing is ever downloaded. With `config.use_blurpool` strided convolutions are blurred
+    (see `apply_blurpool`). Raises `UserError` for an unknown name or a network that BlurPool leaves as it is.
+    """
+    if num_classes < 1:
+        raise UserError(f"a classifier needs at least one class, not {num_classes}; set model.num_classes")
+    library, name = find_arch(config.arch)
+    if library == "cifar":
+        model = CIFAR_MODELS[name](num_classes)
+    elif library == "torchvision":
+        options = _TORCHVISION_OPTIONS.get(name, {})
+        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    else:
+        import timm
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm's notes on renamed models do not concern the user of a run
+            model = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    if config.use_blurpool and not apply_blurpool(model):
+        raise UserError(
+            f"model.use_blurpool=1 changes nothing in {config.arch}, which has no strided convolution of 16 channels "
+            "or more; set it to 0"
+        )
+    return model
+
+
+def find_arch(arch: str) -> tuple[str, str]:
+    """(library, name) of `arch`: library is "cifar", "torchvision" or "timm". Raises `UserError` if none has it."""
+    library, _, name = arch.rpartition("/")
+    if library in ("", "cifar") and name in CIFAR_MODELS:
+        return "cifar", name
+    if library in ("", "torchvision") and name in _torchvision_names():
+        return "torchvision", name
+    # timm, and what comes with it, takes half a second to import: not for the others.
+    import timm
+
+    if library in ("", "timm") and timm.is_model(name):
+        return "timm", name
+    known = [*CIFAR_MODELS, *_torchvision_names(), *timm.list_models()]
+    near = list(dict.fromkeys(difflib.get_close_matches(name, known, n=3)))
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else "timm.list_models() and torchvision's documentation list them"
+    )
+    raise UserError(f"model.arch={arch} is no classifier of torchvision, timm or ours; {hint}")
+
+
+def pretrained_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) per channel, of pixels in [0, 1], that `config.weights` were trained with; None without weights.
+
+    From a checkpoint of ours as it says; for other files what the library states for its weights of `config.arch`.
+    None where neither says anything.
+    """
+    if not config.weights:
+        return None
+    stated = read_normalisation(config.weights)
+    if stated is not None:
+        return stated
+    library, name = find_arch(config.arch)
+    if library == "torchvision":
+        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        return tuple(preset.mean), tuple(preset.std)
+    if library == "timm":
+        import timm
+
+        published = timm.get_pretrained_cfg(name)
+        return (tuple(published.mean), tuple(published.std)) if published is not None else None
+    return None
+
+
+def check_resolution(model: nn.Module, resolution: int, arch: str = "") -> None:
+    """Raise `UserError` where `model` does not turn [1, 3, resolution, resolution] into logits [1, classes].
+
+    Runs on a copy without storage (meta device) in evaluation mode, a tenth of a second, and leaves `model` as it
+    is. A model that cannot run there, or refuses, is asked once more with real numbers.
+    """
+    name = arch or type(model).__name__
+    try:
+        output = _forward(_without_storage(model), resolution)
+    except Exception:
+        flags = [(module, module.training) for module in model.modules()]
+        try:
+            output = _forward(model, resolution)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"{name} does not take images of {resolution} x {resolution} pixels ({reason}); "
+                "change resolution.min_res, resolution.max_res or validation.resolution, or the architecture"
+            ) from None
+        finally:
+            for module, training in flags:
+                module.training = training
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1:
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(f"{name} is no image classifier: it returns {shape} for one image; choose another model.arch")
+
+
+def _torchvision_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _without_storage(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters and buffers lie on the meta device; nothing is copied on the way."""
+    memo: dict[int, torch.Tensor] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _forward(model: nn.Module, resolution: int) -> object:
+    like = next(model.parameters())
+    model.eval()
+    with torch.no_grad():
+        return model(torch.zeros(1, 3, resolution, resolution, device=like.device, dtype=like.dtype))

@@ -1,0 +1,177 @@
+"""Weights from a file: our checkpoints, torchvision's, timm's, plain state dicts, safetensors."""
+
+import argparse
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ffcv_train.errors import UserError
+
+# Where training programs keep the state dict, and its averaged twin, in what they save.
+_CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
+_EMA_CONTAINERS = ("ema", "state_dict_ema", "model_ema")
+# torchvision's published DenseNets say norm.1 where its code says norm1.
+_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What `load_weights` did."""
+
+    path: str
+    loaded: int  # tensors taken
+    replaced: tuple[str, ...] = field(default=())  # head's keys that keep their initialisation
+    file_classes: int = 0  # the file's class count where the head was replaced
+    dropped: tuple[str, ...] = field(default=())  # keys of auxiliary heads that this model is built without
+
+    def __str__(self) -> str:
+        text = f"{self.loaded} tensors from {self.path}"
+        if self.replaced:
+            text += f"; new head, for the file's has {self.file_classes} classes: {', '.join(self.replaced)}"
+        return text
+
+
+def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
+    """The tensors of a checkpoint on the CPU, by name, without the prefixes of DDP and torch.compile.
+
+    Takes files of torch.save (a state dict, or one in "model", "state_dict", "model_state_dict") and safetensors;
+    executes nothing from the file. With `ema` the averaged weights, where the file has them. Keys of FFCV's blurred
+    convolutions become those of the plain ones. Raises `UserError` for what is not a checkpoint.
+    """
+    return _state_dict(_read(Path(path)), Path(path), ema)
+
+
+def read_normalisation(path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) per channel, of pixels in [0, 1], that a checkpoint of ours carries; None in other files."""
+    stated = _read(Path(path)).get("normalisation")
+    if not isinstance(stated, Mapping) or "mean" not in stated or "std" not in stated:
+        return None
+    return tuple(float(x) for x in stated["mean"]), tuple(float(x) for x in stated["std"])
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, arch: str = "", *, ema: bool = True, blurred: bool | None = None
+) -> WeightsReport:
+    """Load a checkpoint (see `read_state_dict`) into `model`; every key and shape must fit, except in the head.
+
+    A classifier head whose class count differs from the file's keeps its initialisation, which the report says.
+    `ema` takes averaged weights where the file has them: those are what its run was validated with. `arch` is the
+    model's name in errors; `blurred` says whether it has BlurPool, None asks nothing. Raises `UserError` where the
+    file does not fit, or its network was trained with BlurPool and this one has none.
+    """
+    content = _read(Path(path))
+    name = arch or type(model).__name__
+    if blurred is False and _has_blurpool(content):
+        raise UserError(f"{path} was trained with BlurPool, which {name} lacks here; set model.use_blurpool=1")
+    state = _state_dict(content, Path(path), ema)
+    own = model.state_dict()
+    dropped = [key for key in state if key not in own and getattr(model, key.split(".")[0], 0) is None]
+    for key in dropped:
+        del state[key]
+
+    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
+    head = _head_names(model)
+    replaced = [key for key in wrong if key.rpartition(".")[0] in head and state[key].shape[1:] == own[key].shape[1:]]
+    file_classes = len(state[replaced[0]]) if replaced else 0
+    for key in replaced:
+        wrong.remove(key)
+        state[key] = own[key]
+    if wrong:
+        missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+    else:
+        # The modules' own loading renames keys of older versions, so it, not a comparison of names, finds what lacks.
+        result = model.load_state_dict(state, strict=False)
+        missing, unexpected = result.missing_keys, result.unexpected_keys
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if wrong or missing or unexpected:
+        sizes = [f"{k} {_size(state[k])} instead of {_size(own[k])}" for k in wrong]
+        faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", sizes)]
+        listed = "; ".join(f"{len(keys)} {what} ({_first(keys)})" for what, keys in faults if keys)
+        raise UserError(f"{path} does not fit {name}: keys {listed}; is this a checkpoint of another architecture?")
+    return WeightsReport(str(path), len(state) - len(replaced), tuple(replaced), file_classes, tuple(dropped))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The content of a checkpoint file, tensors on the CPU."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
+    try:
+        if start[8:] == b"{":
+            return safetensors.torch.load_file(path)
+        # timm's and DeiT's training scripts save their options, an argparse.Namespace, which holds values only.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise UserError(
+                f"{path} holds a pickled {refused[1]}, and checkpoints that would run code are not read; "
+                "save the state dict alone with torch.save(model.state_dict(), …)"
+            ) from None
+        raise UserError(f"{path} is not a checkpoint of torch.save or safetensors, or it is damaged") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds {type(content).__name__}, not a state dict; save model.state_dict()")
+    return content
+
+
+def _state_dict(content: Mapping[str, Any], path: Path, ema: bool) -> OrderedDict[str, Tensor]:
+    candidates = [content.get(key) for key in (_EMA_CONTAINERS if ema else ()) + _CONTAINERS] + [content]
+    for found in candidates:
+        if isinstance(found, Mapping) and any(isinstance(value, Tensor) for value in found.values()):
+            break
+    else:
+        raise UserError(f"{path} holds no weights, only {_first(list(map(str, content)))}; save model.state_dict()")
+    tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    wrapped = all(key.startswith("module.") for key in tensors if key != "n_averaged")
+    blurred = {key.removesuffix("blur_filter") for key in tensors if key.endswith(".blur_filter")}
+
+    def rename(key: str) -> str:
+        for prefix in blurred:
+            key = key.replace(f"{prefix}conv.", prefix) if key.startswith(prefix) else key
+        key = _DENSENET_KEY.sub(r"\1\2", key.replace("_orig_mod.", ""))
+        return key.removeprefix("module.") if wrapped else key
+
+    skip = {f"{prefix}blur_filter" for prefix in blurred} | ({"n_averaged"} if wrapped else set())
+    state = OrderedDict((rename(key), value) for key, value in tensors.items() if key not in skip)
+    metadata = getattr(found, "_metadata", None)  # versions by which modules read what older ones wrote
+    if metadata is not None:
+        state._metadata = {rename(f"{key}.").removesuffix("."): value for key, value in metadata.items()}  # type: ignore[attr-defined]
+    return state
+
+
+def _has_blurpool(content: Mapping[str, Any]) -> bool:
+    config = content.get("config")
+    if isinstance(config, Mapping) and isinstance(config.get("model"), Mapping):
+        return bool(config["model"].get("use_blurpool", False))
+    nested = [value for value in content.values() if isinstance(value, Mapping)]
+    return any(str(key).endswith(".blur_filter") for mapping in [content, *nested] for key in mapping)
+
+
+def _head_names(model: nn.Module) -> set[str]:
+    """The names of the layers that give the logits: what timm says, else the last linear layer or convolution."""
+    names = {id(module): name for name, module in model.named_modules()}
+    get_classifier: Any = getattr(model, "get_classifier", lambda: None)
+    stated = get_classifier()
+    heads = [head for head in (stated if isinstance(stated, tuple | list) else [stated]) if head is not None]
+    found = {names[id(head)] for head in heads if id(head) in names}
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return found or set(layers[-1:])
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _first(keys: Sequence[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (", …" if len(keys) > count else "")

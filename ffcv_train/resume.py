@@ -1,0 +1,69 @@
+"""Finding the checkpoint to resume from, and refusing one that belongs to another run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ffcv_train.build import comparable
+from ffcv_train.checkpoint import load_checkpoint
+from ffcv_train.config import RunConfig, to_dict
+from ffcv_train.errors import UserError
+
+
+def find_checkpoint(config: RunConfig) -> Path | None:
+    """The checkpoint that training.resume names; with "auto" the newest `last.pt` of this configuration, if any.
+
+    "auto" looks at the run logging.run where that is set, else at all runs in logging.folder whose params.json holds
+    the same configuration.
+    """
+    wanted = config.training.resume
+    if not wanted:
+        return None
+    if wanted != "auto":
+        path = Path(wanted)
+        return path / "last.pt" if path.is_dir() else path
+    folder = Path(config.logging.folder)
+    if config.logging.run:
+        path = folder / config.logging.run / "last.pt"
+        return path if path.is_file() else None
+    own = comparable(to_dict(config))
+    candidates = sorted(folder.glob("*/last.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in candidates if _configuration_of(path.parent) == own), None)
+
+
+def load_for_resume(path: Path, config: RunConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """The training state in `path`. Raises `UserError` where it cannot continue under `config`.
+
+    `facts` are what the state must agree with: num_classes, global_batch, steps (per epoch), samples.
+    """
+    state = load_checkpoint(path)
+    if "optimizer" not in state:
+        raise UserError(f"{path} holds weights only and cannot be resumed; resume from last.pt, or use model.weights")
+    for name, value in facts.items():
+        if state[name] != value:
+            hint = f"; set --training.global_batch_size={state[name]}" if name == "global_batch" else ""
+            raise UserError(f"{path} was trained with {name} {state[name]}, this run has {value}{hint}")
+    differing = differences(comparable(state["config"]), comparable(to_dict(config)))
+    if differing:
+        raise UserError(
+            f"{path} was trained with other settings: {'; '.join(differing[:5])}; "
+            f"use the same, or start a new run with --model.weights={path}"
+        )
+    return state
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Which options differ, each as "section.key was X, is Y"."""
+    return [
+        f"{section}.{key} was {old.get(section, {}).get(key)}, is {value}"
+        for section, values in new.items()
+        for key, value in values.items()
+        if old.get(section, {}).get(key) != value
+    ]
+
+
+def _configuration_of(run: Path) -> dict[str, Any] | None:
+    try:
+        return comparable(json.loads((run / "params.json").read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,403 @@
+"""The training loop: one step, one epoch, one run."""
+
+import contextlib
+import datetime
+import math
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ffcv_train import build, schedules
+from ffcv_train.checkpoint import save_checkpoint, unwrap
+from ffcv_train.config import RunConfig, to_dict
+from ffcv_train.data.loader import Batch
+from ffcv_train.distributed import Process, all_reduce_sum, barrier
+from ffcv_train.environment import describe_environment, versions
+from ffcv_train.errors import UserError
+from ffcv_train.evaluator import AMP_DTYPES, evaluate
+from ffcv_train.losses import create_criterion
+from ffcv_train.normalise import Normaliser
+from ffcv_train.optim import create_optimizer
+from ffcv_train.resume import find_checkpoint, load_for_resume
+from ffcv_train.runlog import RunLog
+from ffcv_train.signals import StopRequest
+from ffcv_train.status import Status, StatusBoard
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """A signal ended the run after a complete step; its checkpoint is written."""
+
+    def __init__(self, number: signal.Signals, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {number.name}; continue from {checkpoint} with --training.resume=auto")
+        self.exit_status = 128 + number
+
+
+class Trainer:
+    """Everything a run consists of, built and checked; `fit` runs it."""
+
+    def __init__(self, config: RunConfig, process: Process) -> None:
+        build.check_config(config)
+        self.config, self.process = config, process
+        self.data = build.open_data_sets(config)
+        self.sizes = build.batch_sizes(config, process.world_size)
+        self.peak_lr = build.scaled_lr(config, self.sizes)
+        self.steps = len(self.data.train) // self.sizes.global_batch
+        if not self.steps:
+            raise UserError(
+                f"{self.data.train.path} has {len(self.data.train)} samples, fewer than one global batch of "
+                f"{self.sizes.global_batch}; lower --training.batch_size"
+            )
+        self._set_up_device()
+        self.mean, self.std = build.normalisation(config)
+        self.model, self.loaded = build.build_model(config, self.data.num_classes, process.device)
+        self.criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs).to(process.device)
+        self.optimizer = create_optimizer(self.model, config.training, process.device)
+        self.amp_dtype = AMP_DTYPES[config.training.amp]
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.training.amp == "fp16")
+        self.normalise = Normaliser(
+            self.mean,
+            self.std,
+            process.device,
+            self.amp_dtype or torch.float32,
+            torch.channels_last if config.model.channels_last else torch.contiguous_format,
+        )
+        self.ema = self._create_ema()
+        self.epoch, self.step, self.best_top_1 = 0, 0, -1.0
+        self.loss_so_far = 0.0
+        self.finished = False
+        self.run = self._resume()
+        self.wrapped = self._wrap()
+        self.board = StatusBoard(process)
+        self.train_loader = build.train_loader(config, self.data.train, self.sizes, process)
+        self.val_loader = build.val_loader(config, self.data.val, config.validation.resolution[0], process)
+
+    def fit(self) -> Path:
+        """Train to the last epoch and return the run's folder.
+
+        Raises `Stopped` after a SIGTERM or SIGINT and `UserError` on a loss that is not finite.
+        """
+        logging = self.config.logging
+        folder = Path(logging.folder) / self.run
+        if self.finished:
+            return folder
+        resumed = self.epoch if self.epoch or self.step else None
+        with (
+            RunLog.open(
+                logging.folder,
+                self.run,
+                enabled=self.process.is_main,
+                tensorboard=logging.tensorboard,
+                resumed_epoch=resumed,
+            ) as log,
+            StopRequest() as stop,
+            contextlib.closing(self.train_loader),
+            contextlib.closing(self.val_loader),
+        ):
+            self.log, self.folder = log, folder
+            self._announce(resumed)
+            for epoch in range(self.epoch, self.config.training.epochs):
+                record = self.train_epoch(epoch, stop)
+                self._finish_epoch(epoch, record)
+            self._save("final.pt", training_state=False)
+            barrier()
+        return folder
+
+    def train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, Any]:
+        """Train the rest of epoch `epoch`, from step `self.step`, and return its record for the log."""
+        side = schedules.resolution(self.config.resolution, epoch)
+        self.train_loader.set_resolution(side)
+        self.train_loader.set_epoch(epoch, self.step * self.sizes.accumulate)
+        self.criterion.start_epoch(epoch)
+        self.wrapped.train()
+        self.board.start_epoch(self.loss_so_far, self.step)
+        first, start, waited = self.step, time.perf_counter(), self.train_loader.wait_seconds
+        interval = self.config.logging.interval
+        lr = 0.0
+        with contextlib.closing(self.train_loader.epoch()) as batches:
+            for step in range(first, self.steps):
+                lr = self.train_step(epoch, step, batches)
+                self.step = step + 1
+                status = None
+                if self.step % interval == 0:
+                    status = self.board.read()
+                    self.board.post(stop.signal is not None)
+                    self._act_on(status, epoch, step, lr)
+                self.log.progress(
+                    epoch,
+                    self.config.training.epochs,
+                    self.step,
+                    self.steps,
+                    images_per_s=(self.step - first) * self.sizes.global_batch / (time.perf_counter() - start),
+                    loss=status.loss if status else None,
+                )
+                # Alone, a process stops at once; ranks stop together, at the report in which all see the wish.
+                alone = self.process.world_size == 1
+                if (alone and stop.signal) or (status and status.stop):
+                    self._stop(epoch, stop.signal or signal.SIGTERM)
+        # The last report of the epoch, which waits for its last step.
+        self.board.post(stop.signal is not None)
+        status = self.board.read()
+        seconds = time.perf_counter() - start
+        assert status is not None
+        self._act_on(status, epoch, self.steps - 1, lr)
+        self._check_weights(epoch, lr)
+        self.criterion.end_epoch()
+        waited = self.train_loader.wait_seconds - waited
+        return {
+            "epoch": epoch,
+            "train_loss": status.loss,
+            "lr": lr,
+            "resolution": side,
+            **self.criterion.scalars(),
+            "images_per_s": (self.steps - first) * self.sizes.global_batch / seconds if self.steps > first else None,
+            "data_wait": min(1.0, waited / seconds),
+            "peak_memory_gb": self._peak_memory_gb(),
+            "seconds": seconds,
+            "stop": status.stop,
+        }
+
+    def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> float:
+        """One update of the weights from the next `accumulate` batches; returns the learning rate."""
+        config = self.config.training
+        lr = schedules.learning_rate(self.config.lr, self.peak_lr, config.epochs, epoch + step / self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # Dropout and the like depend on (seed, epoch, step, rank) alone, so a resumed run draws the same numbers.
+        torch.manual_seed(hash((config.seed, epoch, step, self.process.rank)) % 2**63)
+        for number, batch in enumerate(islice(batches, self.sizes.accumulate), start=1):
+            with self._gradients_stay_local() if number < self.sizes.accumulate else contextlib.nullcontext():
+                with torch.autocast(self.process.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                    logits = self.wrapped(self.normalise(batch.images))
+                    loss = self.criterion(logits, batch.labels) / self.sizes.accumulate
+                self.scaler.scale(loss).backward()
+            self.board.add(loss.detach())
+        if config.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        return lr
+
+    def validate(self, model: nn.Module) -> dict[str, Any]:
+        """Metrics of `model` on the whole validation set, the same on every rank."""
+        validation = self.config.validation
+        metrics = evaluate(
+            model,
+            self.val_loader,
+            device=self.process.device,
+            normalise=self.normalise,
+            amp_dtype=self.amp_dtype,
+            tta=validation.lr_tta,
+            all_reduce=all_reduce_sum,
+            num_samples=len(self.data.val),
+        )
+        metrics.pop("bins")
+        metrics.get("flip_averaged", {}).pop("bins", None)
+        return metrics
+
+    def _finish_epoch(self, epoch: int, record: dict[str, Any]) -> None:
+        self._average_buffers()
+        stop = record.pop("stop")
+        last = epoch + 1 == self.config.training.epochs
+        self.epoch, self.step, self.loss_so_far = epoch + 1, 0, 0.0
+        # A validation can outlast the grace that comes with a signal: the epoch's work is safe before it starts.
+        self._save("last.pt")
+        if last or (epoch + 1) % self.config.validation.every == 0:
+            start = time.perf_counter()
+            record |= self.validate(self.model)
+            if self.ema is not None:
+                record["ema"] = self.validate(self.ema.module)
+            record["val_seconds"] = time.perf_counter() - start
+            top_1 = record["ema"]["top_1"] if self.ema is not None else record["top_1"]
+            if top_1 > self.best_top_1:
+                self.best_top_1 = top_1
+                self._save("best.pt", training_state=False)
+                self._save("last.pt")
+        self.log.epoch(record)
+        if stop and not last:
+            raise Stopped(signal.SIGTERM, self.folder / "last.pt")
+
+    def _act_on(self, status: Status | None, epoch: int, step: int, lr: float) -> None:
+        if status is not None and not status.finite:
+            raise UserError(
+                f"the loss is not finite (epoch {epoch}, at or before step {step}, lr {lr:.4g}); lower --lr.lr or warm "
+                f"up longer; the last checkpoint in {self.folder} is untouched"
+            )
+
+    def _check_weights(self, epoch: int, lr: float) -> None:
+        # The last update of an epoch shows in no loss before the checkpoint is written.
+        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+        if not torch.stack([norm.float() for norm in norms]).isfinite().all():
+            raise UserError(
+                f"the weights are not finite after epoch {epoch} (lr {lr:.4g}); lower --lr.lr or warm up longer; "
+                f"the last checkpoint in {self.folder} is untouched"
+            )
+
+    def _stop(self, epoch: int, number: signal.Signals) -> None:
+        self.epoch = epoch
+        losses, _ = self.board.sums()
+        self.loss_so_far = losses
+        if not math.isfinite(losses):
+            self._act_on(Status(losses, False, True), epoch, self.step - 1, self.optimizer.param_groups[0]["lr"])
+        self._average_buffers()
+        self._save("last.pt")
+        barrier()
+        raise Stopped(number, self.folder / "last.pt")
+
+    def _save(self, name: str, training_state: bool = True) -> None:
+        """Write a checkpoint on rank 0; with `training_state`, all that `resume` needs."""
+        if not self.process.is_main:
+            return
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "config": to_dict(self.config),
+            "arch": self.config.model.arch,
+            "num_classes": self.data.num_classes,
+            "class_names": list(self.data.class_names) if self.data.class_names is not None else None,
+            "normalisation": {"mean": list(self.mean), "std": list(self.std)},
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_top_1": self.best_top_1,
+            "versions": versions(),
+        }
+        if training_state:
+            state |= {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "criterion": self.criterion.state_dict(),
+                "ema_updates": int(self.ema.n_averaged) if self.ema is not None else 0,
+                "loss_so_far": self.loss_so_far,
+                **self._facts(),
+            }
+        save_checkpoint(state, self.folder / name)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "num_classes": self.data.num_classes,
+            "global_batch": self.sizes.global_batch,
+            "samples": len(self.data.train),
+        }
+
+    def _resume(self) -> str:
+        """Load the checkpoint that training.resume asks for, if any; return the name of the run."""
+        logging = self.config.logging
+        path = find_checkpoint(self.config)
+        if path is None:
+            stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{self.config.model.arch.replace('/', '_')}"
+            return _from_rank_0(logging.run or stamp)
+        state = load_for_resume(path, self.config, self._facts())
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.criterion.load_state_dict(state["criterion"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.n_averaged.fill_(state["ema_updates"])
+        self.epoch, self.step, self.best_top_1 = state["epoch"], state["step"], state["best_top_1"]
+        self.loss_so_far = state["loss_so_far"]
+        self.finished = self.epoch >= self.config.training.epochs and (path.parent / "final.pt").is_file()
+        return logging.run or path.resolve().parent.name
+
+    def _create_ema(self) -> AveragedModel | None:
+        decay = self.config.training.ema_decay
+        if not decay:
+            return None
+        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def _wrap(self) -> nn.Module:
+        """The model as the step calls it: compiled and data-parallel where asked for."""
+        model = self.model
+        if self.process.world_size > 1:
+            on_gpu = self.process.device.type == "cuda"
+            model = nn.parallel.DistributedDataParallel(
+                model,
+                device_ids=[self.process.device.index] if on_gpu else None,
+                gradient_as_bucket_view=True,
+                # Running statistics are averaged once an epoch instead of being sent with every step.
+                broadcast_buffers=False,
+            )
+        if self.config.model.compile:
+            sides = {schedules.resolution(self.config.resolution, e) for e in range(self.config.training.epochs)}
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(sides))
+            model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+        assert unwrap(model) is self.model
+        return model
+
+    def _gradients_stay_local(self) -> contextlib.AbstractContextManager:
+        inner = getattr(self.wrapped, "_orig_mod", self.wrapped)
+        return inner.no_sync() if self.process.world_size > 1 else contextlib.nullcontext()
+
+    def _average_buffers(self) -> None:
+        """Give every rank the mean of the ranks' running statistics, so that all evaluate the same network."""
+        if self.process.world_size == 1:
+            return
+        models = [self.model] + ([self.ema.module] if self.ema is not None else [])
+        for buffer in (b for model in models for b in model.buffers() if b.is_floating_point()):
+            all_reduce_sum(buffer)
+            buffer /= self.process.world_size
+
+    def _set_up_device(self) -> None:
+        if self.process.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = True
+            torch.set_float32_matmul_precision("high")
+
+    def _announce(self, resumed: int | None) -> None:
+        config, sizes, process = self.config, self.sizes, self.process
+        environment = describe_environment(process.device)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self.log.params(
+            {
+                "config": to_dict(config),
+                **environment,
+                "world_size": process.world_size,
+                "batch_per_device": sizes.per_device,
+                "global_batch": sizes.global_batch,
+                "steps_per_epoch": self.steps,
+                "peak_lr": self.peak_lr,
+                "parameters": parameters,
+                "num_classes": self.data.num_classes,
+                "train_samples": len(self.data.train),
+                "val_samples": len(self.data.val),
+            }
+        )
+        lines = [
+            f"run {self.folder}",
+            f"{config.model.arch}, {parameters / 1e6:.1f} M parameters, {self.data.num_classes} classes, "
+            f"{len(self.data.train):,} training and {len(self.data.val):,} validation images",
+            f"batch {sizes.per_device} per device × {process.world_size} devices × {sizes.accumulate} passes = "
+            f"{sizes.global_batch} globally, {self.steps} steps an epoch, peak lr {self.peak_lr:.4g}, "
+            f"{config.loss.name}, {config.training.amp} on {environment['device']}",
+        ]
+        if self.loaded:
+            lines.append(f"weights: {self.loaded}")
+        if resumed is not None:
+            lines.append(f"resumed at epoch {self.epoch}, step {self.step}")
+        for line in lines:
+            self.log.message(line)
+
+    def _peak_memory_gb(self) -> float:
+        if self.process.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.process.device) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _from_rank_0(text: str) -> str:
+    if not dist.is_initialized():
+        return text
+    texts = [text]
+    dist.broadcast_object_list(texts)
+    return texts[0]

@@ -1,0 +1,113 @@
+"""Parameter groups by shape, and the optimizers built on them."""
+
+import pytest
+import timm
+import timm.optim
+import torch
+import torchvision
+from torch import nn
+
+from ffcv_train.config import TrainingConfig
+from ffcv_train.errors import UserError
+from ffcv_train.optim import create_optimizer, parameter_groups
+
+
+class Small(nn.Module):
+    """Names that say nothing of what they hold: a norm not called bn, a matrix called so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.thing = nn.BatchNorm2d(4)
+        self.bn_projection = nn.Linear(4, 2)
+
+
+def names(model: nn.Module, group: dict) -> set[str]:
+    ids = {id(parameter) for parameter in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+def test_groups_go_by_shape_not_by_name() -> None:
+    model = Small()
+    decayed, others = parameter_groups(model, 0.1, 0.02)
+    assert names(model, decayed) == {"conv.weight", "bn_projection.weight"}
+    assert names(model, others) == {"conv.bias", "thing.weight", "thing.bias", "bn_projection.bias"}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.02)
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
+    model = Small()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name == "conv.weight"
+    (only,) = parameter_groups(model, 0.1, 0.0)
+    assert names(model, only) == {"conv.weight"}
+
+
+def test_shared_parameters_stand_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    (only,) = parameter_groups(model, 0.1, 0.0)
+    assert len(only["params"]) == 1
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_groups_of_timm_models_equal_timms(arch: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(arch)
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    theirs = timm.optim.param_groups_weight_decay(model, 0.05, no_weight_decay_list=exempt)
+    expected = {group["weight_decay"]: names(model, group) for group in theirs}
+    assert {group["weight_decay"]: names(model, group) for group in parameter_groups(model, 0.05, 0.0)} == expected
+
+
+def test_resnet50_decays_every_kernel_and_the_head() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.resnet50()
+    decayed, others = parameter_groups(model, 1e-4, 0.0)
+    assert (len(decayed["params"]), len(others["params"])) == (54, 107)
+    assert sum(p.numel() for g in (decayed, others) for p in g["params"]) == 25_557_032
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_decay_shrinks_what_it_should(optimizer: str) -> None:
+    model = Small()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    config = TrainingConfig(optimizer=optimizer, weight_decay=0.5, momentum=0.0)
+    built = create_optimizer(model, config, "cpu")
+    for group in built.param_groups:
+        assert group["lr"] == 0
+        group["lr"] = 0.1
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    built.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if parameter.ndim > 1 else 1.0))
+
+
+def test_options_reach_the_optimizers() -> None:
+    sgd = create_optimizer(Small(), TrainingConfig(momentum=0.8, nesterov=True), "cpu")
+    assert isinstance(sgd, torch.optim.SGD)
+    assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.8, True)
+    adamw = create_optimizer(Small(), TrainingConfig(optimizer="adamw", momentum=0.8, beta2=0.95), "cpu")
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.defaults["betas"] == (0.8, 0.95)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fused_on_gpus_only(optimizer: str) -> None:
+    config = TrainingConfig(optimizer=optimizer)
+    assert create_optimizer(Small(), config, torch.device("cuda", 0)).defaults["fused"]
+    assert not create_optimizer(Small(), config, torch.device("cpu")).defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    "config", [TrainingConfig(nesterov=True, momentum=0.0), TrainingConfig(optimizer="adamw", momentum=1.0)]
+)
+def test_values_that_an_optimizer_refuses_are_named(config: TrainingConfig) -> None:
+    with pytest.raises(UserError, match=rf"training\.optimizer={config.optimizer} refuses"):
+        create_optimizer(Small(), config, "cpu")
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(UserError, match="no trainable parameter"):
+        create_optimizer(Small().requires_grad_(False), TrainingConfig(), "cpu")
