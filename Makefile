@@ -30,6 +30,6 @@ format: setup ## fix what the linters can fix
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-clean: ## remove .venv, caches and the quickstart's outputs; runs/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis quickstart_run
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean: ## remove caches and the quickstart's outputs; .venv and runs/ stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis quickstart_run
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

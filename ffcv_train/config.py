@@ -297,7 +297,7 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "fals
 _TYPE_NAMES = {bool: "1 or 0", int: "a whole number", float: "a number", str: "a text"}
 
 
-class _FieldChecker(fastargs.validation.Checker):
+class FieldChecker(fastargs.validation.Checker):
     """Lets fastargs check a value by our schema."""
 
     def __init__(self, spec: dataclasses.Field) -> None:
@@ -322,7 +322,7 @@ def _fastargs_face(schema: type) -> fastargs.Config:
         summary = (section.type.__doc__ or "").splitlines()[0]
         fastargs.Section(section.name, summary, config_descriptor=face).params(
             **{
-                spec.name: fastargs.Param(_FieldChecker(spec), spec.metadata["help"], default=spec.default)
+                spec.name: fastargs.Param(FieldChecker(spec), spec.metadata["help"], default=spec.default)
                 for spec in dataclasses.fields(typing.cast(type, section.type))
             }
         )

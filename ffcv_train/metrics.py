@@ -15,6 +15,12 @@ BINS = 15
 TOP_K = 5
 
 
+def confidence_bins(confidence: Tensor) -> Tensor:
+    """The bin, int64 in [0, 15), of each confidence (float64, any shape): bin i is (i/15, (i+1)/15]; NaN goes last."""
+    edges = torch.arange(1, BINS, dtype=torch.float64, device=confidence.device) / BINS
+    return torch.bucketize(confidence, edges)
+
+
 class MetricSums:
     """Sums over samples of what top-1, top-5, NLL and the expected calibration error are made of.
 
@@ -61,8 +67,7 @@ class MetricSums:
         log_probabilities = torch.log_softmax(logits.double(), dim=1)
         nll = -log_probabilities.gather(1, labels[:, None]).sum()
         confidence = log_probabilities.amax(dim=1).exp()
-        edges = torch.arange(1, BINS, dtype=torch.float64, device=logits.device) / BINS
-        bins = torch.bucketize(confidence, edges)  # edges[i-1] < confidence ≤ edges[i]; NaN falls in the last bin
+        bins = confidence_bins(confidence)
         # A mask instead of index_add_, which adds floats in no fixed order on a GPU.
         member = bins[:, None] == torch.arange(BINS, device=logits.device)
         zero = torch.zeros((), dtype=torch.float64, device=logits.device)

@@ -50,7 +50,7 @@ class ProgressLine:
 
     def print(self, text: str) -> None:
         """Print a line of its own, above the progress line."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
         """Remove the line from the terminal; a later `show` starts a new one."""

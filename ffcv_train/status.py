@@ -12,7 +12,7 @@ class Status:
     """The state of all ranks at some recent step."""
 
     loss: float
-    """mean of the steps' losses in this epoch so far"""
+    """mean loss of this epoch's forward passes so far"""
     finite: bool
     stop: bool
 
@@ -26,19 +26,19 @@ class StatusBoard:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._sums = torch.zeros(2, dtype=torch.float64, device=process.device)  # losses, steps
+        self._sums = torch.zeros(2, dtype=torch.float64, device=process.device)  # losses, forward passes
         pinned = process.device.type == "cuda"
         self._host = torch.zeros(3, dtype=torch.float64, pin_memory=pinned)
         self._arrived: torch.cuda.Event | None = None
         self._posted = False
 
-    def start_epoch(self, loss_sum: float = 0.0, steps: int = 0) -> None:
-        """Begin an epoch of which `steps` steps with losses of this sum are done."""
-        self._sums.copy_(torch.tensor([loss_sum, float(steps)], dtype=torch.float64))
+    def start_epoch(self, loss_sum: float = 0.0, passes: int = 0) -> None:
+        """Begin an epoch of which each rank has done `passes` forward passes, with losses of this sum."""
+        self._sums.copy_(torch.tensor([loss_sum, float(passes)], dtype=torch.float64))
         self._posted = False
 
     def add(self, loss: torch.Tensor) -> None:
-        """Add the loss of a step (0-d, on the device)."""
+        """Add the mean loss of a forward pass (0-d, on the device)."""
         self._sums[0] += loss.double()
         self._sums[1] += 1
 
@@ -57,11 +57,10 @@ class StatusBoard:
             return None
         if self._arrived is not None:
             self._arrived.synchronize()
-        losses, steps, stop = self._host.tolist()
-        mean = losses / max(steps, 1.0)
+        losses, passes, stop = self._host.tolist()
+        mean = losses / max(passes, 1.0)
         return Status(mean, mean == mean and abs(mean) != float("inf"), stop > 0)
 
-    def sums(self) -> tuple[float, int]:
-        """This epoch's loss sum and number of steps so far on this rank; waits for the device."""
-        losses, steps = self._sums.tolist()
-        return losses, int(steps)
+    def loss_sum(self) -> float:
+        """The sum of this epoch's losses so far, averaged over the ranks; waits for the device."""
+        return float(all_reduce_sum(self._sums.clone())[0]) / self._process.world_size

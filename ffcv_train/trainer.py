@@ -118,7 +118,7 @@ class Trainer:
         self.train_loader.set_epoch(epoch, self.step * self.sizes.accumulate)
         self.criterion.start_epoch(epoch)
         self.wrapped.train()
-        self.board.start_epoch(self.loss_so_far, self.step)
+        self.board.start_epoch(self.loss_so_far, self.step * self.sizes.accumulate)
         first, start, waited = self.step, time.perf_counter(), self.train_loader.wait_seconds
         interval = self.config.logging.interval
         lr = 0.0
@@ -177,8 +177,8 @@ class Trainer:
             with self._gradients_stay_local() if number < self.sizes.accumulate else contextlib.nullcontext():
                 with torch.autocast(self.process.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
                     logits = self.wrapped(self.normalise(batch.images))
-                    loss = self.criterion(logits, batch.labels) / self.sizes.accumulate
-                self.scaler.scale(loss).backward()
+                    loss = self.criterion(logits, batch.labels)
+                self.scaler.scale(loss / self.sizes.accumulate).backward()
             self.board.add(loss.detach())
         if config.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -232,8 +232,8 @@ class Trainer:
     def _act_on(self, status: Status | None, epoch: int, step: int, lr: float) -> None:
         if status is not None and not status.finite:
             raise UserError(
-                f"the loss is not finite (epoch {epoch}, at or before step {step}, lr {lr:.4g}); lower --lr.lr or warm "
-                f"up longer; the last checkpoint in {self.folder} is untouched"
+                f"the loss is not finite (epoch {epoch + 1} of {self.config.training.epochs}, at or before step {step}, "
+                f"lr {lr:.4g}); lower --lr.lr or warm up longer; the last checkpoint in {self.folder} is untouched"
             )
 
     def _check_weights(self, epoch: int, lr: float) -> None:
@@ -241,16 +241,16 @@ class Trainer:
         norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
         if not torch.stack([norm.float() for norm in norms]).isfinite().all():
             raise UserError(
-                f"the weights are not finite after epoch {epoch} (lr {lr:.4g}); lower --lr.lr or warm up longer; "
+                f"the weights are not finite after epoch {epoch + 1} (lr {lr:.4g}); lower --lr.lr or warm up longer; "
                 f"the last checkpoint in {self.folder} is untouched"
             )
 
     def _stop(self, epoch: int, number: signal.Signals) -> None:
         self.epoch = epoch
-        losses, _ = self.board.sums()
-        self.loss_so_far = losses
-        if not math.isfinite(losses):
-            self._act_on(Status(losses, False, True), epoch, self.step - 1, self.optimizer.param_groups[0]["lr"])
+        self.loss_so_far = self.board.loss_sum()
+        finite = math.isfinite(self.loss_so_far)
+        self._act_on(Status(self.loss_so_far, finite, True), epoch, self.step - 1, self.optimizer.param_groups[0]["lr"])
+        self._check_weights(epoch, self.optimizer.param_groups[0]["lr"])
         self._average_buffers()
         self._save("last.pt")
         barrier()
@@ -327,7 +327,7 @@ class Trainer:
                 device_ids=[self.process.device.index] if on_gpu else None,
                 gradient_as_bucket_view=True,
                 # Running statistics are averaged once an epoch instead of being sent with every step.
-                broadcast_buffers=False,
+                forward_sync_buffers=False,
             )
         if self.config.model.compile:
             sides = {schedules.resolution(self.config.resolution, e) for e in range(self.config.training.epochs)}
@@ -385,7 +385,7 @@ class Trainer:
         if self.loaded:
             lines.append(f"weights: {self.loaded}")
         if resumed is not None:
-            lines.append(f"resumed at epoch {self.epoch}, step {self.step}")
+            lines.append(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
         for line in lines:
             self.log.message(line)
 

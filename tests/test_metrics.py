@@ -1,5 +1,6 @@
 """Metrics against torchmetrics, scikit-learn and plain NumPy in float64."""
 
+import itertools
 import math
 import warnings
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from ffcv_train.metrics import BINS, MetricSums
+from ffcv_train.metrics import BINS, MetricSums, confidence_bins
 
 
 def sums_of(logits: torch.Tensor, labels: torch.Tensor) -> MetricSums:
@@ -89,11 +90,12 @@ def test_bins_hold_the_reliability_diagram() -> None:
     assert [a is None for a in found["bins"]["accuracy"]] == (counts == 0).tolist()
 
 
-@pytest.mark.parametrize(("classes", "index"), [(2, 7), (3, 4), (5, 2), (15, 0)])
-def test_bins_are_closed_on_the_right(classes: int, index: int) -> None:
-    # Equal logits: the confidence 1/K is the upper edge of a bin for K = 3, 5, 15.
-    counts = sums_of(torch.zeros(1, classes), torch.tensor([0])).compute()["bins"]["count"]
-    assert [i for i, count in enumerate(counts) if count] == [index]
+def test_bins_are_closed_on_the_right() -> None:
+    edges = torch.arange(1, BINS + 1, dtype=torch.float64) / BINS
+    assert confidence_bins(edges).tolist() == list(range(BINS))
+    above = torch.nextafter(edges, torch.tensor(2.0, dtype=torch.float64))
+    assert confidence_bins(above).tolist() == [*range(1, BINS), BINS - 1]
+    assert confidence_bins(torch.tensor([1e-300, 0.5, math.nan], dtype=torch.float64)).tolist() == [0, 7, 14]
 
 
 def test_certainty_falls_in_the_last_bin() -> None:
@@ -156,7 +158,7 @@ def test_sums_do_not_depend_on_the_split(seed: int, count: int, classes: int, cu
     logits, labels = random_batch(count, classes, seed, scale)
     whole = sums_of(logits, labels)
     edges = [0, *sorted(min(cut, count) for cut in cuts), count]
-    parts = [sums_of(logits[a:b], labels[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [sums_of(logits[a:b], labels[a:b]) for a, b in itertools.pairwise(edges)]
     total = MetricSums()
     for part in reversed(parts):
         total = total + part
@@ -186,7 +188,7 @@ def test_bounds_and_permutation(seed: int, classes: int, levels: int) -> None:
 def test_reduce_sums_over_ranks() -> None:
     logits, labels = random_batch(997, 10, seed=4)
     shares = [sums_of(logits[rank::3], labels[rank::3]) for rank in range(3)]
-    totals = [sum((s.integers for s in shares)), sum((s.reals for s in shares))]
+    totals = [sum(s.integers for s in shares), sum(s.reals for s in shares)]
 
     def all_reduce(tensor: torch.Tensor) -> None:  # what the process group would do on rank 0
         tensor.copy_(totals[0] if tensor.dtype == torch.int64 else totals[1])

@@ -34,18 +34,18 @@ complete() {
 }
 
 find_python() {
-    local candidate version seen=""
-    for candidate in "${PYTHON:-python3.12}" ${PYTHON:+--} python3.11 python3.10 python3; do
-        [ "$candidate" != -- ] || break # only what PYTHON names
+    local candidates=(python3.12 python3.11 python3.10 python3) candidate version seen=""
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         version=$(version_of "$candidate") || continue
         if in_range "$version"; then
             command -v "$candidate"
             return
         fi
-        seen="$seen $candidate is $version;"
+        seen="$seen, $candidate is $version"
     done
-    fail "no Python 3.10, 3.11 or 3.12 that runs${PYTHON:+ as PYTHON=$PYTHON}${seen:+ (}${seen# }${seen:+)}; install one" \
-        "(Debian: apt-get install python3 python3-dev python3-venv) or name one: make PYTHON=/path/to/python3.12 …"
+    fail "none of ${candidates[*]} runs and is Python 3.10, 3.11 or 3.12$seen; install one (Debian: apt-get install" \
+        "python3 python3-dev python3-venv) or name one: make PYTHON=/path/to/python3.12 …"
 }
 
 # Debian's names of what is missing, a word each.

@@ -33,7 +33,7 @@ Order = Literal["random", "quasi_random", "sequential"]
 
 @dataclass(frozen=True)
 class Batch:
-    """On the device: `images` uint8 [B, 3, R, R], channels last; `labels` and `indices` (places in the file) int64 [B]."""
+    """On the device: `images` uint8 [B, 3, R, R], channels last; `labels` and `indices` (rows of the file), int64."""
 
     images: torch.Tensor
     labels: torch.Tensor

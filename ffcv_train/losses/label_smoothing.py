@@ -11,7 +11,7 @@ def label_smoothing(logits: Tensor, targets: Tensor, alpha: Tensor | float) -> T
 
     `logits` z: [B, K], float32 or float64; `targets` y: int64 [B], or probabilities [B, K] of the same type, for
     which z_gt becomes Σ_k y_k z_k; `alpha`: in [0, 1], a number or a 0-d tensor. Returns [B], in nats.
-    Source: arXiv:2502.15798, Lemma on the form of label smoothing in logits.
+    The form in logits is that of arXiv:2502.15798.
     """
     if targets.is_floating_point():
         target_logit = (targets * logits).sum(dim=-1)

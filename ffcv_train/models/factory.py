@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import logging
 import warnings
 
 import torch
@@ -13,9 +12,7 @@ from ffcv_train.config import ModelConfig
 from ffcv_train.errors import UserError
 from ffcv_train.models.blurpool import apply_blurpool
 from ffcv_train.models.cifar_resnet import CIFAR_MODELS
-from ffcv_train.models.weights import load_weights, read_normalisation
-
-log = logging.getLogger(__name__)
+from ffcv_train.models.weights import read_normalisation
 
 # Built without their auxiliary heads, so that they return logits in training too, and with the change from ImageNet's
 # normalisation to the one that torchvision's published weights of these two were trained with.
@@ -26,24 +23,14 @@ _TORCHVISION_OPTIONS = {
 
 
 def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """The network `config.arch` with `num_classes` outputs on the CPU, with `config.weights` where that is set.
-
-    What `build_model` and `load_weights` say holds here; a head that was replaced is logged as a warning.
-    """
-    model = build_model(config, num_classes)
-    if config.weights:
-        report = load_weights(model, config.weights, config.arch, blurred=config.use_blurpool)
-        log.log(logging.WARNING if report.replaced else logging.INFO, "%s", report)
-    return model
-
-
-def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """The network `config.arch` with `num_classes` outputs and its library's random initialisation, on the CPU.
 
     Names are looked up among our CIFAR networks, torchvision's classifiers and timm's models in this order: a name
     that two of them have, such as resnet50, is torchvision's, unless a prefix decides (`timm/resnet50`,
     `torchvision/resnet50`). Nothing is ever downloaded. With `config.use_blurpool` strided convolutions are blurred
-    (see `apply_blurpool`). Raises `UserError` for an unknown name or a network that BlurPool leaves as it is.
+    (see `apply_blurpool`). `config.weights` is not read, that is `load_weights`' part: a checkpoint's own
+    configuration may name a file that is long gone. Raises `UserError` for an unknown name, or for a network that
+    BlurPool would leave as it is.
     """
     if num_classes < 1:
         raise UserError(f"a classifier needs at least one class, not {num_classes}; set model.num_classes")

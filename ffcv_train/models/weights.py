@@ -132,21 +132,22 @@ def _state_dict(content: Mapping[str, Any], path: Path, ema: bool) -> OrderedDic
             break
     else:
         raise UserError(f"{path} holds no weights, only {_first(list(map(str, content)))}; save model.state_dict()")
-    tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    tensors = {str(k).replace("_orig_mod.", ""): value for k, value in found.items() if isinstance(value, Tensor)}
     wrapped = all(key.startswith("module.") for key in tensors if key != "n_averaged")
     blurred = {key.removesuffix("blur_filter") for key in tensors if key.endswith(".blur_filter")}
 
     def rename(key: str) -> str:
         for prefix in blurred:
             key = key.replace(f"{prefix}conv.", prefix) if key.startswith(prefix) else key
-        key = _DENSENET_KEY.sub(r"\1\2", key.replace("_orig_mod.", ""))
+        key = _DENSENET_KEY.sub(r"\1\2", key)
         return key.removeprefix("module.") if wrapped else key
 
     skip = {f"{prefix}blur_filter" for prefix in blurred} | ({"n_averaged"} if wrapped else set())
     state = OrderedDict((rename(key), value) for key, value in tensors.items() if key not in skip)
     metadata = getattr(found, "_metadata", None)  # versions by which modules read what older ones wrote
     if metadata is not None:
-        state._metadata = {rename(f"{key}.").removesuffix("."): value for key, value in metadata.items()}  # type: ignore[attr-defined]
+        paths = {path: rename(f"{path}.".replace("_orig_mod.", "")).removesuffix(".") for path in metadata}
+        state._metadata = {paths[path]: value for path, value in metadata.items()}  # type: ignore[attr-defined]
     return state
 
 

@@ -1,0 +1,103 @@
+"""Any image file to RGB pixels, smaller, and back to JPEG. Worker processes import this: nothing heavy here.
+
+Pillow decodes, by content whatever the file's name says, and decides what is readable. OpenCV's decoder is about 15%
+faster and gives the same pixels, but also gives some for damaged files that Pillow refuses.
+"""
+
+import io
+
+import cv2
+import numpy as np
+from PIL import Image
+
+MAX_SIDE = 65535
+"""The sample table holds heights and widths as 16-bit numbers."""
+
+_ORIENTATION_TAG = 0x0112
+# Exif 2.3, tag 274: what turns the stored image into the one that is meant.
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """Why an image cannot be stored, in words that follow the image's name."""
+
+
+def decode_rgb(data: bytes) -> np.ndarray:
+    """The image in an image file's bytes as uint8 [height, width, 3], RGB, upright.
+
+    Grey, palette, CMYK (as Adobe stores it, inverted) and bilevel images become RGB by Pillow's rules; an alpha
+    channel is dropped, not blended, as torchvision's loader does; 16-bit grey is scaled to 8 bits; Exif orientation is
+    applied; colour profiles are not. Of several frames the first counts. Raises `ImageError`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            # Plain photographs carry neither; getexif costs a parse.
+            orientation = _orientation(image)
+            rgb = image if image.mode == "RGB" else _to_rgb(image)
+            if orientation in _TRANSPOSE:
+                rgb = rgb.transpose(_TRANSPOSE[orientation])
+            return np.asarray(rgb)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        # Pillow's plugins raise whatever a malformed file leads them to: OSError, SyntaxError, struct.error, …
+        reason = str(error) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "it is not an image, or of a format that Pillow does not know"
+        raise ImageError(f"cannot be read: {reason}") from None
+
+
+def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+    """`image` (uint8 [H, W, 3]) so that its longer side is at most `max_side` (0: as it is); never enlarged.
+
+    Each new pixel is the mean over the area that it covers (OpenCV's INTER_AREA, as in FFCV), which is antialiased.
+    """
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if not max_side or longer <= max_side:
+        return image
+    size = (max(1, round(width * max_side / longer)), max(1, round(height * max_side / longer)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """`image` (uint8 [H, W, 3], RGB) as a baseline JPEG with 4:2:0 chroma, as FFCV encodes."""
+    try:
+        encoded, data = cv2.imencode(
+            ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+        )
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        height, width = image.shape[:2]
+        raise ImageError(f"cannot be stored as JPEG at {width} × {height} pixels; set --cfg.max_resolution")
+    return data.tobytes()
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        # Pixels are sound where only the Exif block is broken.
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips these at 255. Its mode "I" has 32 bits, but 16-bit files also come in it.
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ImageError("has more than 16 bits per channel; convert it to 8 or 16 bits")
+        return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError("has floating-point pixels, whose range is not known; convert it to 8 or 16 bits")
+    return image.convert("RGB")

@@ -1,0 +1,114 @@
+"""Worker processes whose death is noticed, and who notice ours.
+
+Each worker has a pipe of its own and one task at a time. A worker that dies closes its end, which the parent sees at
+once; a parent that dies closes all of them, upon which the workers end. No helper threads, no shared locks that a dead
+process could hold: nothing can wait for ever.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+
+from ffcv_train.data.encoding import EncodedChunk, Encoding, Task, work
+from ffcv_train.errors import UserError
+
+_IN_HAND_PER_WORKER = 4
+
+
+def usable_cores() -> int:
+    """The number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorkerPool:
+    """`count` processes that encode; a context that ends them, whatever happens."""
+
+    def __init__(self, count: int, encoding: Encoding) -> None:
+        self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
+        # spawn, because forking a process with threads (torch's, OpenCV's) can deadlock the child.
+        context = multiprocessing.get_context("spawn")
+        # Ctrl-C reaches the whole process group. The mask is inherited: the parent alone shall answer.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for number in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=work, args=(theirs, encoding), name=f"encode-{number}", daemon=True)
+                self._workers[ours] = process
+                process.start()
+                theirs.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[EncodedChunk]:
+        """The chunk of each task, in the order of the tasks; no more than a few per worker are in memory.
+
+        Raises `UserError` when a worker died.
+        """
+        numbered = enumerate(tasks)
+        idle, busy = list(self._workers), dict[Connection, int]()
+        done: dict[int, EncodedChunk] = {}
+        given = taken = 0
+        while True:
+            while idle and given - taken < _IN_HAND_PER_WORKER * len(self._workers):
+                number, task = next(numbered, (None, None))
+                if number is None:
+                    break
+                connection = idle.pop()
+                self._send(connection, task)
+                busy[connection] = number
+                given += 1
+            if taken in done:
+                yield done.pop(taken)
+                taken += 1
+            elif busy:
+                for ready in wait(list(busy)):
+                    assert isinstance(ready, Connection)
+                    done[busy.pop(ready)] = self._receive(ready)
+                    idle.append(ready)
+            else:
+                return
+
+    def close(self) -> None:
+        """End the processes at once; they hold nothing worth saving."""
+        for connection, process in self._workers.items():
+            connection.close()
+            if process.pid is not None:
+                process.kill()
+                process.join()
+        self._workers = {}
+
+    def _send(self, connection: Connection, task: Task | None) -> None:
+        try:
+            connection.send(task)
+        except OSError:
+            raise self._died(connection) from None
+
+    def _receive(self, connection: Connection) -> EncodedChunk:
+        try:
+            answer = connection.recv()
+        except (EOFError, OSError):
+            raise self._died(connection) from None
+        if isinstance(answer, str):
+            if answer.rstrip().endswith("MemoryError"):
+                raise UserError("a worker process ran out of memory; use fewer with --cfg.num_workers")
+            raise RuntimeError(f"in a worker process:\n{answer}")
+        return answer
+
+    def _died(self, connection: Connection) -> UserError:
+        process = self._workers[connection]
+        process.join(5)
+        code = process.exitcode
+        how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended ({code})"
+        advice = "; memory was probably short, use fewer with --cfg.num_workers" if code == -signal.SIGKILL else ""
+        return UserError(f"a worker process {how} before its work was done{advice}")

@@ -1,0 +1,444 @@
+"""Networks by name, BlurPool, and weights from every kind of file."""
+
+import argparse
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from ffcv_train.config import ModelConfig
+from ffcv_train.errors import UserError
+from ffcv_train.models.blurpool import apply_blurpool
+from ffcv_train.models.factory import check_resolution, create_model, find_arch, pretrained_normalisation
+from ffcv_train.models.weights import load_weights, read_state_dict
+
+CIFAR = ModelConfig(arch="cifar_resnet20")
+
+
+# Networks
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arch", "library", "side"),
+    [
+        ("cifar_resnet20", "cifar", 8),
+        ("cifar_resnet32", "cifar", 33),
+        ("cifar_resnet18", "cifar", 32),
+        ("cifar_resnet50", "cifar", 32),
+        ("resnet18", "torchvision", 64),
+        ("mobilenet_v2", "torchvision", 64),
+        ("squeezenet1_1", "torchvision", 64),
+        ("googlenet", "torchvision", 64),
+        ("inception_v3", "torchvision", 96),
+        ("timm/resnet18", "timm", 64),
+        ("resnet10t", "timm", 64),
+        ("resnet18.a1_in1k", "timm", 64),
+        ("tf_efficientnet_lite0", "timm", 64),
+        ("vit_tiny_patch16_224", "timm", 224),
+    ],
+)
+def test_networks_by_name_give_logits_in_training_and_evaluation(arch: str, library: str, side: int) -> None:
+    assert find_arch(arch)[0] == library
+    model = create_model(ModelConfig(arch=arch), 7)
+    check_resolution(model, side, arch)
+    images = torch.zeros(2, 3, side, side)
+    assert model.train()(images).shape == (2, 7)
+    assert model.eval()(images).shape == (2, 7)
+
+
+def test_a_name_that_both_libraries_have_is_torchvisions() -> None:
+    assert find_arch("resnet50") == ("torchvision", "resnet50")
+    assert find_arch("timm/resnet50") == ("timm", "resnet50")
+    assert find_arch("torchvision/resnet50") == ("torchvision", "resnet50")
+
+
+@pytest.mark.parametrize(
+    ("arch", "near"),
+    [
+        ("resnet5o", "resnet50"),
+        ("cifar_resnet21", "cifar_resnet20"),
+        ("deit_smal_patch16_224", "deit_small_patch16_224"),
+        ("torchvision/deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+        ("hf-hub:timm/resnet50.a1_in1k", "resnet50"),
+        ("", "timm.list_models"),
+        ("fcn_resnet50", "resnet50"),
+    ],
+)
+def test_unknown_names_suggest_near_ones(arch: str, near: str) -> None:
+    with pytest.raises(UserError, match=rf"^model\.arch={arch} is no classifier.*{near}"):
+        create_model(ModelConfig(arch=arch), 10)
+
+
+def test_no_classes_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"model\.num_classes"):
+        create_model(CIFAR, 0)
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (32, 464_154)])
+def test_cifar_networks_have_the_papers_size(depth: int, parameters: int) -> None:
+    """He et al., table 6: 0.27 M and 0.46 M, no parameters in shortcuts."""
+    model = create_model(ModelConfig(arch=f"cifar_resnet{depth}"), 10)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == depth
+
+
+def test_shortcut_takes_every_second_pixel_and_pads_channels() -> None:
+    block = create_model(CIFAR, 10).layer2[0].eval()  # type: ignore[union-attr, index]
+    nn.init.zeros_(block.bn2.weight)
+    images = torch.rand(2, 16, 7, 9)
+    expected = torch.zeros(2, 32, 4, 5)
+    expected[:, 8:24] = images[:, :, ::2, ::2]
+    torch.testing.assert_close(block(images), expected)
+
+
+def test_cifar_resnet18_keeps_the_side_until_its_second_stage() -> None:
+    model = create_model(ModelConfig(arch="cifar_resnet18"), 10)
+    sizes = []
+    model.layer1.register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape)))  # type: ignore[union-attr]
+    model(torch.zeros(1, 3, 32, 32).expand(2, -1, -1, -1))
+    assert sizes == [(2, 64, 32, 32)]
+
+
+# Resolutions
+
+
+@pytest.mark.parametrize(
+    ("arch", "side"), [("deit_tiny_patch16_224", 160), ("inception_v3", 32), ("vit_b_32", 224 + 1)]
+)
+def test_a_refused_side_is_named(arch: str, side: int) -> None:
+    model = create_model(ModelConfig(arch=arch), 10)
+    with pytest.raises(UserError, match=rf"^{arch} does not take images of {side} x {side} pixels \(.+\); change"):
+        check_resolution(model, side, arch)
+
+
+def test_checking_a_side_leaves_the_model_as_it_is() -> None:
+    model = create_model(ModelConfig(arch="cifar_resnet20", use_blurpool=True), 10).train()
+    model.layer1.eval()  # type: ignore[union-attr]
+    flags = [module.training for module in model.modules()]
+    before = copy.deepcopy(model.state_dict())
+    check_resolution(model, 32)
+    with pytest.raises(UserError, match="CifarResNet does not take images of 0 x 0"):
+        check_resolution(model, 0)
+    assert [module.training for module in model.modules()] == flags
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_model_that_needs_real_numbers_is_asked_with_them() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.mean(dim=(2, 3))) * (1 if x.sum().item() == 0 else 2)
+
+    check_resolution(Reads(), 8)
+
+
+def test_what_returns_no_logits_is_no_classifier() -> None:
+    with pytest.raises(UserError, match=r"Sequential is no image classifier: it returns \(1, 4, 8, 8\)"):
+        check_resolution(nn.Sequential(nn.Conv2d(3, 4, 1)), 8)
+
+
+# BlurPool
+
+
+def blurred_reference(images: Tensor) -> Tensor:
+    """[1 2 1] ⊗ [1 2 1] / 16 as nine shifted sums."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1))
+    weights = (1, 2, 1)
+    shifted = [
+        weights[i] * weights[j] * padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)
+    ]
+    return torch.stack(shifted).sum(dim=0) / 16
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_blurpool_is_a_blur_before_the_convolution(size: tuple[int, int], memory_format: torch.memory_format) -> None:
+    conv = nn.Conv2d(16, 8, 3, stride=2, padding=1)
+    plain = copy.deepcopy(conv)
+    assert apply_blurpool(nn.Sequential(conv)) == ["0"]
+    images = torch.randn(2, 16, *size).to(memory_format=memory_format).requires_grad_()
+    ours, reference = conv(images), plain(blurred_reference(images))
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours.square().sum(), images)[0], torch.autograd.grad(reference.square().sum(), images)[0]
+    )
+
+
+def test_blurpool_takes_strided_convolutions_of_sixteen_channels() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(15, 16, 3, stride=2), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3, stride=(1, 2)), nn.MaxPool2d(2)
+    )
+    assert apply_blurpool(model) == ["2"]
+
+
+def test_blurpool_in_resnet50_is_where_ffcv_has_it() -> None:
+    with torch.device("meta"):
+        names = apply_blurpool(torchvision.models.resnet50())
+    stages = ("layer2.0", "layer3.0", "layer4.0")
+    assert names == [f"{stage}.{layer}" for stage in stages for layer in ("conv2", "downsample.0")]
+
+
+@pytest.mark.parametrize("arch", ["cifar_resnet20", "timm/resnetv2_50x1_bit", "tf_efficientnet_lite0"])
+def test_blurpool_keeps_state_dict_keys_and_changes_the_output(arch: str) -> None:
+    """Among them convolutions of timm's own kinds: standardised weights, TensorFlow's padding."""
+    plain = create_model(ModelConfig(arch=arch), 10).eval()
+    blurred = create_model(ModelConfig(arch=arch, use_blurpool=True), 10).eval()
+    blurred.load_state_dict(plain.state_dict(), strict=True)
+    for model in (plain, blurred):
+        # A new head of these is all zeros.
+        nn.init.normal_(list(model.parameters())[-2])
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.allclose(plain(images), blurred(images), rtol=1e-3)
+
+
+def test_blurpool_under_autocast_copy_and_compile() -> None:
+    model = copy.deepcopy(create_model(ModelConfig(arch="cifar_resnet20", use_blurpool=True), 10))
+    images = torch.rand(2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images).dtype == torch.bfloat16
+    model.eval()
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_blurpool_without_effect_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.use_blurpool=1 changes nothing in deit_tiny_patch16_224"):
+        create_model(ModelConfig(arch="deit_tiny_patch16_224", use_blurpool=True), 10)
+
+
+# Weights
+
+
+def trained(arch: str = "cifar_resnet20", classes: int = 10) -> nn.Module:
+    """A model whose every tensor differs from initialisation."""
+    model = create_model(ModelConfig(arch=arch), classes)
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.rand_like(tensor) if tensor.is_floating_point() else torch.full_like(tensor, 5))
+    return model
+
+
+def ours(model: nn.Module, ema: nn.Module | None = None, **config: Any) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "model": model.state_dict(),
+        "ema": ema.state_dict() if ema else None,
+        "config": {"model": {"arch": "cifar_resnet20", **config}},
+        "arch": "cifar_resnet20",
+        "normalisation": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+        "epoch": 3,
+    }
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+CONTAINERS: dict[str, Callable[[nn.Module], Any]] = {
+    "ours": ours,
+    "plain": lambda m: m.state_dict(),
+    "state_dict": lambda m: {"state_dict": m.state_dict(), "epoch": 90, "best_acc1": torch.tensor(76.1)},
+    "model": lambda m: {"model": m.state_dict(), "optimizer": {"state": {}}},
+    "model_state_dict": lambda m: {"model_state_dict": m.state_dict()},
+    "timm with options": lambda m: {"state_dict": m.state_dict(), "args": argparse.Namespace(lr=0.1)},
+    "DDP": lambda m: {"state_dict": prefixed(m.state_dict(), "module.")},
+    "DDP, compiled": lambda m: prefixed(m.state_dict(), "module._orig_mod."),
+    "compiled, DDP": lambda m: prefixed(m.state_dict(), "_orig_mod.module."),
+    "AveragedModel": lambda m: torch.optim.swa_utils.AveragedModel(m).state_dict(),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_is_read(container: str, tmp_path: Path) -> None:
+    source, target = trained(), create_model(CIFAR, 10)
+    torch.save(CONTAINERS[container](source), tmp_path / "file.pt")
+    report = load_weights(target, tmp_path / "file.pt", "cifar_resnet20", blurred=False)
+    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
+    assert (report.loaded, report.replaced, report.dropped) == (len(source.state_dict()), (), ())
+
+
+def test_safetensors_and_old_torch_files_are_read(tmp_path: Path) -> None:
+    source = trained()
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "file.safetensors")
+    torch.save(source.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("file.safetensors", "old.pt"):
+        state = read_state_dict(tmp_path / name)
+        assert state.keys() == source.state_dict().keys()
+        torch.testing.assert_close(dict(state), dict(source.state_dict()), rtol=0, atol=0)
+
+
+def test_averaged_weights_are_taken_where_asked_for(tmp_path: Path) -> None:
+    model, ema, target = trained(), trained(), create_model(CIFAR, 10)
+    torch.save(ours(model, ema), tmp_path / "both.pt")
+    torch.save(ours(model), tmp_path / "one.pt")
+    key = "fc.weight"
+    assert read_state_dict(tmp_path / "both.pt")[key].equal(model.state_dict()[key])
+    assert read_state_dict(tmp_path / "both.pt", ema=True)[key].equal(ema.state_dict()[key])
+    assert read_state_dict(tmp_path / "one.pt", ema=True)[key].equal(model.state_dict()[key])
+    load_weights(target, tmp_path / "both.pt")
+    assert target.state_dict()[key].equal(ema.state_dict()[key])
+    load_weights(target, tmp_path / "both.pt", ema=False)
+    assert target.state_dict()[key].equal(model.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    [
+        ("cifar_resnet20", "fc"),
+        ("mobilenet_v2", "classifier.1"),
+        ("squeezenet1_1", "classifier.1"),
+        ("timm/mobilenetv3_small_050", "classifier"),
+        ("deit_tiny_distilled_patch16_224", "head"),
+    ],
+)
+def test_a_head_of_other_classes_keeps_its_initialisation(arch: str, head: str, tmp_path: Path) -> None:
+    source, target = trained(arch, 12), create_model(ModelConfig(arch=arch), 10)
+    torch.save(source.state_dict(), tmp_path / "file.pt")
+    fresh = copy.deepcopy(target.state_dict())
+    report = load_weights(target, tmp_path / "file.pt", arch)
+    assert {f"{head}.weight", f"{head}.bias"} <= set(report.replaced)
+    assert "12 classes" in str(report)
+    for key, value in target.state_dict().items():
+        expected = fresh if key in report.replaced else source.state_dict()
+        assert value.equal(expected[key]), key
+    assert report.loaded + len(report.replaced) == len(fresh)
+
+
+@pytest.mark.parametrize(
+    ("arch", "detail"),
+    [
+        ("cifar_resnet32", "72 unexpected .*layer1.3.conv1.weight"),
+        ("cifar_resnet18", "of another shape .*conv1.weight 64x3x3x3 instead of 16x3x3x3"),
+        ("timm/mobilenetv3_small_050", "missing .*unexpected"),
+    ],
+)
+def test_another_architectures_checkpoint_is_refused(arch: str, detail: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    torch.save(trained(arch).state_dict(), path)
+    with pytest.raises(UserError, match=f"{path} does not fit cifar_resnet20: keys .*{detail}.*another architecture"):
+        load_weights(create_model(CIFAR, 10), path, "cifar_resnet20")
+
+
+def test_a_missing_or_misshapen_layer_of_the_body_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    for change in ({"layer1.0.conv1.weight": None}, {"layer1.0.bn1.weight": torch.zeros(3)}, {"fc.bias": None}):
+        state = dict(trained().state_dict()) | change
+        torch.save({key: value for key, value in state.items() if value is not None}, path)
+        with pytest.raises(UserError, match=f"1 (missing|of another shape) .{next(iter(change))}"):
+            load_weights(create_model(CIFAR, 10), path)
+
+
+def test_ffcvs_blurred_checkpoints_load_into_blurred_models(tmp_path: Path) -> None:
+    source = trained()
+    blurred = apply_blurpool(copy.deepcopy(source))
+    state = {}
+    for key, value in source.state_dict().items():
+        layer, _, leaf = key.rpartition(".")
+        state["module." + (f"{layer}.conv.{leaf}" if layer in blurred else key)] = value
+        if layer in blurred:
+            state[f"module.{layer}.blur_filter"] = torch.ones(value.shape[1], 1, 3, 3)
+    torch.save(state, tmp_path / "ffcv.pt")
+    target = create_model(ModelConfig(arch="cifar_resnet20", use_blurpool=True), 10)
+    load_weights(target, tmp_path / "ffcv.pt", blurred=True)
+    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"trained with BlurPool.*model\.use_blurpool=1"):
+        load_weights(create_model(CIFAR, 10), tmp_path / "ffcv.pt", blurred=False)
+
+
+def test_our_blurred_checkpoints_want_a_blurred_model(tmp_path: Path) -> None:
+    torch.save(ours(trained(), use_blurpool=True), tmp_path / "file.pt")
+    with pytest.raises(UserError, match=r"trained with BlurPool.*model\.use_blurpool=1"):
+        load_weights(create_model(CIFAR, 10), tmp_path / "file.pt", blurred=False)
+    load_weights(create_model(CIFAR, 10), tmp_path / "file.pt", blurred=True)
+
+
+def test_published_files_with_auxiliary_heads_and_old_keys_load(tmp_path: Path) -> None:
+    source = torchvision.models.googlenet(weights=None, num_classes=10, aux_logits=True, init_weights=False)
+    torch.save(source.state_dict(), tmp_path / "googlenet.pth")
+    report = load_weights(create_model(ModelConfig(arch="googlenet"), 10), tmp_path / "googlenet.pth")
+    assert report.dropped
+    assert all(key.startswith(("aux1.", "aux2.")) for key in report.dropped)
+
+    model = create_model(ModelConfig(arch="densenet121"), 10)
+    old = {key.replace("norm1", "norm.1").replace("conv2", "conv.2"): v for key, v in model.state_dict().items()}
+    assert old.keys() != model.state_dict().keys()
+    old = {key: value for key, value in old.items() if not key.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "densenet.pth")
+    assert load_weights(model, tmp_path / "densenet.pth").loaded == len(old)
+
+    # MNASNet refuses a state dict without its version.
+    model = create_model(ModelConfig(arch="mnasnet0_5"), 10)
+    torch.save(model.state_dict(), tmp_path / "mnasnet.pth")
+    load_weights(model, tmp_path / "mnasnet.pth")
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('code of the file was run')",)
+
+
+def test_what_is_no_checkpoint_is_refused_and_never_run(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    whole = tmp_path / "whole.pt"
+    torch.save(trained().state_dict(), whole)
+
+    def expect(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            read_state_dict(path)
+
+    expect("cannot read the checkpoint .*No such file")
+    path.mkdir()
+    expect("cannot read the checkpoint .*directory")
+    path.rmdir()
+    for content in (b"", b"{", b"not a checkpoint at all", b"\x10" + bytes(7) + b"{broken", whole.read_bytes()[:5000]):
+        path.write_bytes(content)
+        expect("is not a checkpoint of torch.save or safetensors, or it is damaged")
+    torch.save(Harmful(), path)
+    expect("holds a pickled .*exec.*not read")
+    path.write_bytes(pickle.dumps(Harmful()))
+    expect("is not a checkpoint|holds a pickled")
+    torch.save(trained(), path)
+    expect("holds a pickled .*CifarResNet")
+    torch.save([torch.zeros(2)], path)
+    expect("holds list, not a state dict")
+    torch.save({"epoch": 3, "note": "x"}, path)
+    expect("holds no weights, only epoch, note")
+
+
+# Normalisation
+
+
+def test_normalisation_comes_from_the_weights(tmp_path: Path) -> None:
+    torch.save(ours(trained()), tmp_path / "ours.pt")
+    torch.save(trained().state_dict(), tmp_path / "plain.pt")
+
+    def stated(arch: str, file: str) -> Any:
+        return pretrained_normalisation(ModelConfig(arch=arch, weights=str(tmp_path / file) if file else ""))
+
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert stated("cifar_resnet20", "ours.pt") == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert stated("tf_efficientnet_lite0", "ours.pt") == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert stated("resnet50", "plain.pt") == imagenet
+    assert stated("timm/resnet50", "plain.pt") == imagenet
+    assert stated("tf_efficientnet_lite0", "plain.pt") == half
+    assert stated("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "plain.pt") == half
+    assert stated("cifar_resnet20", "plain.pt") is None
+    assert stated("tf_efficientnet_lite0", "") is None
+    (tmp_path / "broken.pt").write_bytes(b"broken")
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        stated("resnet50", "broken.pt")
