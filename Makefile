@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test lint format docs clean
 
 # make PYTHON=/path/to/python3.12 … chooses the interpreter that .venv is made with.
 export PYTHON
@@ -29,6 +29,9 @@ lint: setup ## linters and types
 format: setup ## fix what the linters can fix
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
+
+docs: setup ## write docs/options.md from ffcv_train/config.py
+	$(PY) -m ffcv_train.options_page > docs/options.md
 
 clean: ## remove caches and the quickstart's outputs; .venv and runs/ stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis quickstart_run

@@ -44,7 +44,7 @@ def option(
 class ModelConfig:
     """The network."""
 
-    arch: str = option("resnet50", "torchvision or timm classifier, or cifar_resnet20 / cifar_resnet32")
+    arch: str = option("resnet50", "torchvision or timm classifier, or cifar_resnet18, 20, 32 or 50")
     num_classes: int = option(0, "number of classes; 0 takes it from the data set's sidecar", min=0)
     weights: str = option("", "checkpoint to start from: ours, torchvision's, timm's, a state dict, safetensors")
     use_blurpool: bool = option(False, "low-pass filter before every strided convolution of 16 channels or more")
@@ -103,7 +103,7 @@ class ResolutionConfig:
 class LossConfig:
     """The criterion; a hyperparameter that the chosen criterion has no use for is ignored."""
 
-    name: str = option("maxsup", "criterion (see docs/options.md)")
+    name: str = option("maxsup", "criterion: ce, ls, maxsup (docs/losses.md)")
     alpha_start: float = option(0.1, "maxsup, ls: weight of the penalty at the start", min=0.0)
     alpha_end: float = option(0.2, "maxsup, ls: weight of the penalty at the end, reached linearly", min=0.0)
 

@@ -2,8 +2,11 @@ import json
 import shutil
 from pathlib import Path
 
+import ffcv.types
 import numpy as np
 import pytest
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.reader import Reader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,7 +32,7 @@ def patch(path: Path, offset: int, value: np.ndarray | bytes) -> None:
 
 def row_offset(path: Path, sample: int, field: str) -> int:
     """Where in the file a number of a sample's row lies."""
-    dtype = native.sample_dtype((2, 1))
+    dtype = native.SAMPLE
     start = native.HEADER.itemsize + 2 * native.FIELD_DESCRIPTION.itemsize + sample * dtype.itemsize
     return start + (dtype.fields["f1"][1] if field == "label" else dtype["f0"].fields[field][1])
 
@@ -44,15 +47,15 @@ def test_tables_equal_those_of_the_stock_reader(jpg_beton: Path) -> None:
     assert beton.class_names == tuple(f"class{i}" for i in range(5))
 
 
-def test_importing_ffcv_through_our_door_keeps_the_thread_counts() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import torch, numba; torch.set_num_threads(3); before = numba.get_num_threads();"
-        "import ffcv_train.data.native; assert torch.get_num_threads() == 3; assert numba.get_num_threads() == before"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_our_layout_is_ffcvs() -> None:
+    assert native.FORMAT_VERSION == ffcv.types.CURRENT_VERSION
+    assert ffcv.types.HeaderType == native.HEADER
+    assert ffcv.types.FieldDescType == native.FIELD_DESCRIPTION
+    assert native.ALLOCATION == ffcv.types.ALLOC_TABLE_TYPE
+    assert ffcv.types.get_metadata_type([RGBImageField(), IntField()]) == native.SAMPLE
+    for type_id, field in ((native.IMAGE_TYPE_ID, RGBImageField), (native.INT_TYPE_ID, IntField)):
+        assert ffcv.types.TYPE_ID_HANDLER[type_id] is field
+    assert (IMAGE_MODES["jpg"], IMAGE_MODES["raw"]) == (native.MODE_JPG, native.MODE_RAW)
 
 
 @pytest.mark.parametrize(

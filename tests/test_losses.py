@@ -1,6 +1,6 @@
 """Criteria against independent references: PyTorch's label smoothing and NumPy in float64."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,15 @@ from ffcv_train.losses.label_smoothing import label_smoothing
 from ffcv_train.losses.maxsup import maxsup
 
 BATCH, CLASSES = 6, 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On small tensors several threads only wait for one another, the more so where tests share the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def batch(seed: int = 0, soft: bool = False, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

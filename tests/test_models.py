@@ -3,7 +3,7 @@
 import argparse
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ from ffcv_train.models.weights import load_weights, read_state_dict
 CIFAR = ModelConfig(arch="cifar_resnet20")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On small tensors several threads only wait for one another, the more so where tests share the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # Networks
 
 
@@ -32,16 +41,15 @@ CIFAR = ModelConfig(arch="cifar_resnet20")
     [
         ("cifar_resnet20", "cifar", 8),
         ("cifar_resnet32", "cifar", 33),
-        ("cifar_resnet18", "cifar", 32),
-        ("cifar_resnet50", "cifar", 32),
-        ("resnet18", "torchvision", 64),
+        ("cifar_resnet18", "cifar", 16),
+        ("cifar_resnet50", "cifar", 16),
+        ("resnet18", "torchvision", 32),
         ("mobilenet_v2", "torchvision", 64),
         ("squeezenet1_1", "torchvision", 64),
         ("googlenet", "torchvision", 64),
         ("inception_v3", "torchvision", 96),
-        ("timm/resnet18", "timm", 64),
-        ("resnet10t", "timm", 64),
-        ("resnet18.a1_in1k", "timm", 64),
+        ("timm/resnet18.a1_in1k", "timm", 32),
+        ("resnet10t", "timm", 32),
         ("tf_efficientnet_lite0", "timm", 64),
         ("vit_tiny_patch16_224", "timm", 224),
     ],
@@ -191,14 +199,14 @@ def test_blurpool_in_resnet50_is_where_ffcv_has_it() -> None:
     assert names == [f"{stage}.{layer}" for stage in stages for layer in ("conv2", "downsample.0")]
 
 
-@pytest.mark.parametrize("arch", ["cifar_resnet20", "timm/resnetv2_50x1_bit", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("arch", ["cifar_resnet20", "nf_regnet_b0", "tf_efficientnet_lite0"])
 def test_blurpool_keeps_state_dict_keys_and_changes_the_output(arch: str) -> None:
     """Among them convolutions of timm's own kinds: standardised weights, TensorFlow's padding."""
     plain = create_model(ModelConfig(arch=arch), 10).eval()
     blurred = create_model(ModelConfig(arch=arch, use_blurpool=True), 10).eval()
     blurred.load_state_dict(plain.state_dict(), strict=True)
     for model in (plain, blurred):
-        # A new head of these is all zeros.
+        # Some heads start as zeros.
         nn.init.normal_(list(model.parameters())[-2])
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -409,7 +417,7 @@ def test_what_is_no_checkpoint_is_refused_and_never_run(tmp_path: Path) -> None:
         expect("is not a checkpoint of torch.save or safetensors, or it is damaged")
     torch.save(Harmful(), path)
     expect("holds a pickled .*exec.*not read")
-    path.write_bytes(pickle.dumps(Harmful()))
+    path.write_bytes(pickle.dumps(Harmful(), protocol=2))
     expect("is not a checkpoint|holds a pickled")
     torch.save(trained(), path)
     expect("holds a pickled .*CifarResNet")

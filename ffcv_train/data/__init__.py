@@ -1,1 +1,1 @@
-"""From photographs to .beton files, and from .beton files to batches; the only package that imports ffcv."""
+"""From photographs to .beton files, and from .beton files to batches."""

@@ -84,8 +84,7 @@ def open_beton(path: str | Path) -> Beton:
         )
 
     offset += fields.nbytes
-    sample_dtype = native.sample_dtype(type_ids)
-    samples = _table(content, path, "sample table", sample_dtype, offset, num_samples)
+    samples = _table(content, path, "sample table", native.SAMPLE, offset, num_samples)
     data_start = offset + samples.nbytes
     table_start = int(header["alloc_table_ptr"])
     if not data_start <= table_start <= len(content) or (len(content) - table_start) % native.ALLOCATION.itemsize:

@@ -1,40 +1,53 @@
-"""The door to ffcv: its file format's types and the symbols of its native library.
+"""What we share with ffcv: the layout of its files and the JPEG decoder in its native library.
 
-Importing ffcv sets PyTorch's and numba's thread counts to 1 for the whole process; this module, the only one that
-imports ffcv for reading, puts them back.
+The package itself is not imported: `import ffcv` compiles numba code for seconds at every start and sets PyTorch's thread
+count to 1 for the whole process. The tests compare this layout with ffcv's own.
 """
 
+import importlib.util
+from pathlib import Path
+
 import llvmlite.binding
-import numba
-import torch
+import numpy as np
 from numba import types
 from numba.core.typing import signature
 
-_torch_threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
-import ffcv._libffcv  # noqa: E402
-import ffcv.types  # noqa: E402
+from ffcv_train.errors import UserError
 
-torch.set_num_threads(_torch_threads)
-numba.set_num_threads(_numba_threads)
-
-FORMAT_VERSION: int = ffcv.types.CURRENT_VERSION
-HEADER = ffcv.types.HeaderType
-FIELD_DESCRIPTION = ffcv.types.FieldDescType
-ALLOCATION = ffcv.types.ALLOC_TABLE_TYPE
+FORMAT_VERSION = 2
 IMAGE_TYPE_ID = 2
 INT_TYPE_ID = 1
 MODE_JPG = 0
 MODE_RAW = 1
 
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD_DESCRIPTION = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", (1024,))], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
+"""A row of the sample table of a file with the fields image and label."""
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
-def sample_dtype(type_ids: tuple[int, ...]) -> "ffcv.types.np.dtype":
-    """The dtype of a row of the metadata table for fields of these FFCV type ids (fields f0, f1, …)."""
-    handlers = [ffcv.types.TYPE_ID_HANDLER[type_id]() for type_id in type_ids]
-    return ffcv.types.get_metadata_type(handlers)
+
+def _library() -> Path:
+    package = importlib.util.find_spec("ffcv")
+    folders = package.submodule_search_locations if package is not None else None
+    found = [path for folder in folders or () for path in Path(folder).glob("_libffcv*") if path.suffix != ".py"]
+    if not found:
+        raise UserError("ffcv is not installed for this Python; run make setup, or pip install -r requirements.txt")
+    return found[0]
 
 
 # Called by name instead of through ctypes, because numba can cache to disk only code without process-bound addresses.
-llvmlite.binding.load_library_permanently(ffcv._libffcv.__file__)
+llvmlite.binding.load_library_permanently(str(_library()))
 
 imdecode = types.ExternalFunction(
     "imdecode",

@@ -21,16 +21,16 @@ _TABLES_START = native.HEADER.itemsize + len(_FIELDS) * native.FIELD_DESCRIPTION
 class PageFile:
     """A .beton file with the fields `image` and `label` that grows sample by sample, up to `max_samples`.
 
-    Samples lie one after the other, none across a boundary of pages. A sample larger than a page makes all pages larger:
-    the next power of two that holds it. Boundaries of the larger pages are boundaries of the smaller ones, so what is
-    written stays as it is. Until `finish` the header is zeros, which no reader takes for a .beton file.
+    Samples lie one after the other, none across a boundary of pages. A sample larger than a page makes all pages
+    larger: the next power of two that holds it. Boundaries of the larger pages are boundaries of the smaller ones, so
+    what is written stays as it is. Until `finish` the header is zeros, which no reader takes for a .beton file.
 
     `OSError` passes through, for example on a full disk.
     """
 
     def __init__(self, path: Path, max_samples: int, page_size: int = DEFAULT_PAGE_SIZE) -> None:
         self.page_size = page_size
-        self._samples = np.zeros(max_samples, native.sample_dtype(tuple(type_id for _, type_id in _FIELDS)))
+        self._samples = np.zeros(max_samples, native.SAMPLE)
         self._regions = np.zeros(max_samples, native.ALLOCATION)
         self._count = 0
         self._file = path.open("xb", buffering=1 << 20)
@@ -107,7 +107,7 @@ def tables_crc(path: Path) -> int:
     """The CRC-32 of everything in a .beton file but the pages: from the start through the sample table, and the end."""
     with path.open("rb") as file:
         header = np.frombuffer(file.read(native.HEADER.itemsize), native.HEADER)[0]
-        samples = native.sample_dtype(tuple(type_id for _, type_id in _FIELDS))
+        samples = native.SAMPLE
         file.seek(0)
         head = file.read(_TABLES_START + int(header["num_samples"]) * samples.itemsize)
         file.seek(int(header["alloc_table_ptr"]))

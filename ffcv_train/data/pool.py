@@ -50,6 +50,9 @@ class WorkerPool:
     ) -> None:
         self.close()
 
+    def __len__(self) -> int:
+        return len(self._workers)
+
     def map(self, tasks: Iterable[Task]) -> Iterator[EncodedChunk]:
         """The chunk of each task, in the order of the tasks; no more than a few per worker are in memory.
 

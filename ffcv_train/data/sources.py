@@ -41,9 +41,11 @@ class Request:
 
 
 class Source(ABC):
-    """Samples 0 … len − 1. `class_names` stand in label order; `labels` are int64 [len], each below len(class_names)."""
+    """Samples 0 … len − 1; `class_names` stand in label order, `labels` are int64 [len] and index them."""
 
-    def __init__(self, class_names: Sequence[str], labels: Sequence[int] | np.ndarray, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, class_names: Sequence[str], labels: Sequence[int] | np.ndarray, notes: Sequence[str] = ()
+    ) -> None:
         self.class_names = tuple(class_names)
         self.labels = np.asarray(labels, np.int64)
         self.notes = tuple(notes)
@@ -69,7 +71,9 @@ class Source(ABC):
 class FileSource(Source):
     """Files below a folder."""
 
-    def __init__(self, root: Path, files: Sequence[str], class_names: Sequence[str], labels: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, root: Path, files: Sequence[str], class_names: Sequence[str], labels: Any, **kwargs: Any
+    ) -> None:
         super().__init__(class_names, labels, **kwargs)
         self.root = root
         self._files = files
@@ -148,8 +152,8 @@ def class_folders(request: Request) -> Source:
     unknown = [folder for folder in folders if folder not in label_of]
     if unknown:
         raise UserError(
-            f"{root} holds the class folder {unknown[0]!r}{_and_more(unknown)}, which {origin} does not know; remove it, "
-            f"or give another order of labels with --cfg.classes"
+            f"{root} holds the class folder {unknown[0]!r}{_and_more(unknown)}, which {origin} does not know; "
+            f"remove it, or give another order of labels with --cfg.classes"
         )
 
     files: list[str] = []
@@ -160,7 +164,9 @@ def class_folders(request: Request) -> Source:
         labels += [label_of[folder]] * len(found)
     present = set(labels)
     empty = [name for label, name in enumerate(class_names) if label not in present]
-    notes = [f"{len(empty)} of {len(class_names)} classes have no images: {empty[0]}{_and_more(empty)}"] if empty else []
+    notes = (
+        [f"{len(empty)} of {len(class_names)} classes have no images: {empty[0]}{_and_more(empty)}"] if empty else []
+    )
     return FileSource(root, files, class_names, labels, notes=notes)
 
 
@@ -354,12 +360,14 @@ def _shards(request: Request) -> list[Path]:
         shards = []
         try:
             expanded = list(braceexpand.braceexpand(pattern))
-        except braceexpand.UnbalancedBracesError:
+        except ValueError:
             raise UserError(f"--cfg.data_dir={pattern} has an unbalanced brace") from None
         for item in map(Path, expanded):
             found = sorted(Path(item.anchor).glob(str(item.relative_to(item.anchor))))
             if not found:
-                raise UserError(f"--cfg.data_dir: no shard {item}; give a folder, a glob or a brace pattern of tar files")
+                raise UserError(
+                    f"--cfg.data_dir: no shard {item}; give a folder, a glob or a brace pattern of tar files"
+                )
             shards += found
     if not shards:
         raise UserError(f"{folder} holds no shards (*.tar); give a folder, a glob or a brace pattern of tar files")

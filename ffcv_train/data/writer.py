@@ -5,16 +5,19 @@ depends on images and options only, not on the number of workers.
 """
 
 import contextlib
+import glob
 import json
-import math
 import os
+import secrets
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import cv2
@@ -23,7 +26,7 @@ import PIL
 
 from ffcv_train.config import load_config, option, to_dict
 from ffcv_train.data.beton import open_beton, sidecar_path
-from ffcv_train.data.encoding import MAX_SAMPLE_BYTES, EncodedSample, Encoding, Task
+from ffcv_train.data.encoding import MAX_SAMPLE_BYTES, Encoding, Task
 from ffcv_train.data.pagefile import DEFAULT_PAGE_SIZE, MIN_PAGE_SIZE, PageFile, tables_crc
 from ffcv_train.data.pool import WorkerPool, usable_cores
 from ffcv_train.data.sources import SOURCES, Request, Source, open_source
@@ -34,7 +37,8 @@ from ffcv_train.progress import ProgressLine, duration
 
 # Beyond this the list of files would make the sidecar unwieldy.
 _MAX_LISTED_FILES = 2_000_000
-_PROBES = 64
+_TEMPORARY = ".tmp-"
+_MIN_PROBES, _MAX_PROBES = 16, 256
 _CHUNK_SECONDS = 0.2
 _CHUNK_BYTES = 8 << 20
 _MAX_CHUNK = 1000
@@ -78,9 +82,10 @@ class WriterRun:
 
 @dataclass
 class Written:
-    """What is known of the file while it grows."""
+    """What the sidecar says of the samples: their indices in the source, the CRC-32 of each, and who is missing why."""
 
-    samples: list[EncodedSample] = field(default_factory=list)
+    indices: array = field(default_factory=lambda: array("q"))
+    crcs: array = field(default_factory=lambda: array("L"))
     skipped: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -111,32 +116,244 @@ def write_dataset(config: WriteConfig, progress: ProgressLine | None = None) -> 
     for note in source.notes:
         progress.print(f"note: {note}")
 
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    with _StopSignals() as signals, contextlib.ExitStack() as cleanup:
-        cleanup.callback(_remove, temporary, sidecar_path(temporary))
-        # Pushed last, so that it runs first: a second Ctrl-C shall not cut the cleaning short.
-        pages = _open_pages(temporary, target, count, config.page_size)
-        cleanup.callback(pages.close)
-        pool = cleanup.enter_context(WorkerPool(workers, _encoding(config)))
-        cleanup.callback(signals.ignore)
+    for stale in sorted(target.parent.glob(f"{glob.escape(target.name)}{_TEMPORARY}*")):
+        progress.print(f"note: {stale} is of a run that was killed, or is still at work; if killed, delete it")
+
+    temporary = target.with_name(f"{target.name}{_TEMPORARY}{secrets.token_hex(4)}")
+    with _StopSignals(target) as signals, contextlib.ExitStack() as cleanup:
         try:
-            chunk_size = _estimate(pool, source, count, config, workers, target, progress)
-            written = _write_pages(pool, source, count, chunk_size, pages, progress)
-            progress.close()
+            cleanup.callback(_remove, temporary, sidecar_path(temporary))
+            pages = PageFile(temporary, count, config.page_size)
+            cleanup.callback(pages.close)
+            pool = cleanup.enter_context(WorkerPool(workers, _encoding(config)))
+            # Runs first of these: another Ctrl-C shall not cut the cleaning short.
+            cleanup.callback(signals.ignore)
+            chunk_size = _estimate(pool, source, count, config, target, progress)
+            written = _write_pages(pool, source, count, chunk_size, config, pages, progress)
             pages.finish()
-            sidecar = _sidecar(config, source, count, written, temporary)
-            _write_text(sidecar_path(temporary), json.dumps(sidecar))
+            _write_text(sidecar_path(temporary), json.dumps(_sidecar(config, source, written, temporary)))
             _check(temporary, source, written)
             signals.ignore()
             _publish(temporary, target)
         except OSError as error:
-            raise UserError(f"writing {target} failed: {error.strerror or error}; nothing was written") from error
+            raise UserError(f"writing {target} failed: {error.strerror or error}; it is as it was before") from error
         finally:
             progress.close()
     seconds = time.perf_counter() - start
     skipped = f" ({len(written.skipped)} skipped, listed in {sidecar_path(target).name})" if written.skipped else ""
     progress.print(
-        f"{target}: {len(written.samples)} samples{skipped}, {_size(target.stat().st_size)}, {duration(seconds)}, "
+        f"{target}: {len(written.indices)} samples{skipped}, {_size(target.stat().st_size)}, {duration(seconds)}, "
         f"{count / seconds:.0f} images/s"
     )
     return target
+
+
+class _StopSignals:
+    """A context in which SIGTERM and SIGHUP interrupt as Ctrl-C does, so that they too leave nothing behind."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_StopSignals":
+        # Python handles signals in the main thread only; elsewhere they are not ours to take.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in self._SIGNALS}
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if self._previous[number] is not signal.SIG_IGN:  # nohup
+                    signal.signal(number, self._interrupt)
+        return self
+
+    def ignore(self) -> None:
+        """From here on no signal interrupts."""
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._received is not None and isinstance(error, KeyboardInterrupt):
+            raise UserError(f"stopped by {self._received.name}; {self._target} is as it was before") from None
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number)
+        raise KeyboardInterrupt
+
+
+def _check_target(config: WriteConfig) -> Path:
+    """The file to write, links followed; raises `UserError` where it could not be written."""
+    for name in ("data_dir", "write_path"):
+        if not getattr(config, name):
+            raise UserError(f"--cfg.{name} is missing; see --help")
+    size = config.page_size
+    if size & (size - 1) or size > MAX_SAMPLE_BYTES:
+        raise UserError(f"--cfg.page_size must be a power of two up to {MAX_SAMPLE_BYTES}, not {size}")
+    target = Path(config.write_path).resolve()
+    if target.is_dir():
+        raise UserError(f"--cfg.write_path: {target} is a folder; name a file in it, such as {target / 'train.beton'}")
+    if not target.parent.is_dir():
+        raise UserError(f"--cfg.write_path: the folder {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--cfg.write_path: the folder {target.parent} is not writable; choose another")
+    return target
+
+
+def _encoding(config: WriteConfig) -> Encoding:
+    return Encoding(
+        config.write_mode,
+        config.max_resolution,
+        config.jpeg_quality,
+        config.compress_probability,
+        config.smart_threshold,
+        config.seed,
+        config.on_error == "stop",
+    )
+
+
+def _estimate(
+    pool: WorkerPool, source: Source, count: int, config: WriteConfig, target: Path, progress: ProgressLine
+) -> int:
+    """Encode some images for a try, say what size and time to expect, check free disk; the images per task."""
+    # A tenth at most, or small data sets would take noticeably longer; sizes scatter by about 60%.
+    wanted = min(count, max(_MIN_PROBES, min(count // 10, _MAX_PROBES)))
+    probes = np.linspace(0, count - 1, wanted, dtype=np.int64).tolist()
+    sizes, seconds = [], []
+    for chunk in pool.map(Task([index], [source.place(index)]) for index in probes):
+        _stop_at_failure(chunk.failures, source, config)
+        if chunk.samples:
+            sizes.append(len(chunk.data))
+            seconds.append(chunk.seconds)
+    if not sizes:
+        return config.chunk_size or 1
+    per_image = float(np.mean(sizes))
+    # The slowest tenth: a process's first image, and files that the disk had to look for.
+    per_second = 1 / float(np.mean(np.sort(seconds)[: max(1, int(0.9 * len(seconds)))]))
+    expected = per_image * count + 2 * config.page_size
+    remaining = duration(count / (per_second * min(len(pool), usable_cores())))
+    progress.print(f"estimate from {len(sizes)} images: {_size(expected)}, {remaining}")
+    free = shutil.disk_usage(target.parent).free
+    if expected > free:
+        raise UserError(
+            f"{target} will have about {_size(expected)}, but {target.parent} has only {_size(free)} free; free space "
+            f"there, choose another disk, or store less with --cfg.max_resolution and --cfg.write_mode=jpg"
+        )
+    chunk_size = min(_CHUNK_SECONDS * per_second, _CHUNK_BYTES / per_image, count / (4 * len(pool)), _MAX_CHUNK)
+    return config.chunk_size or max(1, int(chunk_size))
+
+
+def _write_pages(
+    pool: WorkerPool,
+    source: Source,
+    count: int,
+    chunk_size: int,
+    config: WriteConfig,
+    pages: PageFile,
+    progress: ProgressLine,
+) -> Written:
+    """Encode all samples and append them to `pages` in order."""
+    written = Written()
+    start = time.perf_counter()
+    for chunk in pool.map(_tasks(source, count, chunk_size)):
+        _stop_at_failure(chunk.failures, source, config)
+        written.skipped += chunk.failures
+        data, offset = memoryview(chunk.data), 0
+        for sample in chunk.samples:
+            pages.append(sample, int(source.labels[sample.index]), data[offset : offset + sample.size])
+            offset += sample.size
+            written.indices.append(sample.index)
+            written.crcs.append(sample.crc)
+        if progress.due():
+            done = len(written.indices) + len(written.skipped)
+            rate = done / (time.perf_counter() - start)
+            skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
+            details = f"{rate:.0f} images/s, {_size(pages.size)}{skipped}, {duration((count - done) / rate)} left"
+            progress.show("images", done, count, details)
+    if not written.indices:
+        index, reason = written.skipped[0]
+        raise UserError(f"none of the {count} images can be stored; the first, {source.name(index)}, {reason}")
+    return written
+
+
+def _tasks(source: Source, count: int, chunk_size: int) -> Iterator[Task]:
+    for first in range(0, count, chunk_size):
+        indices = range(first, min(first + chunk_size, count))
+        yield Task(indices, [source.place(index) for index in indices])
+
+
+def _stop_at_failure(failures: Iterable[tuple[int, str]], source: Source, config: WriteConfig) -> None:
+    if config.on_error == "stop":
+        for index, reason in failures:
+            raise UserError(
+                f"{source.name(index)} in {config.data_dir} {reason}; repair or remove it, or leave such images out "
+                f"with --cfg.on_error=skip"
+            )
+
+
+def _sidecar(config: WriteConfig, source: Source, written: Written, beton: Path) -> dict[str, Any]:
+    labels = source.labels[np.asarray(written.indices)]
+    sidecar: dict[str, Any] = {
+        "format": 1,
+        "num_samples": len(written.indices),
+        "class_names": list(source.class_names),
+        "class_counts": np.bincount(labels, minlength=len(source.class_names)).tolist(),
+        "split": config.split,
+        "source": {
+            "dataset": config.dataset,
+            "data_dir": os.path.abspath(config.data_dir),  # noqa: PTH100  # a glob may hold "..": leave links alone
+            "num_images": len(source),
+        },
+        "settings": to_dict(WriterRun(config))["cfg"],
+        "skipped": [{"name": source.name(index), "reason": reason} for index, reason in written.skipped],
+        "versions": {**versions(), "pillow": PIL.__version__, "opencv": cv2.__version__},
+        "checksums": {
+            "algorithm": "crc32",
+            "tables": f"{tables_crc(beton):08x}",
+            "samples": "".join(f"{crc:08x}" for crc in written.crcs),
+        },
+    }
+    if len(written.indices) <= _MAX_LISTED_FILES:
+        sidecar["files"] = [source.name(index) for index in written.indices]
+    return sidecar
+
+
+def _check(beton: Path, source: Source, written: Written) -> None:
+    """Read the tables back from the file."""
+    if not np.array_equal(open_beton(beton).labels, source.labels[np.asarray(written.indices)]):
+        raise UserError(f"{beton} does not read back as it was written; is the disk sound?")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    # Two files cannot be replaced in one step. In between there is no sidecar, never the one of another file.
+    sidecar_path(target).unlink(missing_ok=True)
+    temporary.replace(target)
+    sidecar_path(temporary).replace(sidecar_path(target))
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
