@@ -51,7 +51,6 @@ class Subject:
     arch: str = ""
     num_classes: int = 0
     class_names: tuple[str, ...] | None = None
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     epoch: int | None = None
 
 
@@ -111,7 +110,6 @@ def read_subject(path: str) -> Subject:
     except UserError:
         read_state_dict(path)  # says what is wrong with a file that is no checkpoint at all
         return Subject(path, False, {})
-    normalisation = state["normalisation"]
     names = state.get("class_names")
     return Subject(
         path=path,
@@ -121,7 +119,6 @@ def read_subject(path: str) -> Subject:
         arch=state["arch"],
         num_classes=state["num_classes"],
         class_names=tuple(names) if names is not None else None,
-        normalisation=(tuple(normalisation["mean"]), tuple(normalisation["std"])),
         epoch=state.get("epoch"),
     )
 
@@ -301,13 +298,11 @@ def _check_classes(subject: Subject, beton: Beton) -> None:
 
 
 def _normalisation(request: Request) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    config, subject = request.config, request.subject
+    config = request.config
     if config.data.mean:
         return config.data.mean, config.data.std
-    if subject.normalisation is not None:
-        return subject.normalisation
-    published = pretrained_normalisation(dataclasses.replace(config.model, weights=subject.path))
-    return published or (IMAGENET_MEAN, IMAGENET_STD)
+    stated = pretrained_normalisation(dataclasses.replace(config.model, weights=request.subject.path))
+    return stated or (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _shown(loader: Loader, line: ProgressLine | None, head: str) -> Generator[Batch, None, None]:

@@ -45,14 +45,22 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def replace_text(path: str | Path, text: str) -> None:
-    """Make `text` the content of `path`; a crash at any moment leaves the old content or the new."""
+    """`replace_file` with a text."""
+    replace_file(path, text.encode())
+
+
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Make `content` that of `path`; a crash at any moment leaves the old one or the new one.
+
+    Raises `UserError` where the file cannot be written.
+    """
     path = Path(path)
     with disk_errors(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             umask = os.umask(0)

@@ -24,6 +24,7 @@ LEVELS = {
     "distributed": 2,
     "data": 3,
     "build": 4,
+    "resume": 4,
     "trainer": 5,
     "evaluator": 5,
     "evaluation_run": 6,

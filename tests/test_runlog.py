@@ -63,7 +63,9 @@ def test_a_resumed_run_has_every_epoch_once(tmp_path: Path) -> None:
     with (tmp_path / "run" / "log.jsonl").open("a") as file:
         file.write('{"epoch": 4, "train_lo')  # a crash in the middle of a line
     with RunLog.open(tmp_path, "run", resumed_epoch=2) as log:
+        assert [line["epoch"] for line in read(tmp_path / "run")] == [0, 1]
         log.epoch(record(2, note="second"))
+        assert events(tmp_path / "run", "top_1") == pytest.approx({0: 0.5, 1: 0.51, 2: 0.52})
         log.epoch(record(3, note="second", top_1=0.9))
     found = read(tmp_path / "run")
     assert [line["epoch"] for line in found] == [0, 1, 2, 3]

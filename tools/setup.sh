@@ -33,19 +33,22 @@ complete() {
     [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$(version_of "$VENV/bin/python")" ]
 }
 
-find_python() {
+choose_python() {
     local candidates=(python3.12 python3.11 python3.10 python3) candidate version seen=""
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do
-        version=$(version_of "$candidate") || continue
-        if in_range "$version"; then
-            command -v "$candidate"
-            return
+        if version=$(version_of "$candidate"); then
+            if in_range "$version"; then
+                command -v "$candidate"
+                return
+            fi
+            seen+=", $candidate is $version"
+        else
+            seen+=", $candidate does not run"
         fi
-        seen="$seen, $candidate is $version"
     done
-    fail "none of ${candidates[*]} runs and is Python 3.10, 3.11 or 3.12$seen; install one (Debian: apt-get install" \
-        "python3 python3-dev python3-venv) or name one: make PYTHON=/path/to/python3.12 …"
+    fail "no Python 3.10, 3.11 or 3.12 found: ${seen#, }; install one (Debian: apt-get install python3 python3-dev" \
+        "python3-venv) or name one: make PYTHON=/path/to/python3.12 …"
 }
 
 # Debian's names of what is missing, a word each.
@@ -117,7 +120,7 @@ MESSAGE
 main() {
     complete && return
     local python version
-    python=$(find_python)
+    python=$(choose_python)
     version=$(version_of "$python")
     install_packages "$python"
 

@@ -95,7 +95,12 @@ def index_tar(path: Path) -> Iterator[tuple[str, Blob]]:
                 if member.isreg():
                     yield member.name, Blob(str(path), member.offset_data, member.size)
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every member in memory
+            end = archive.offset
+        # tarfile takes a header that is cut off or damaged for the end; the end is a block of zeros.
+        complete = Blob(str(path), end, tarfile.BLOCKSIZE).read() == bytes(tarfile.BLOCKSIZE)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"cannot read the shard {path}: {error}; is it complete, and an uncompressed tar file?"
         ) from None
+    if not complete:
+        raise UserError(f"the shard {path} is damaged at byte {end}; copy or download it again")

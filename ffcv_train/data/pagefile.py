@@ -107,9 +107,8 @@ def tables_crc(path: Path) -> int:
     """The CRC-32 of everything in a .beton file but the pages: from the start through the sample table, and the end."""
     with path.open("rb") as file:
         header = np.frombuffer(file.read(native.HEADER.itemsize), native.HEADER)[0]
-        samples = native.SAMPLE
         file.seek(0)
-        head = file.read(_TABLES_START + int(header["num_samples"]) * samples.itemsize)
+        head = file.read(_TABLES_START + int(header["num_samples"]) * native.SAMPLE.itemsize)
         file.seek(int(header["alloc_table_ptr"]))
         return zlib.crc32(file.read(), zlib.crc32(head))
 

@@ -85,7 +85,7 @@ class Written:
     """What the sidecar says of the samples: their indices in the source, the CRC-32 of each, and who is missing why."""
 
     indices: array = field(default_factory=lambda: array("q"))
-    crcs: array = field(default_factory=lambda: array("L"))
+    crcs: array = field(default_factory=lambda: array("I"))
     skipped: list[tuple[int, str]] = field(default_factory=list)
 
 
