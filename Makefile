@@ -33,6 +33,9 @@ format: setup ## fix what the linters can fix
 docs: setup ## write docs/options.md from ffcv_train/config.py
 	$(PY) -m ffcv_train.options_page > docs/options.md
 
+docs: setup ## write docs/options.md anew from the schema
+	$(PY) -m ffcv_train.options_page > docs/options.md
+
 clean: ## remove caches and the quickstart's outputs; .venv and runs/ stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis quickstart_run
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

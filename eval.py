@@ -7,7 +7,8 @@ import sys
 
 from ffcv_train.distributed import process_group
 from ffcv_train.errors import run_main
-from ffcv_train.evaluation_run import parse_request, print_report, run_evaluation
+from ffcv_train.evaluation_request import parse_request
+from ffcv_train.evaluation_run import print_report, run_evaluation
 from ffcv_train.records import write_json
 
 

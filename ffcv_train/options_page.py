@@ -24,8 +24,9 @@ def page(schema: type = RunConfig) -> str:
             default = option.default
             shown = ",".join(f"{x:.4g}" for x in default) if isinstance(default, tuple) else default
             shown = int(default) if isinstance(default, bool) else shown
-            cells = (f"`{section.name}.{option.name}`", f"`{shown}`" if shown != "" else "", FieldChecker(option).help())
-            parts.append("| " + " | ".join((*(c.replace("|", "\\|") for c in cells), option.metadata["help"])) + " |")
+            shown = f"`{shown}`" if shown != "" else ""
+            values = FieldChecker(option).help().replace("|", "\\|")
+            parts.append(f"| `{section.name}.{option.name}` | {shown} | {values} | {option.metadata['help']} |")
     return "\n".join(parts) + "\n"
 
 

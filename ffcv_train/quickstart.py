@@ -51,7 +51,7 @@ def commands(output: Path) -> list[tuple[str, list[str]]]:
     beton = {split: f"{output}/{split}.beton" for split in ("train", "val")}
     write = [
         (
-            f"Convert the {split} images to {beton[split]}",
+            f"Convert {split} images",
             [
                 "write_dataset.py",
                 "--cfg.dataset=imagenet",
@@ -82,8 +82,8 @@ def commands(output: Path) -> list[tuple[str, list[str]]]:
     return [
         *write,
         ("Train with MaxSup", train),
-        ("Evaluate the checkpoint", evaluate),
-        ("Draw the reliability diagram", figure),
+        ("Evaluate", evaluate),
+        ("Draw", figure),
     ]
 
 
@@ -111,21 +111,24 @@ def summarise(metrics_file: Path, seconds: dict[str, float], console: Console) -
         f"{result['nll']:.4f}",
         f"{result['ece']:.4f}",
     )
-    outputs = Table(title="Outputs", title_justify="left", show_header=False)
-    for path, meaning in (
-        ("images/", "the digits as JPEG files, a folder per class"),
-        ("train.beton, val.beton", "the data sets, with class names and settings in *.beton.json"),
-        ("run/final.pt", "the checkpoint; best.pt and last.pt lie beside it"),
-        ("run/log.jsonl, params.json", "a line per epoch; the resolved options"),
-        ("metrics.json", "top-1, top-5, NLL, calibration"),
-        ("reliability.png", "the reliability diagram"),
-    ):
-        outputs.add_row(", ".join(f"{OUTPUT}/{part}" for part in path.split(", ")), meaning)
-    console.print(metrics, outputs)
-    console.print("Time: " + ", ".join(f"{title} {value:.0f} s" for title, value in seconds.items()), soft_wrap=True)
+    console.print(metrics)
+    console.print("\nOutputs")
+    for path, meaning in OUTPUTS.items():
+        console.print(f"  {f'{OUTPUT}/{path}':<32}{meaning}", soft_wrap=True)
+    console.print("\nSeconds: " + ", ".join(f"{title.lower()} {value:.0f}" for title, value in seconds.items()))
     console.print(NEXT, markup=False, soft_wrap=True)
     return float(result["top_1"])
 
+
+OUTPUTS = {
+    "images/": "the digits as JPEG files, a folder per class",
+    "*.beton": "the data sets; class names and settings lie beside them in *.beton.json",
+    "run/final.pt": "the checkpoint, with best.pt and last.pt beside it",
+    "run/params.json": "the resolved options, versions and command",
+    "run/log.jsonl": "a line per epoch; TensorBoard events lie beside it",
+    "metrics.json": "top-1, top-5, NLL, calibration",
+    "reliability.png": "the reliability diagram",
+}
 
 NEXT = """
 Next, ImageNet (D/train and D/val hold a folder per class; the README walks through it):

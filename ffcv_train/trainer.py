@@ -232,8 +232,9 @@ class Trainer:
     def _act_on(self, status: Status | None, epoch: int, step: int, lr: float) -> None:
         if status is not None and not status.finite:
             raise UserError(
-                f"the loss is not finite (epoch {epoch + 1} of {self.config.training.epochs}, at or before step {step}, "
-                f"lr {lr:.4g}); lower --lr.lr or warm up longer; the last checkpoint in {self.folder} is untouched"
+                f"the loss is not finite (epoch {epoch + 1} of {self.config.training.epochs}, at or before step "
+                f"{step}, lr {lr:.4g}); lower --lr.lr or warm up longer; "
+                f"the last checkpoint in {self.folder} is untouched"
             )
 
     def _check_weights(self, epoch: int, lr: float) -> None:
@@ -320,9 +321,10 @@ class Trainer:
     def _wrap(self) -> nn.Module:
         """The model as the step calls it: compiled and data-parallel where asked for."""
         model = self.model
+        self.data_parallel: nn.parallel.DistributedDataParallel | None = None
         if self.process.world_size > 1:
             on_gpu = self.process.device.type == "cuda"
-            model = nn.parallel.DistributedDataParallel(
+            model = self.data_parallel = nn.parallel.DistributedDataParallel(
                 model,
                 device_ids=[self.process.device.index] if on_gpu else None,
                 gradient_as_bucket_view=True,
@@ -337,8 +339,7 @@ class Trainer:
         return model
 
     def _gradients_stay_local(self) -> contextlib.AbstractContextManager:
-        inner = getattr(self.wrapped, "_orig_mod", self.wrapped)
-        return inner.no_sync() if self.process.world_size > 1 else contextlib.nullcontext()
+        return self.data_parallel.no_sync() if self.data_parallel is not None else contextlib.nullcontext()
 
     def _average_buffers(self) -> None:
         """Give every rank the mean of the ranks' running statistics, so that all evaluate the same network."""

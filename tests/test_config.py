@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ffcv_train.config import RunConfig, from_dict, load_config, to_dict
 from ffcv_train.errors import UserError
+from ffcv_train.options_page import page
 
 
 def load(*arguments: str) -> RunConfig:
@@ -113,3 +114,7 @@ def test_every_option_says_what_it_does() -> None:
     for section in dataclasses.fields(RunConfig):
         for option in dataclasses.fields(section.type):  # type: ignore[arg-type]
             assert len(option.metadata["help"]) > 3, option.name
+
+
+def test_the_options_page_is_up_to_date() -> None:
+    assert (Path(__file__).parent.parent / "docs" / "options.md").read_text() == page(), "run make docs"

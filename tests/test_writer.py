@@ -116,7 +116,8 @@ def test_stock_loader_reads_it(tmp_path: Path) -> None:
 
     torch.set_num_threads(threads)
     images = crops_of_photographs(20, 48, 48)
-    save_folder(tmp_path / "f" if (tmp_path / "f").mkdir() else tmp_path / "f", images)
+    (tmp_path / "f").mkdir()
+    save_folder(tmp_path / "f", images)
     files = sorted((tmp_path / "f").glob("*/*"))
     path = write(tmp_path / "f", tmp_path / "a.beton", write_mode="proportion", jpeg_quality=100)
     pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
@@ -303,8 +304,8 @@ def test_ffcvs_command_lines_work() -> None:
 
 
 def test_full_disk_is_foreseen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match="has only 1e\\+03 B free|has only 1000 B free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=999))
+    with pytest.raises(UserError, match="has only 999 B free"):
         write(folder, tmp_path / "a.beton")
     only(tmp_path)
 
@@ -382,8 +383,8 @@ def test_a_worker_that_dies_ends_it_at_once(long_folder: Path, out: Path) -> Non
     unharmed(out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_sigterm_ends_it(long_folder: Path, out: Path, number: signal.Signals) -> None:
+def test_sigterm_ends_it(long_folder: Path, out: Path) -> None:
+    number = signal.SIGTERM
     before = signal.getsignal(number)
     with (
         while_writing(out, lambda: os.kill(os.getpid(), number)) as at,
@@ -584,7 +585,7 @@ def test_verify_finds_a_changed_label(copy: Path) -> None:
             pass
         file.seek(-1, 1)
         file.write(b"\x07")
-    with pytest.raises(UserError, match="has label 7, but .* names 3 classes"):
+    with pytest.raises(UserError, match=r"has label 7, but .* names 3 classes"):
         verify(copy)
 
 
@@ -620,7 +621,7 @@ def test_verify_finds_changed_tables(copy: Path) -> None:
         data[first : first + size],
     )
     copy.write_bytes(data)
-    with pytest.raises(UserError, match="tables .* differ from their checksum"):
+    with pytest.raises(UserError, match=r"tables .* differ from their checksum"):
         verify(copy)
 
 

@@ -1,7 +1,7 @@
 """What we share with ffcv: the layout of its files and the JPEG decoder in its native library.
 
-The package itself is not imported: `import ffcv` compiles numba code for seconds at every start and sets PyTorch's thread
-count to 1 for the whole process. The tests compare this layout with ffcv's own.
+The package itself is not imported: `import ffcv` compiles numba code for seconds at every start and sets PyTorch's
+thread count to 1 for the whole process. The tests compare this layout with ffcv's own.
 """
 
 import importlib.util

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
@@ -30,7 +31,9 @@ class WorkerPool:
         self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
         # spawn, because forking a process with threads (torch's, OpenCV's) can deadlock the child.
         context = multiprocessing.get_context("spawn")
-        # Ctrl-C reaches the whole process group. The mask is inherited: the parent alone shall answer.
+        # Ctrl-C reaches the whole process group. The mask is inherited: the parent alone shall answer. The tracker is
+        # a helper of multiprocessing that the first start would otherwise bring up, undoing the mask.
+        resource_tracker.ensure_running()
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for number in range(count):

@@ -38,7 +38,7 @@ from ffcv_train.progress import ProgressLine, duration
 # Beyond this the list of files would make the sidecar unwieldy.
 _MAX_LISTED_FILES = 2_000_000
 _TEMPORARY = ".tmp-"
-_MIN_PROBES, _MAX_PROBES = 16, 256
+_MIN_PROBES, _MAX_PROBES, _PROBE_SECONDS = 16, 256, 1.0
 _CHUNK_SECONDS = 0.2
 _CHUNK_BYTES = 8 << 20
 _MAX_CHUNK = 1000
@@ -219,15 +219,24 @@ def _estimate(
     pool: WorkerPool, source: Source, count: int, config: WriteConfig, target: Path, progress: ProgressLine
 ) -> int:
     """Encode some images for a try, say what size and time to expect, check free disk; the images per task."""
-    # A tenth at most, or small data sets would take noticeably longer; sizes scatter by about 60%.
-    wanted = min(count, max(_MIN_PROBES, min(count // 10, _MAX_PROBES)))
-    probes = np.linspace(0, count - 1, wanted, dtype=np.int64).tolist()
-    sizes, seconds = [], []
-    for chunk in pool.map(Task([index], [source.place(index)]) for index in probes):
-        _stop_at_failure(chunk.failures, source, config)
-        if chunk.samples:
-            sizes.append(len(chunk.data))
-            seconds.append(chunk.seconds)
+    sizes: list[int] = []
+    seconds: list[float] = []
+
+    def probe(number: int) -> None:
+        indices = np.linspace(0, count - 1, number, dtype=np.int64).tolist()
+        for chunk in pool.map(Task([index], [source.place(index)]) for index in indices):
+            _stop_at_failure(chunk.failures, source, config)
+            if chunk.samples:
+                sizes.append(len(chunk.data))
+                seconds.append(chunk.seconds)
+
+    # A few, and if those were quick, more: sizes scatter by about 60%.
+    probe(min(count, _MIN_PROBES))
+    if seconds:
+        affordable = int(_PROBE_SECONDS * len(pool) / float(np.median(seconds)))
+        more = min(affordable, count // 10, _MAX_PROBES)
+        if more > _MIN_PROBES:
+            probe(more)
     if not sizes:
         return config.chunk_size or 1
     per_image = float(np.mean(sizes))
@@ -352,8 +361,8 @@ def _remove(*files: Path) -> None:
 
 
 def _size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1000 or unit == "TiB":
+            break
         size /= 1024
-    return f"{size:.3g} TiB"
+    return f"{size:.{1 if size < 10 and unit != 'B' else 0}f} {unit}"

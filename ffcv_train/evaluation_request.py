@@ -1,0 +1,140 @@
+"""What eval.py is asked to do: its command line, laid over the checkpoint's own configuration."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ffcv_train.checkpoint import load_checkpoint
+from ffcv_train.config import RunConfig, load_config
+from ffcv_train.errors import UserError
+from ffcv_train.models.weights import read_state_dict
+from ffcv_train.records import disk_errors
+
+DESCRIPTION = """Evaluate a checkpoint: top-1, top-5, NLL and calibration error, each sample exactly once.
+
+python eval.py --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --validation.resolution=224,256
+torchrun --nproc_per_node=8 eval.py --checkpoint …     the same numbers, sooner
+
+A checkpoint of train_imagenet.py carries its configuration, and every section below starts from that. Other
+checkpoints (torchvision, timm, plain state dicts, safetensors) need --model.arch.
+"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, as far as the checkpoint itself says it; a foreign checkpoint says nothing but its path."""
+
+    path: str
+    ours: bool
+    config: dict[str, Any]
+    has_ema: bool = False
+    arch: str = ""
+    num_classes: int = 0
+    class_names: tuple[str, ...] | None = None
+    epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A resolved command line of eval.py."""
+
+    subject: Subject
+    config: RunConfig
+    weights: str
+    output: Path | None
+    ignore_class_names: bool
+
+
+def parse_request(argv: Sequence[str]) -> Request:
+    """Resolve eval.py's arguments; the checkpoint's own configuration lies below YAML files and the command line.
+
+    Raises `UserError` for what does not fit together, as far as that shows without the data set.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    own = parser.add_argument_group("evaluation")
+    own.add_argument("--checkpoint", metavar="FILE", help="the checkpoint to evaluate")
+    own.add_argument("--output", metavar="FILE", help="write the metrics to this JSON file")
+    own.add_argument(
+        "--weights",
+        choices=("auto", "ema", "model"),
+        default="auto",
+        help="averaged or plain weights; auto: averaged where the checkpoint has them",
+    )
+    own.add_argument(
+        "--ignore-class-names", action="store_true", help="allow a data set whose class names differ from the model's"
+    )
+    options, rest = parser.parse_known_args(list(argv))
+    description = DESCRIPTION + "\n" + parser.format_help()
+    if not options.checkpoint:
+        load_config(RunConfig, rest, description)  # --help, or an error of its own, comes first
+        raise UserError("no checkpoint to evaluate; give it with --checkpoint FILE")
+    subject = read_subject(options.checkpoint) if not {"-h", "--help"} & set(rest) else Subject("", False, {})
+    config = load_config(RunConfig, rest, description, base=subject.config)
+    request = Request(
+        subject,
+        config,
+        _choose_weights(subject, options.weights),
+        Path(options.output) if options.output else None,
+        options.ignore_class_names,
+    )
+    _check_request(request, arch_given=any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest))
+    return request
+
+
+def read_subject(path: str) -> Subject:
+    """What a checkpoint says about itself. Raises `UserError` where the file is missing or is no checkpoint."""
+    if not Path(path).is_file():
+        raise UserError(f"the checkpoint {path} does not exist; a run writes last.pt, best.pt and final.pt")
+    try:
+        state = load_checkpoint(path)
+    except UserError:
+        read_state_dict(path)  # says what is wrong with a file that is no checkpoint at all
+        return Subject(path, False, {})
+    names = state.get("class_names")
+    return Subject(
+        path=path,
+        ours=True,
+        config=state["config"],
+        has_ema=state.get("ema") is not None,
+        arch=state["arch"],
+        num_classes=state["num_classes"],
+        class_names=tuple(names) if names is not None else None,
+        epoch=state.get("epoch"),
+    )
+
+
+def _choose_weights(subject: Subject, wish: str) -> str:
+    if wish == "ema" and subject.ours and not subject.has_ema:
+        raise UserError(f"{subject.path} holds no averaged weights (training.ema_decay was 0); use --weights model")
+    if wish == "auto" and subject.ours:
+        return "ema" if subject.has_ema else "model"
+    return wish
+
+
+def _check_request(request: Request, arch_given: bool) -> None:
+    subject, config = request.subject, request.config
+    if not subject.ours and not arch_given:
+        raise UserError(
+            f"{subject.path} is not a checkpoint of this trainer and does not say what network it is of; "
+            "name it with --model.arch"
+        )
+    if subject.ours and config.model.arch != subject.arch:
+        raise UserError(f"{subject.path} is a checkpoint of {subject.arch}, not {config.model.arch}; drop --model.arch")
+    if subject.ours and config.model.num_classes not in (0, subject.num_classes):
+        raise UserError(
+            f"{subject.path} has {subject.num_classes} classes, not {config.model.num_classes}; "
+            "drop --model.num_classes"
+        )
+    if bool(config.data.mean) != bool(config.data.std):
+        raise UserError("data.mean and data.std belong together; set both or neither")
+    if not config.data.val_dataset:
+        raise UserError("data.val_dataset is not set; give the .beton file with --data.val_dataset=FILE")
+    if request.output is not None:
+        if request.output.is_dir():
+            raise UserError(
+                f"--output {request.output} is a folder; name a file, {request.output / 'metrics.json'} say"
+            )
+        with disk_errors(request.output):
+            request.output.parent.mkdir(parents=True, exist_ok=True)
