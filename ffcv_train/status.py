@@ -44,7 +44,9 @@ class StatusBoard:
 
     def post(self, stop: bool) -> None:
         """Send the sums and this rank's wish to stop to all ranks and to the host."""
-        report = torch.cat([self._sums, torch.tensor([float(stop)], dtype=torch.float64, device=self._sums.device)])
+        # A fill, not a copy from the host: that one would wait for the device.
+        wish = torch.full((1,), float(stop), dtype=torch.float64, device=self._sums.device)
+        report = torch.cat([self._sums, wish])
         self._host.copy_(all_reduce_sum(report), non_blocking=True)
         if self._process.device.type == "cuda":
             self._arrived = torch.cuda.Event()

@@ -147,7 +147,7 @@ class Loader:
             upcoming = iter(batches)
             free = deque(self._slots)
             epoch, resolution = self._epoch, self._resolution
-            staged: Batch | None = None
+            staged: tuple[Batch, torch.cuda.Event | None] | None = None
             for samples in upcoming:
                 pending.append(self._submit(free.popleft(), samples, epoch, resolution))
                 if len(pending) >= self._batches_ahead:
@@ -162,10 +162,10 @@ class Loader:
                     pending.append(self._submit(free.popleft(), following, epoch, resolution))
                 # The copy of one batch runs on its stream while the step works on the one before.
                 if staged is not None:
-                    yield self._handed_over(staged)
+                    yield self._handed_over(*staged)
                 staged = fresh
             if staged is not None:
-                yield self._handed_over(staged)
+                yield self._handed_over(*staged)
         finally:
             self._cancel(pending)
             self._busy.release()
@@ -291,7 +291,7 @@ class Loader:
         if self._page_cache is not None and task.pages is not None:
             self._page_cache.release(task.pages)
 
-    def _to_device(self, task: _Task, resolution: int) -> Batch:
+    def _to_device(self, task: _Task, resolution: int) -> tuple[Batch, torch.cuda.Event | None]:
         count = len(task.samples)
         sources = (task.slot.view(count, resolution), task.slot.labels[:count], task.slot.indices[:count])
         with torch.cuda.stream(self._copy_stream):
@@ -301,12 +301,13 @@ class Loader:
             if self._copy_stream is not None:
                 task.slot.copied = torch.cuda.Event()
                 task.slot.copied.record(self._copy_stream)
-        return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2])
+        return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2]), task.slot.copied
 
-    def _handed_over(self, batch: Batch) -> Batch:
-        if self._copy_stream is not None:
+    def _handed_over(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
+        if copied is not None:
             current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._copy_stream)
+            # This batch's copy only: the next one's is under way on the same stream.
+            current.wait_event(copied)
             for tensor in (batch.images, batch.labels, batch.indices):
                 # Allocated on the copy stream: its memory may be reused only after the step has read it.
                 tensor.record_stream(current)
