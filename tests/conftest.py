@@ -1,7 +1,11 @@
 """Shared data: small betons of real photographs, written by the stock FFCV writer so that ours is not its own judge."""
 
 import json
+import os
 from pathlib import Path
+
+# Test processes share the cores; PyTorch's threads wait for each other at every operation. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
 import numpy as np

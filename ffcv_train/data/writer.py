@@ -126,7 +126,6 @@ def write_dataset(config: WriteConfig, progress: ProgressLine | None = None) -> 
             pages = PageFile(temporary, count, config.page_size)
             cleanup.callback(pages.close)
             pool = cleanup.enter_context(WorkerPool(workers, _encoding(config)))
-            # Runs first of these: another Ctrl-C shall not cut the cleaning short.
             cleanup.callback(signals.ignore)
             chunk_size = _estimate(pool, source, count, config, target, progress)
             written = _write_pages(pool, source, count, chunk_size, config, pages, progress)
@@ -149,7 +148,10 @@ def write_dataset(config: WriteConfig, progress: ProgressLine | None = None) -> 
 
 
 class _StopSignals:
-    """A context in which SIGTERM and SIGHUP interrupt as Ctrl-C does, so that they too leave nothing behind."""
+    """A context in which SIGTERM and SIGHUP interrupt as Ctrl-C does, so that they too leave nothing behind.
+
+    Only the first signal does; what follows would cut the cleaning short.
+    """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -162,8 +164,8 @@ class _StopSignals:
         # Python handles signals in the main thread only; elsewhere they are not ours to take.
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.getsignal(number) for number in self._SIGNALS}
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                if self._previous[number] is not signal.SIG_IGN:  # nohup
+            for number, handler in self._previous.items():
+                if handler is not signal.SIG_IGN:  # nohup
                     signal.signal(number, self._interrupt)
         return self
 
@@ -177,11 +179,12 @@ class _StopSignals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._received is not None and isinstance(error, KeyboardInterrupt):
+        if self._received not in (None, signal.SIGINT) and isinstance(error, KeyboardInterrupt):
             raise UserError(f"stopped by {self._received.name}; {self._target} is as it was before") from None
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
+        self.ignore()
         raise KeyboardInterrupt
 
 
