@@ -131,12 +131,11 @@ OUTPUTS = {
 }
 
 NEXT = """
-Next, ImageNet (D/train and D/val hold a folder per class; the README walks through it):
+Next, ImageNet (D holds train/ and val/ with a folder per class; the README walks through it):
   source .venv/bin/activate
   for split in train val; do
-    python write_dataset.py --cfg.dataset=imagenet --cfg.split=$split --cfg.data_dir=D/$split \\
-      --cfg.write_path=$split.beton --cfg.write_mode=proportion --cfg.max_resolution=500 \\
-      --cfg.compress_probability=0.5 --cfg.jpeg_quality=90
+    python write_dataset.py --cfg.dataset=imagenet --cfg.split=$split --cfg.data_dir=D --cfg.write_path=$split.beton \\
+      --cfg.max_resolution=500 --cfg.write_mode=jpg --cfg.jpeg_quality=90
   done
   torchrun --nproc_per_node=8 train_imagenet.py --config-file rn50_configs/rn50_16_epochs.yaml \\
     --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs"""

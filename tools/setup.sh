@@ -131,8 +131,8 @@ main() {
         "$python" -m venv "$VENV" || fail "$python could not create $VENV; see the message above"
     fi
     echo "Installing requirements.txt into $VENV: $DISK on disk, minutes on the first run"
-    # Both variables, for pip before and from 25.3: they hold what pip builds ffcv with to the pinned setuptools.
-    PIP_CONSTRAINT=requirements.txt PIP_BUILD_CONSTRAINT=requirements.txt \
+    # ffcv builds in isolation with any pip, and with the setuptools pinned here (before and from pip 25.3).
+    PIP_USE_PEP517=1 PIP_CONSTRAINT=requirements.txt PIP_BUILD_CONSTRAINT=requirements.txt \
         "$VENV/bin/python" -m pip install --disable-pip-version-check -r requirements.txt ||
         fail "pip could not install requirements.txt; the reason stands above (network, disk space of $DISK, compiler)"
     "$VENV/bin/python" -c 'import cv2, ffcv, torch, torchvision' ||
