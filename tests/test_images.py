@@ -15,6 +15,9 @@ from PIL import Image
 from ffcv_train.data.encoding import Encoding, encode_image, stores_jpeg
 from ffcv_train.data.images import ImageError, decode_rgb, encode_jpeg, shrink
 
+# Pillow warns of odd palettes and of broken Exif blocks; the writer silences it.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
 PHOTO = crops_of_photographs(1, 120, 160)[0]
 HEIGHT, WIDTH = PHOTO.shape[:2]
 

@@ -198,7 +198,7 @@ def test_output_says_what_to_expect_and_what_came(
 ) -> None:
     write(folder, tmp_path / "a.beton")
     text = capsys.readouterr().out
-    assert "10 images, 3 classes" in text and "estimate from 10 images" in text
+    assert "10 images, 3 classes" in text and "estimate: " in text and "(from 10 images)" in text
     assert f"{tmp_path / 'a.beton'}: 10 samples" in text and "images/s" in text
 
 
@@ -461,16 +461,11 @@ def test_success_replaces_the_old_file(folder: Path, out: Path) -> None:
 
 
 def test_script_runs(folder: Path, tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        command_line = [sys.executable, str(ROOT / "write_dataset.py"), *arguments]
-        return subprocess.run(command_line, capture_output=True, text=True, cwd=tmp_path)
-
-    done = run(f"--cfg.data_dir={folder}", "--cfg.write_path=a.beton", "--cfg.num_workers=1")
-    assert done.returncode == 0 and done.stderr == ""
-    (tmp_path / "a.beton.json").unlink()
-    (tmp_path / "a.beton").write_bytes((tmp_path / "a.beton").read_bytes()[:-24])
-    failed = run("--verify", "a.beton")
-    assert failed.returncode == 2 and failed.stderr.startswith("error: a.beton is damaged")
+    arguments = [f"--cfg.data_dir={folder}", "--cfg.write_path=a.beton", "--cfg.num_workers=1"]
+    command_line = [sys.executable, str(ROOT / "write_dataset.py"), *arguments]
+    done = subprocess.run(command_line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "" and "a.beton: 10 samples" in done.stdout
+    only(tmp_path, "a.beton", "a.beton.json")
 
 
 # Verification
@@ -478,7 +473,9 @@ def test_script_runs(folder: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(folder, tmp_path_factory.mktemp("finished") / "a.beton", write_mode="proportion", seed=1)
+    return write(
+        folder, tmp_path_factory.mktemp("finished") / "a.beton", write_mode="proportion", seed=1, page_size=1 << 21
+    )
 
 
 @pytest.fixture

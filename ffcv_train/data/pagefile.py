@@ -53,12 +53,8 @@ class PageFile:
             self.page_size *= 2
         if self._position // self.page_size != (self._position + sample.size - 1) // self.page_size:
             self._pad()
-        image = self._samples["f0"]
-        image["mode"][self._count] = sample.mode
-        image["height"][self._count] = sample.height
-        image["width"][self._count] = sample.width
-        image["data_ptr"][self._count] = self._position
-        self._samples["f1"][self._count] = label
+        image = (sample.mode, sample.width, sample.height, self._position)
+        self._samples[self._count] = (image, label)
         self._regions[self._count] = (self._count, self._position, sample.size)
         self._file.write(data)
         self._position += sample.size

@@ -40,7 +40,7 @@ _MAX_LISTED_FILES = 2_000_000
 _TEMPORARY = ".tmp-"
 _MIN_PROBES, _MAX_PROBES, _PROBE_SECONDS = 16, 256, 1.0
 _CHUNK_SECONDS = 0.2
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 4 << 20
 _MAX_CHUNK = 1000
 
 
@@ -59,7 +59,7 @@ class WriteConfig:
     )
     max_resolution: int = option(0, "longest side in pixels, larger images are shrunk; 0: no limit", min=0)
     num_workers: int = option(0, "worker processes; 0: one per core", min=0, max=4096)
-    chunk_size: int = option(0, "images per task of a worker; 0: about 0.2 s of work", min=0)
+    chunk_size: int = option(0, "most images per task of a worker (and 4 MiB); 0: about 0.2 s of work", min=0)
     jpeg_quality: int = option(90, "JPEG quality", min=1, max=100)
     subset: int = option(-1, "how many images to write, the first ones; -1: all", min=-1)
     compress_probability: float = option(0.5, "proportion: probability of JPEG, per image", min=0.0, max=1.0)
@@ -247,15 +247,15 @@ def _estimate(
     per_second = 1 / float(np.mean(np.sort(seconds)[: max(1, int(0.9 * len(seconds)))]))
     expected = per_image * count + 2 * config.page_size
     remaining = duration(count / (per_second * min(len(pool), usable_cores())))
-    progress.print(f"estimate from {len(sizes)} images: {_size(expected)}, {remaining}")
+    progress.print(f"estimate: {_size(expected)}, {remaining} (from {len(sizes)} images)")
     free = shutil.disk_usage(target.parent).free
     if expected > free:
         raise UserError(
             f"{target} will have about {_size(expected)}, but {target.parent} has only {_size(free)} free; free space "
             f"there, choose another disk, or store less with --cfg.max_resolution and --cfg.write_mode=jpg"
         )
-    chunk_size = min(_CHUNK_SECONDS * per_second, _CHUNK_BYTES / per_image, count / (4 * len(pool)), _MAX_CHUNK)
-    return config.chunk_size or max(1, int(chunk_size))
+    chunk_size = config.chunk_size or min(_CHUNK_SECONDS * per_second, count / (4 * len(pool)), _MAX_CHUNK)
+    return max(1, int(min(chunk_size, _CHUNK_BYTES / per_image)))
 
 
 def _write_pages(
