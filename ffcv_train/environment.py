@@ -9,18 +9,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm")
 
 
-def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+def describe_environment(device: "torch.device | str" = "cpu") -> dict[str, Any]:
     """Versions, device, host, code revision, command line and the time of day, as JSON can say them."""
+    import torch
+
     device = torch.device(device)
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return {
-        "versions": versions(),
+        "versions": {**versions(), "cuda": torch.version.cuda, "cudnn": None if cudnn is None else str(cudnn)},
         "device": device_name(device),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
@@ -32,23 +36,22 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, CUDA, cuDNN and the packages that numbers depend on; None where there is none."""
+    """Versions of Python and the packages that numbers depend on; None where there is none."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
-        # Metadata, not an import: importing ffcv changes the number of threads of torch.
+        # Metadata, not an import: torch takes seconds, and ffcv changes the number of threads of torch.
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
-    found["cuda"] = torch.version.cuda
-    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
-    found["cudnn"] = None if cudnn is None else str(cudnn)
     return found
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """The GPU's name, or the processor's."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
