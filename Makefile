@@ -4,7 +4,7 @@
 # make PYTHON=/path/to/python3.12 … chooses the interpreter that .venv is made with.
 export PYTHON
 PY := .venv/bin/python
-# Processes of the test run.
+# Processes of the test run, of one thread each: two that share the cores wait for each other far longer than they work.
 WORKERS ?= 2
 # More arguments for pytest, such as ARGS="-k schedules".
 ARGS ?=
@@ -19,7 +19,7 @@ quickstart: setup ## handwritten digits from images to a trained, evaluated chec
 	$(PY) -m ffcv_train.quickstart
 
 test: lint ## linters, types and all tests
-	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 lint: setup ## linters and types
 	$(PY) -m ruff check
@@ -31,9 +31,6 @@ format: setup ## fix what the linters can fix
 	$(PY) -m ruff format
 
 docs: setup ## write docs/options.md from ffcv_train/config.py
-	$(PY) -m ffcv_train.options_page > docs/options.md
-
-docs: setup ## write docs/options.md anew from the schema
 	$(PY) -m ffcv_train.options_page > docs/options.md
 
 clean: ## remove caches and the quickstart's outputs; .venv and runs/ stay

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import Samples, decode_rgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2 import functional as transforms
@@ -17,6 +19,7 @@ from ffcv_train.data.beton import open_beton
 from ffcv_train.data.random import next_u64, seed_stream, uniform
 from ffcv_train.data.resample import FILTERS, resize_crop
 
+PHOTOGRAPH = load_sample_images().images[0][:, :, ::-1].copy()
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
@@ -84,7 +87,7 @@ def test_crops_are_distributed_as_torchvisions(shape: tuple[int, int]) -> None:
 
 def resized(image: np.ndarray, box: tuple[int, int, int, int], size: int, kind: str, flip: bool = False) -> np.ndarray:
     target = np.empty((size, size, 3), np.uint8)
-    scratch = decoders.Scratch(1, max(image.shape), size)
+    scratch = decoders.Scratch(1, 1, max(image.shape), size)
     flat = np.ascontiguousarray(image).reshape(-1)
     resize_crop(flat, image.shape[1], *box, flip, FILTERS[kind], target, scratch.row, scratch.weights, scratch.spans)
     return target
@@ -123,16 +126,115 @@ def test_a_constant_image_stays_constant_at_any_size(height: int, width: int, si
     assert (resized(image, (0, 0, height, width), size, kind) == image[0, 0]).all()
 
 
-def test_frame_size_reads_what_opencv_reads_and_survives_anything(jpg_beton: Path) -> None:
+SAMPLINGS = {"4:2:0": 0x221111, "4:2:2": 0x211111, "4:4:0": 0x121111, "4:4:4": 0x111111, "4:1:1": 0x411111}
+MCU = {"4:2:0": (16, 16), "4:2:2": (8, 16), "4:4:0": (16, 8), "4:4:4": (8, 8), "4:1:1": (8, 32)}
+
+
+def encoded(image: np.ndarray, interval: int, sampling: str = "4:2:0", grey: bool = False) -> np.ndarray:
+    options = [cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_RST_INTERVAL, interval]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]]
+    return cv2.imencode(".jpg", image[:, :, 0] if grey else image, options)[1].reshape(-1)
+
+
+def parsed(data: np.ndarray) -> np.ndarray:
+    header = np.zeros(jpeg.HEADER_FIELDS, np.int64)
+    assert jpeg.parse_header(data, header)
+    return header
+
+
+def decode_crop(data: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarray, int]:
+    """The pixels of a crop by way of its tiles, and how many bytes the tiles had (0: decoded whole)."""
+    header, output, region = parsed(data), np.zeros(len(data), np.uint8), np.zeros(4, np.int64)
+    size = jpeg.cut_tiles(data, header, *box, output, region)
+    assert size >= 0
+    top, left, h, w = box
+    if size == 0:
+        return decode_rgb(data)[top : top + h, left : left + w], 0
+    tiles = decode_rgb(output[:size])
+    assert tiles.shape[:2] == (region[2], region[3])
+    return tiles[top - region[0] :, left - region[1] :][:h, :w], size
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.sampled_from(sorted(SAMPLINGS)), st.booleans())
+def test_tiles_decode_to_the_same_pixels_as_the_whole(data: st.DataObject, sampling: str, grey: bool) -> None:
+    height, width = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 200))
+    photograph = PHOTOGRAPH[60 : 60 + height, 100 : 100 + width]
+    mcu_width = 8 if grey else MCU[sampling][1]
+    interval = data.draw(st.sampled_from(divisors(-(-width // mcu_width))))
+    jpg = encoded(photograph, interval, sampling, grey)
+    header = parsed(jpg)
+    assert (header[jpeg.HEIGHT], header[jpeg.WIDTH], header[jpeg.INTERVAL]) == (height, width, interval)
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
+    pixels, _ = decode_crop(jpg, (top, left, h, w))
+    assert np.array_equal(pixels, decode_rgb(jpg)[top : top + h, left : left + w])
+
+
+def test_a_small_crop_takes_few_bytes_at_every_border() -> None:
+    jpg = encoded(PHOTOGRAPH, 4)
+    height, width = PHOTOGRAPH.shape[:2]
+    for top in (0, 1, height // 2, height - 64):
+        for left in (0, 1, width // 2, width - 64):
+            pixels, size = decode_crop(jpg, (top, left, 64, 64))
+            assert np.array_equal(pixels, decode_rgb(jpg)[top : top + 64, left : left + 64])
+            assert 0 < size < 0.35 * len(jpg)
+
+
+def test_files_without_a_grid_are_decoded_whole() -> None:
+    progressive = cv2.imencode(".jpg", PHOTOGRAPH, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 4])[
+        1
+    ].reshape(-1)
+    per_row = -(-PHOTOGRAPH.shape[1] // 16)
+    for jpg in (
+        encoded(PHOTOGRAPH, 0),
+        progressive,
+        encoded(PHOTOGRAPH, per_row - 1),
+        encoded(PHOTOGRAPH, 2 * per_row),
+    ):
+        pixels, size = decode_crop(jpg, (10, 10, 30, 30))
+        assert size == 0 and pixels.shape == (30, 30, 3)
+
+
+def test_headers_are_read_as_opencv_reads_them_and_anything_is_survived(jpg_beton: Path) -> None:
     beton = open_beton(jpg_beton)
     content = np.fromfile(jpg_beton, np.uint8)
     generator = np.random.default_rng(0)
+    header = np.zeros(jpeg.HEADER_FIELDS, np.int64)
     for ptr, size, h, w in zip(beton.ptrs, beton.sizes, beton.heights, beton.widths, strict=True):
         data = content[ptr : ptr + size]
-        assert jpeg.frame_size(data) == (h, w) == decode_rgb(data).shape[:2]
+        found = parsed(data)
+        assert (found[jpeg.HEIGHT], found[jpeg.WIDTH]) == (h, w) == decode_rgb(data).shape[:2]
         for length in generator.integers(0, 700, 20):
-            cut = data[:length].copy()
-            assert jpeg.frame_size(cut) in {(0, 0), (h, w)}
+            assert jpeg.parse_header(data[:length].copy(), header) == (length >= found[jpeg.ENTROPY])
             mutated = data[:700].copy()
             mutated[generator.integers(0, len(mutated), 8)] = generator.integers(0, 256, 8)
-            jpeg.frame_size(mutated)
+            jpeg.parse_header(mutated, header)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_tiles_are_cut_or_refused_within_bounds(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    jpg = encoded(PHOTOGRAPH[:200, :240], 5)
+    guard, header, region = 64, np.zeros(jpeg.HEADER_FIELDS, np.int64), np.zeros(4, np.int64)
+    refused = 0
+    for _ in range(500):
+        data = jpg[: generator.integers(2, len(jpg) + 1)].copy() if generator.random() < 0.3 else jpg.copy()
+        places = generator.integers(0, len(data), generator.integers(1, 6))
+        data[places] = generator.choice([0, 0xFF, 0xD0, 0xD7, 0xD9, 0xDA, 1], len(places))
+        output = np.full(len(data) + guard, 77, np.uint8)
+        # Half of the mutants keep a sound header, so that their markers are reached.
+        if generator.random() < 0.5:
+            data[: min(len(data), 640)] = jpg[: min(len(data), 640)]
+        if not jpeg.parse_header(data, header) or header[jpeg.HEIGHT] != 200 or header[jpeg.WIDTH] != 240:
+            refused += 1
+            continue
+        size = jpeg.cut_tiles(data, header, 90, 30, 50, 60, output[: len(data)], region)
+        assert size <= len(data)
+        assert (output[len(data) :] == 77).all()
+        refused += size < 0
+    assert 50 < refused < 500

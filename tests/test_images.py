@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ffcv_train.data.encoding import Encoding, encode_image, stores_jpeg
-from ffcv_train.data.images import ImageError, decode_rgb, encode_jpeg, shrink
+from ffcv_train.data.images import ImageError, decode_rgb, encode_jpeg, restart_interval, shrink
 
 # Pillow warns of odd palettes and of broken Exif blocks; the writer silences it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -211,7 +211,17 @@ def test_shrink_keeps_shape_and_never_enlarges(height: int, width: int, limit: i
 def test_jpeg_equals_ffcvs(quality: int) -> None:
     from ffcv.fields import rgb_image
 
-    assert encode_jpeg(PHOTO, quality) == rgb_image.encode_jpeg(PHOTO, quality).tobytes()
+    assert encode_jpeg(PHOTO, quality, tiles=False) == rgb_image.encode_jpeg(PHOTO, quality).tobytes()
+
+
+@pytest.mark.parametrize("width", [1, 16, 17, 100, 333, 496, 500, 640])
+def test_tiles_change_no_pixel_and_form_a_grid(width: int) -> None:
+    photo = np.tile(PHOTO, (1, 2, 1))[:90, :width]
+    plain, tiled = (encode_jpeg(photo, 90, tiles) for tiles in (False, True))
+    assert np.array_equal(decode_rgb(plain), decode_rgb(tiled))
+    per_row = -(-width // 16)
+    assert per_row % restart_interval(width) == 0
+    assert len(tiled) < 1.04 * len(plain) + 16
 
 
 def test_sides_beyond_the_format_are_refused() -> None:

@@ -100,7 +100,7 @@ def test_only_data_imports_ffcv() -> None:
 def test_importing_leaves_thread_counts() -> None:
     """`import ffcv` sets PyTorch to one thread; importing our rooms must not."""
     program = (
-        "import torch, numba; before = torch.get_num_threads(), numba.get_num_threads()\n"
+        "import torch, numba; torch.set_num_threads(2); before = torch.get_num_threads(), numba.get_num_threads()\n"
         "import ffcv_train.trainer, ffcv_train.evaluation_run, ffcv_train.data.writer\n"
         "assert (torch.get_num_threads(), numba.get_num_threads()) == before"
     )

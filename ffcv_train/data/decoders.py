@@ -12,8 +12,8 @@ from numba import carray, njit
 from numba.core import types
 from numba.extending import intrinsic
 
-from ffcv_train.data.jpeg import frame_size
-from ffcv_train.data.native import imdecode
+from ffcv_train.data.jpeg import HEADER_FIELDS, HEIGHT, WIDTH, cut_tiles, parse_header
+from ffcv_train.data.native import address_of, imdecode
 from ffcv_train.data.random import seed_stream, uniform
 from ffcv_train.data.resample import FILTERS, resize_crop, scratch_sizes
 
@@ -50,13 +50,16 @@ class CenterCrop:
 class Scratch:
     """What one thread needs while it decodes; allocated once."""
 
-    def __init__(self, max_image_bytes: int, max_side: int, max_resolution: int) -> None:
+    def __init__(self, max_image_bytes: int, max_stored_bytes: int, max_side: int, max_resolution: int) -> None:
         row, weights = scratch_sizes(max_side, max_resolution)
         self.image = np.empty(max_image_bytes, np.uint8)
         self.row = np.zeros(row, np.float32)
         self.weights = np.empty(weights, np.float32)
         self.spans = np.empty((4, max_resolution), np.int32)
         self.state = np.zeros(1, np.uint64)
+        self.tiles = np.empty(max_stored_bytes, np.uint8)
+        self.header = np.empty(HEADER_FIELDS, np.int64)
+        self.region = np.empty(4, np.int64)
 
 
 def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:
@@ -125,6 +128,9 @@ def decode_samples(
     weights: np.ndarray,
     spans: np.ndarray,
     state: np.ndarray,
+    tiles: np.ndarray,
+    header: np.ndarray,
+    region: np.ndarray,
 ) -> tuple[int, int]:
     """Decode, crop, resize and flip samples into `target` (uint8 [n, R, R, 3]).
 
@@ -135,17 +141,32 @@ def decode_samples(
     for i in range(len(indices)):
         height, width = heights[i], widths[i]
         data = carray(_as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
+        if parameters[0] == 0.0:
+            top, left, h, w = center_crop(height, width, parameters[2])
+            flip = False
+        else:
+            seed_stream(state, seed, epoch, indices[i])
+            top, left, h, w, flip = random_crop(height, width, parameters, state)
+        pixels, stride = data, width
         if modes[i] == 0:
-            if frame_size(data) != (height, width):
+            if not parse_header(data, header) or header[HEIGHT] != height or header[WIDTH] != width:
                 return i, 1
+            source, size = addresses[i], np.uint64(sizes[i])
+            rows, columns = height, width
+            cut = cut_tiles(data, header, top, left, h, w, tiles, region)
+            if cut < 0:
+                return i, 2
+            if cut > 0:
+                source, size = np.uint64(address_of(tiles)), np.uint64(cut)
+                top, left, rows, columns = top - region[0], left - region[1], region[2], region[3]
             status = imdecode(
-                np.uintp(addresses[i]),
-                np.uint64(sizes[i]),
-                np.uint32(height),
-                np.uint32(width),
-                np.uintp(image.ctypes.data),
-                np.uint32(height),
-                np.uint32(width),
+                np.uintp(source),
+                size,
+                np.uint32(rows),
+                np.uint32(columns),
+                address_of(image),
+                np.uint32(rows),
+                np.uint32(columns),
                 np.uint32(0),
                 np.uint32(0),
                 np.uint32(1),
@@ -155,14 +176,6 @@ def decode_samples(
             )
             if status != 0:
                 return i, 2
-            pixels = image
-        else:
-            pixels = data
-        if parameters[0] == 0.0:
-            top, left, h, w = center_crop(height, width, parameters[2])
-            flip = False
-        else:
-            seed_stream(state, seed, epoch, indices[i])
-            top, left, h, w, flip = random_crop(height, width, parameters, state)
-        resize_crop(pixels, width, top, left, h, w, flip, kind, target[i], row, weights, spans)
+            pixels, stride = image, columns
+        resize_crop(pixels, stride, top, left, h, w, flip, kind, target[i], row, weights, spans)
     return -1, 0

@@ -35,6 +35,7 @@ class Encoding:
     compress_probability: float = 0.5
     smart_threshold: int = 1 << 16
     seed: int = 0
+    tiles: bool = True
     stop_at_error: bool = True
 
 
@@ -88,7 +89,7 @@ def encode_image(encoding: Encoding, index: int, image: np.ndarray) -> tuple[byt
     if max(height, width) > MAX_SIDE:
         raise ImageError(f"has {width} × {height} pixels, but a side is at most {MAX_SIDE}; set --cfg.max_resolution")
     if stores_jpeg(encoding, index, image.nbytes):
-        return encode_jpeg(image, encoding.jpeg_quality), MODE_JPG, height, width
+        return encode_jpeg(image, encoding.jpeg_quality, encoding.tiles), MODE_JPG, height, width
     if image.nbytes > MAX_SAMPLE_BYTES:
         raise ImageError(f"takes {image.nbytes} bytes as pixels, more than a page can hold; set --cfg.max_resolution")
     return image.tobytes(), MODE_RAW, height, width

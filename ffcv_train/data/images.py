@@ -69,18 +69,32 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """`image` (uint8 [H, W, 3], RGB) as a baseline JPEG with 4:2:0 chroma, as FFCV encodes."""
+def encode_jpeg(image: np.ndarray, quality: int, tiles: bool = True) -> bytes:
+    """`image` (uint8 [H, W, 3], RGB) as a baseline JPEG with 4:2:0 chroma, as FFCV encodes.
+
+    With `tiles`, restart markers cut it into a grid of tiles of `restart_interval`, of which a loader decodes only
+    those that a crop needs; the pixels are the same.
+    """
+    interval = restart_interval(image.shape[1]) if tiles else 0
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, interval]
     try:
-        encoded, data = cv2.imencode(
-            ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-        )
+        encoded, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     except cv2.error:
         encoded = False
     if not encoded:
         height, width = image.shape[:2]
         raise ImageError(f"cannot be stored as JPEG at {width} × {height} pixels; set --cfg.max_resolution")
     return data.tobytes()
+
+
+def restart_interval(width: int) -> int:
+    """MCUs (16 × 16 pixels) between restart markers: a divisor of the row near 64 pixels, else the whole row.
+
+    Narrower tiles cost more bytes than the pixels that they save; wider ones save less.
+    """
+    per_row = -(-width // 16)
+    divisors = [d for d in range(2, 9) if per_row % d == 0]
+    return min(divisors, key=lambda d: abs(d - 4), default=per_row)
 
 
 def _orientation(image: Image.Image) -> int:

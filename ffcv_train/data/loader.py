@@ -257,6 +257,9 @@ class Loader:
             scratch.weights,
             scratch.spans,
             scratch.state,
+            scratch.tiles,
+            scratch.header,
+            scratch.region,
         )
         if position >= 0:
             raise UserError(
@@ -269,8 +272,9 @@ class Loader:
             beton = self._beton
             compressed = beton.modes == 0
             image_bytes = int((beton.heights * beton.widths * 3 * compressed).max())
+            stored_bytes = int((beton.sizes * compressed).max())
             side = int(max(beton.heights.max(), beton.widths.max()))
-            self._threads.scratch = Scratch(image_bytes, side, max(1, self._slot_resolution))
+            self._threads.scratch = Scratch(image_bytes, stored_bytes, side, max(1, self._slot_resolution))
             self._threads.generation = self._generation
         return self._threads.scratch
 

@@ -6,11 +6,13 @@ thread count to 1 for the whole process. The tests compare this layout with ffcv
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding
 import numpy as np
 from numba import types
 from numba.core.typing import signature
+from numba.extending import intrinsic
 
 from ffcv_train.errors import UserError
 
@@ -48,6 +50,18 @@ def _library() -> Path:
 
 # Called by name instead of through ctypes, because numba can cache to disk only code without process-bound addresses.
 llvmlite.binding.load_library_permanently(str(_library()))
+
+
+@intrinsic
+def address_of(typing_context: Any, array: Any) -> Any:
+    """The address of a contiguous array's first byte; `array.ctypes` would cost an allocation."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.ptrtoint(view.data, context.get_value_type(types.uintp))
+
+    return types.uintp(array), codegen
+
 
 imdecode = types.ExternalFunction(
     "imdecode",

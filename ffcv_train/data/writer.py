@@ -65,6 +65,7 @@ class WriteConfig:
     compress_probability: float = option(0.5, "proportion: probability of JPEG, per image", min=0.0, max=1.0)
     smart_threshold: int = option(1 << 16, "smart: images of more bytes as pixels than this become JPEG", min=0)
     seed: int = option(0, "proportion: seed of the choice", min=0)
+    tiles: bool = option(True, "restart markers in JPEGs, so that a crop decodes only its part; 0: as FFCV writes")
     on_error: str = option("stop", "at an unreadable image", choices=("stop", "skip"))
     classes: str = option("", "imagenet, zip, webdataset: file of class names in label order, or a .beton with them")
     download: bool = option(False, "cifar10, cifar100: download to data_dir what is missing")
@@ -214,6 +215,7 @@ def _encoding(config: WriteConfig) -> Encoding:
         config.compress_probability,
         config.smart_threshold,
         config.seed,
+        config.tiles,
         config.on_error == "stop",
     )
 
