@@ -124,6 +124,7 @@ def train_loader(config: RunConfig, beton: Beton, sizes: BatchSizes, process: Pr
         (data.crop_ratio[0], data.crop_ratio[1]),
         data.flip,
         data.interpolation,
+        data.dct_scaling,
     )
     return Loader(
         beton,

@@ -65,6 +65,7 @@ class DataConfig:
     crop_ratio: tuple[float, ...] = option((3 / 4, 4 / 3), "aspect-ratio range of the random crop", min=0.01, length=2)
     flip: float = option(0.5, "probability of a horizontal flip", min=0.0, max=1.0)
     interpolation: str = option("bilinear", "antialiased filter of training crops", choices=("bilinear", "bicubic"))
+    dct_scaling: bool = option(False, "decode training crops of twice the target or more at a reduced scale")
     mean: tuple[float, ...] = option(
         (), "per-channel mean in [0, 1]; empty: the weights' own, else ImageNet's", length=3
     )

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import Samples, decode_rgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -238,3 +239,65 @@ def test_mutated_tiles_are_cut_or_refused_within_bounds(seed: int) -> None:
         assert (output[len(data) :] == 77).all()
         refused += size < 0
     assert 50 < refused < 500
+
+
+def loaded(jpgs: list[np.ndarray], crop: decoders.RandomResizedCrop, size: int) -> np.ndarray:
+    """What the loader's inner loop makes of JPEGs."""
+    shapes = np.array([decode_rgb(jpg).shape[:2] for jpg in jpgs])
+    heights, widths = shapes[:, 0].copy(), shapes[:, 1].copy()
+    sizes = np.array([len(jpg) for jpg in jpgs])
+    scratch = decoders.Scratch(int((heights * widths * 3).max()), int(sizes.max()), int(shapes.max()), size)
+    target = np.empty((len(jpgs), size, size, 3), np.uint8)
+    addresses = np.array([jpg.ctypes.data for jpg in jpgs], np.uint64)
+    modes, indices = np.zeros(len(jpgs), np.uint8), np.arange(len(jpgs))
+    found = decoders.decode_samples(
+        addresses,
+        sizes,
+        modes,
+        heights,
+        widths,
+        indices,
+        0,
+        0,
+        decoders.crop_parameters(crop),
+        target,
+        *scratch.arguments,
+    )
+    assert found == (-1, 0)
+    return target
+
+
+def crop_boxes(jpgs: list[np.ndarray], crop: decoders.RandomResizedCrop) -> list[tuple[int, int, int, int]]:
+    state, boxes = np.zeros(1, np.uint64), []
+    for index, jpg in enumerate(jpgs):
+        seed_stream(state, 0, 0, index)
+        boxes.append(decoders.random_crop(*decode_rgb(jpg).shape[:2], decoders.crop_parameters(crop), state)[:4])
+    return boxes
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding")  # torchvision's, of decode_jpeg: still the reference
+@pytest.mark.parametrize("size", [160, 224])
+@pytest.mark.parametrize("sampling", sorted(SAMPLINGS))
+def test_the_whole_path_equals_torchvisions_on_the_same_box(size: int, sampling: str) -> None:
+    photographs = [PHOTOGRAPH, PHOTOGRAPH[:, ::-1].copy(), PHOTOGRAPH[100:301, 33:500].copy()]
+    across = MCU[sampling][1]
+    intervals = [max(d for d in divisors(-(-photo.shape[1] // across)) if d <= 5) for photo in photographs]
+    jpgs = [encoded(p, interval, sampling) for p in photographs for interval in (0, *intervals[:1])]
+    crop = decoders.RandomResizedCrop(flip=0.0)
+    for image, jpg, box in zip(loaded(jpgs, crop, size), jpgs, crop_boxes(jpgs, crop), strict=True):
+        whole = torchvision.io.decode_jpeg(torch.from_numpy(jpg))
+        reference = transforms.resized_crop(whole, *box, [size, size], antialias=True).permute(1, 2, 0).numpy()
+        difference = np.abs(image.astype(int) - reference.astype(int))
+        assert difference.max() <= 2
+        assert difference.mean() < 0.3
+
+
+def test_reduced_decoding_stays_near_the_accurate_one() -> None:
+    jpgs = [encoded(PHOTOGRAPH, 4), encoded(PHOTOGRAPH, 0)]
+    plain = decoders.RandomResizedCrop((0.9, 1.0), flip=0.0)
+    reduced = decoders.RandomResizedCrop((0.9, 1.0), flip=0.0, dct_scaling=True)
+    for size, differs in ((64, True), (96, True), (300, False)):
+        a, b = loaded(jpgs, plain, size).astype(int), loaded(jpgs, reduced, size).astype(int)
+        assert (np.abs(a - b).mean() > 0) == differs
+        assert np.abs(a - b).mean() < 12
+        assert abs((a - b).mean()) < 1

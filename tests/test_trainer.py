@@ -187,6 +187,13 @@ def test_accumulation_and_batch_size_make_the_same_gradient(small_betons: Betons
     assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a)
 
 
+def test_the_number_of_workers_changes_no_weight(small_betons: Betons, tmp_path: Path) -> None:
+    for order in ("--data.in_memory=1", "--data.in_memory=0"):
+        one = train(small_betons, tmp_path, order, f"--logging.run=one{order[-1]}")
+        two = train(small_betons, tmp_path, order, f"--logging.run=two{order[-1]}", "--data.num_workers=2")
+        assert same_weights(one / "final.pt", two / "final.pt")
+
+
 def run_script(arguments: list[str], processes: int = 1, port: int = 0) -> subprocess.CompletedProcess:
     launcher = [sys.executable]
     if processes > 1:

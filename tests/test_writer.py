@@ -70,9 +70,9 @@ def only(folder: Path, *names: str) -> None:
 # What is written
 
 
-def test_jpegs_equal_those_of_the_stock_writer(folder: Path, tmp_path: Path) -> None:
+def test_jpegs_without_tiles_equal_those_of_the_stock_writer(folder: Path, tmp_path: Path) -> None:
     images = images_of(folder)
-    path = write(folder, tmp_path / "a.beton", write_mode="jpg", jpeg_quality=95)
+    path = write(folder, tmp_path / "a.beton", write_mode="jpg", jpeg_quality=95, tiles=False)
     stock = write_stock_beton(tmp_path / "stock.beton", Samples(images, LABELS))
     assert stored(path) == stored(stock)
     ours, theirs = open_beton(path), open_beton(stock)

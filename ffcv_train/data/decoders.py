@@ -13,9 +13,10 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ffcv_train.data.jpeg import HEADER_FIELDS, HEIGHT, WIDTH, cut_tiles, parse_header
-from ffcv_train.data.native import address_of, imdecode
+from ffcv_train.data.native import address_of
 from ffcv_train.data.random import seed_stream, uniform
 from ffcv_train.data.resample import FILTERS, resize_crop, scratch_sizes
+from ffcv_train.data.turbojpeg import JpegDecoder, decode_jpeg
 
 OK = 0
 BAD_HEADER = 1
@@ -30,13 +31,16 @@ PROBLEMS = {
 class RandomResizedCrop:
     """A random crop of `scale` (share of the area) and `ratio` (width / height), flipped with probability `flip`.
 
-    The draw is torchvision's and FFCV's: ten attempts, then the largest central crop within `ratio`.
+    The draw is torchvision's and FFCV's: ten attempts, then the largest central crop within `ratio`. With `dct_scaling`
+    a JPEG crop of at least twice the target is decoded at a reduced scale, which moves its edges by less than a pixel
+    of the reduced image.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     interpolation: str = "bilinear"
+    dct_scaling: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,21 @@ class Scratch:
         self.tiles = np.empty(max_stored_bytes, np.uint8)
         self.header = np.empty(HEADER_FIELDS, np.int64)
         self.region = np.empty(4, np.int64)
+        self.decoder = JpegDecoder()
+
+    @property
+    def arguments(self) -> tuple:
+        """The last arguments of `decode_samples`."""
+        arrays = (self.image, self.row, self.weights, self.spans, self.state, self.tiles, self.header, self.region)
+        return (*arrays, self.decoder.handle)
 
 
 def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:
     """The crop as the float64 vector that `decode_samples` takes."""
     kind = FILTERS[crop.interpolation]
     if isinstance(crop, CenterCrop):
-        return np.array([0.0, kind, crop.ratio, 0, 0, 0, 0])
-    return np.array([1.0, kind, *crop.scale, *(math.log(bound) for bound in crop.ratio), crop.flip])
+        return np.array([0.0, kind, crop.ratio, 0, 0, 0, 0, 0])
+    return np.array([1.0, kind, *crop.scale, *(math.log(bound) for bound in crop.ratio), crop.flip, crop.dct_scaling])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -131,6 +142,7 @@ def decode_samples(
     tiles: np.ndarray,
     header: np.ndarray,
     region: np.ndarray,
+    handle: int,
 ) -> tuple[int, int]:
     """Decode, crop, resize and flip samples into `target` (uint8 [n, R, R, 3]).
 
@@ -159,22 +171,15 @@ def decode_samples(
             if cut > 0:
                 source, size = np.uint64(address_of(tiles)), np.uint64(cut)
                 top, left, rows, columns = top - region[0], left - region[1], region[2], region[3]
-            status = imdecode(
-                np.uintp(source),
-                size,
-                np.uint32(rows),
-                np.uint32(columns),
-                address_of(image),
-                np.uint32(rows),
-                np.uint32(columns),
-                np.uint32(0),
-                np.uint32(0),
-                np.uint32(1),
-                np.uint32(1),
-                False,
-                False,
-            )
-            if status != 0:
+            # A crop of at least twice the target is decoded at a half, a quarter, an eighth, where that is wished.
+            reduction = 1
+            while parameters[7] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * len(target[i]):
+                reduction *= 2
+            if reduction > 1:
+                rows, columns = -(-rows // reduction), -(-columns // reduction)
+                top, left = min(top // reduction, rows - 1), min(left // reduction, columns - 1)
+                h, w = min(h // reduction, rows - top), min(w // reduction, columns - left)
+            if decode_jpeg(handle, source, size, rows, columns, image) != 0:
                 return i, 2
             pixels, stride = image, columns
         resize_crop(pixels, stride, top, left, h, w, flip, kind, target[i], row, weights, spans)

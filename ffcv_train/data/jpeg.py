@@ -5,13 +5,15 @@ interval divides a row of MCUs, the segments form a grid of tiles; the tiles tha
 numbered anew and the frame's height and width patched, are a valid JPEG that costs only its own area to decode.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit, types
 from numba.core.typing import signature
 
 from ffcv_train.data.native import address_of
 
-_memchr = types.ExternalFunction("memchr", signature(types.uintp, types.uintp, types.int32, types.uintp))
+_memchr: Any = types.ExternalFunction("memchr", signature(types.uintp, types.uintp, types.int32, types.uintp))
 
 # Fields of a parsed header (int64 array).
 HEIGHT, WIDTH, FRAME, ENTROPY, INTERVAL, MCU_HEIGHT, MCU_WIDTH, HEADER_FIELDS = 0, 1, 2, 3, 4, 5, 6, 7
@@ -117,7 +119,7 @@ def cut_tiles(
     output[frame], output[frame + 1] = region[2] >> 8, region[2] & 255
     output[frame + 2], output[frame + 3] = region[3] >> 8, region[3] & 255
     used = start
-    base: np.uintp = address_of(data)  # type: ignore[call-arg]
+    base = address_of(data)
     end = np.uintp(len(data))
     begin = np.uintp(start)
     position = begin

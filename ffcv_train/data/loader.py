@@ -252,14 +252,7 @@ class Loader:
             epoch,
             self._parameters,
             target,
-            scratch.image,
-            scratch.row,
-            scratch.weights,
-            scratch.spans,
-            scratch.state,
-            scratch.tiles,
-            scratch.header,
-            scratch.region,
+            *scratch.arguments,
         )
         if position >= 0:
             raise UserError(

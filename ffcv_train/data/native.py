@@ -1,4 +1,4 @@
-"""What we share with ffcv: the layout of its files and the JPEG decoder in its native library.
+"""What we share with ffcv: the layout of its files, and the TurboJPEG library that its native one brings.
 
 The package itself is not imported: `import ffcv` compiles numba code for seconds at every start and sets PyTorch's
 thread count to 1 for the whole process. The tests compare this layout with ffcv's own.
@@ -11,7 +11,6 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 from numba import types
-from numba.core.typing import signature
 from numba.extending import intrinsic
 
 from ffcv_train.errors import UserError
@@ -53,9 +52,7 @@ llvmlite.binding.load_library_permanently(str(_library()))
 
 
 @intrinsic
-def address_of(typing_context: Any, array: Any) -> Any:
-    """The address of a contiguous array's first byte; `array.ctypes` would cost an allocation."""
-
+def _address_of(typing_context: Any, array: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         view = context.make_array(signature.args[0])(context, builder, arguments[0])
         return builder.ptrtoint(view.data, context.get_value_type(types.uintp))
@@ -63,23 +60,5 @@ def address_of(typing_context: Any, array: Any) -> Any:
     return types.uintp(array), codegen
 
 
-imdecode = types.ExternalFunction(
-    "imdecode",
-    signature(
-        types.int32,
-        types.uintp,  # input_buffer
-        types.uint64,  # input_size
-        types.uint32,  # source_height
-        types.uint32,  # source_width
-        types.uintp,  # output_buffer
-        types.uint32,  # crop_height
-        types.uint32,  # crop_width
-        types.uint32,  # offset_x
-        types.uint32,  # offset_y
-        types.uint32,  # scale_num
-        types.uint32,  # scale_denom
-        types.boolean,  # enable_crop
-        types.boolean,  # hflip
-    ),
-)
-"""libffcv's JPEG decoder: RGB, `crop_height` × `crop_width` × 3 bytes to `output_buffer`; 0 on success."""
+address_of: Any = _address_of
+"""In compiled code, the address of a contiguous array's first byte; `array.ctypes` would cost an allocation."""

@@ -7,23 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numba import njit
 
-from ffcv_train.data import native
 from ffcv_train.data.beton import Beton, open_beton, sidecar_path
 from ffcv_train.data.jpeg import frame_size
 from ffcv_train.data.native import MODE_JPG
 from ffcv_train.data.pagefile import tables_crc
 from ffcv_train.data.pool import usable_cores
+from ffcv_train.data.turbojpeg import JpegDecoder, decode_jpeg
 from ffcv_train.errors import UserError
 from ffcv_train.progress import ProgressLine
 
 _MAX_SHOWN = 10
 _CHUNK = 64
-_imdecode: Any = native.imdecode  # for type checkers: numba's call, not a signature's
 
 
 @dataclass(frozen=True)
@@ -116,15 +113,16 @@ def _check_samples(beton: Beton, checksums: np.ndarray | None) -> Iterator[tuple
 
 def _check_chunk(beton: Beton, descriptor: int, checksums: np.ndarray | None, chunk: np.ndarray) -> list[BadSample]:
     bad = []
+    decoder = JpegDecoder()
     for index in chunk.tolist():
         data = os.pread(descriptor, int(beton.sizes[index]), int(beton.ptrs[index]))
-        problem = _problem(beton, index, data, None if checksums is None else int(checksums[index]))
+        problem = _problem(beton, index, data, None if checksums is None else int(checksums[index]), decoder)
         if problem:
             bad.append(BadSample(index, problem))
     return bad
 
 
-def _problem(beton: Beton, index: int, data: bytes, checksum: int | None) -> str:
+def _problem(beton: Beton, index: int, data: bytes, checksum: int | None, decoder: JpegDecoder) -> str:
     """What is wrong with a sample's stored bytes, or ""."""
     height, width = int(beton.heights[index]), int(beton.widths[index])
     if beton.modes[index] == MODE_JPG:
@@ -134,29 +132,10 @@ def _problem(beton: Beton, index: int, data: bytes, checksum: int | None) -> str
             return "is not a JPEG"
         if frame != (height, width):
             return f"is a JPEG of {frame[1]} × {frame[0]} pixels, but the sample table says {width} × {height}"
-        if _decode(stored, height, width, np.empty(height * width * 3, np.uint8)):
+        pixels = np.empty(height * width * 3, np.uint8)
+        if decode_jpeg(decoder.handle, stored.ctypes.data, len(stored), height, width, pixels):
             return "is a damaged JPEG"
     # Of raw pixels, whose length open_beton has compared, and of JPEGs that decode nevertheless, it is all there is.
     if checksum is not None and zlib.crc32(data) != checksum:
         return "differs from its checksum in the sidecar"
     return ""
-
-
-@njit(cache=True, nogil=True)
-def _decode(data: np.ndarray, height: int, width: int, pixels: np.ndarray) -> int:
-    """Decode a JPEG of this size into `pixels` (uint8 [height · width · 3]); 0 on success, also no warnings."""
-    return _imdecode(
-        np.uintp(data.ctypes.data),
-        np.uint64(len(data)),
-        np.uint32(height),
-        np.uint32(width),
-        np.uintp(pixels.ctypes.data),
-        np.uint32(height),
-        np.uint32(width),
-        np.uint32(0),
-        np.uint32(0),
-        np.uint32(1),
-        np.uint32(1),
-        False,
-        False,
-    )
