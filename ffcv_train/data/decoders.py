@@ -59,7 +59,7 @@ class Scratch:
         self.image = np.empty(max_image_bytes, np.uint8)
         self.row = np.zeros(row, np.float32)
         self.weights = np.empty(weights, np.float32)
-        self.spans = np.empty((4, max_resolution), np.int32)
+        self.spans = np.empty((2, max_resolution), np.int32)
         self.state = np.zeros(1, np.uint64)
         self.tiles = np.empty(max_stored_bytes, np.uint8)
         self.header = np.empty(HEADER_FIELDS, np.int64)

@@ -3,20 +3,31 @@
 The filter (triangle for bilinear, Keys' cubic with a = −0.5 for bicubic) is stretched by the scale when shrinking, cut
 off at the crop's edge and normalised. Both passes work in float32 with one rounding at the end; torchvision rounds in
 between as well, so the two differ by at most a level or two.
+
+The vertical pass comes first, along contiguous rows, which LLVM vectorises by itself. The horizontal pass, four fifths
+of the time when left to LLVM, is written in vectors of four: a pixel's three channels and one lane that is thrown away.
 """
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 BILINEAR = 0
 BICUBIC = 1
 FILTERS = {"bilinear": BILINEAR, "bicubic": BICUBIC}
 
+_ROWS = 4
+"""Output rows per horizontal pass: each has its own sum, so that no addition waits for the one before."""
+_LANES = 4
+
 
 def scratch_sizes(max_side: int, max_resolution: int) -> tuple[int, int]:
     """Elements that `resize_crop` needs in `row` and in `weights` for sources and targets up to these sides."""
-
-    return 3 * max_side + 8, 2 * (4 * max(max_side, max_resolution) + 3 * max_resolution)
+    rows = _ROWS * (3 * max_side + _LANES) + _ROWS * (3 * max_resolution + _LANES)
+    return rows, 2 * (4 * max(max_side, max_resolution) + 5 * max_resolution)
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -32,14 +43,17 @@ def _filter(kind: int, x: float) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _taps(kind: int, source: int, target: int, first: np.ndarray, count: np.ndarray, weights: np.ndarray) -> int:
-    """Fill first source index and number of taps of every target pixel, weights one after the other; return the most
-    taps that a pixel has."""
+def _taps(kind: int, source: int, target: int, first: np.ndarray, weights: np.ndarray) -> int:
+    """Fill the first source index of every target pixel and its weights, one pixel after the other; return how many
+    weights each has. A loop of one length everywhere costs less than the zeros that some pixels get."""
     scale = source / target
     stretch = max(scale, 1.0)
     support = stretch * (1.0 if kind == 0 else 2.0)
+    taps = 0
+    for i in range(target):
+        center = (i + 0.5) * scale
+        taps = max(taps, min(source, int(center + support + 0.5)) - max(0, int(center - support + 0.5)))
     position = 0
-    most = 0
     for i in range(target):
         center = (i + 0.5) * scale
         low = max(0, int(center - support + 0.5))
@@ -47,13 +61,104 @@ def _taps(kind: int, source: int, target: int, first: np.ndarray, count: np.ndar
         total = 0.0
         for j in range(low, high):
             total += _filter(kind, (j - center + 0.5) / stretch)
-        for j in range(low, high):
-            weights[position] = _filter(kind, (j - center + 0.5) / stretch) / total
+        first[i] = min(low, source - taps)
+        for j in range(first[i], first[i] + taps):
+            weights[position] = _filter(kind, (j - center + 0.5) / stretch) / total if low <= j < high else 0.0
             position += 1
-        first[i] = low
-        count[i] = high - low
-        most = max(most, high - low)
-    return most
+    return taps
+
+
+@intrinsic
+def _weighted_pixels(
+    typing_context: Any, rows: Any, pitch: Any, start: Any, weights: Any, first: Any, taps: Any, output: Any, step: Any
+) -> Any:
+    """Of `_ROWS` rows, `pitch` floats apart in `rows`, the weighted sum of `taps` pixels from `start`, plus 0.5.
+
+    The weights stand in `weights` from `first`; the sums, of four floats, go to `output`, `step` floats apart. All
+    indices count floats; `taps` is at least 1.
+    """
+    index = types.uintp
+    signature = types.void(rows, index, index, weights, index, index, output, index)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def pointer(position: int) -> Any:
+            return context.make_array(signature.args[position])(context, builder, arguments[position]).data
+
+        _, pitch, start, _, first, taps, _, step = arguments
+        vector = ir.VectorType(ir.FloatType(), _LANES)
+        lane = ir.IntType(32)
+        sources = [builder.gep(pointer(0), [start])]
+        targets = [pointer(6)]
+        for _ in range(_ROWS - 1):
+            sources.append(builder.gep(sources[-1], [pitch]))
+            targets.append(builder.gep(targets[-1], [step]))
+        tap_weights = builder.gep(pointer(3), [first])
+
+        before = builder.block
+        loop, after = builder.append_basic_block("taps"), builder.append_basic_block("summed")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        tap = builder.phi(pitch.type)
+        tap.add_incoming(ir.Constant(pitch.type, 0), before)
+        sums = [builder.phi(vector) for _ in range(_ROWS)]
+        undefined = ir.Constant(vector, ir.Undefined)
+        weight = builder.insert_element(undefined, builder.load(builder.gep(tap_weights, [tap])), lane(0))
+        weight = builder.shuffle_vector(weight, undefined, ir.Constant(ir.VectorType(lane, _LANES), [0] * _LANES))
+        offset = builder.mul(tap, ir.Constant(pitch.type, 3))
+        next_tap = builder.add(tap, ir.Constant(pitch.type, 1))
+        tap.add_incoming(next_tap, loop)
+        totals = []
+        for total, source in zip(sums, sources, strict=True):
+            pixel = builder.load(builder.bitcast(builder.gep(source, [offset]), vector.as_pointer()), align=4)
+            # "fast" lets LLVM fuse the two where the processor can.
+            totals.append(builder.fadd(total, builder.fmul(weight, pixel, flags=("fast",)), flags=("fast",)))
+            total.add_incoming(ir.Constant(vector, [0.5] * _LANES), before)
+            total.add_incoming(totals[-1], loop)
+        builder.cbranch(builder.icmp_unsigned("<", next_tap, taps), loop, after)
+        builder.position_at_end(after)
+        for total, target in zip(totals, targets, strict=True):
+            builder.store(total, builder.bitcast(target, vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+_weighted: Any = _weighted_pixels
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _weighted_rows(
+    source: np.ndarray,
+    start: np.uint64,
+    stride: np.uint64,
+    weights: np.ndarray,
+    first: int,
+    taps: int,
+    line: np.ndarray,
+) -> None:
+    """The weighted sum of `taps` rows of `source` (uint8) from `start`, `stride` bytes apart, to `line` (float32)."""
+    length = np.uint64(len(line))
+    pixels = source[start : start + length]
+    w1 = weights[first]
+    for i in range(length):
+        line[i] = w1 * pixels[i]
+    # Two source rows per sweep halve the traffic of the sums.
+    k = 1
+    while k + 1 < taps:
+        start += stride
+        upper = source[start : start + length]
+        start += stride
+        lower = source[start : start + length]
+        w1, w2 = weights[first + k], weights[first + k + 1]
+        for i in range(length):
+            line[i] += w1 * upper[i] + w2 * lower[i]
+        k += 2
+    if k < taps:
+        start += stride
+        pixels = source[start : start + length]
+        w1 = weights[first + k]
+        for i in range(length):
+            line[i] += w1 * pixels[i]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -71,62 +176,37 @@ def resize_crop(
     weights: np.ndarray,
     spans: np.ndarray,
 ) -> None:
-    """Resize a crop of `source` (uint8, flat RGB rows of `width` pixels) into `target` (uint8 [R, R, 3]).
+    """Resize a crop of `source` (uint8, flat RGB rows of `width` pixels) into `target` (uint8 [R, R, 3], contiguous).
 
-    `flip` mirrors left to right. `row` and `weights` are float32 scratch of `scratch_sizes`, `spans` int32 [4, ≥ R].
-    The crop must lie inside the source: nothing is checked here.
+    `flip` mirrors left to right. `row` and `weights` are float32 scratch of `scratch_sizes`, `row` finite; `spans`
+    int32 [2, ≥ R]. The crop must lie inside the source: nothing is checked here.
     """
     size = target.shape[0]
     half = len(weights) // 2
-    down_first, down_count = spans[0, :size], spans[1, :size]
-    across_first, across_count = spans[2, :size], spans[3, :size]
+    down_first, across_first = spans[0, :size], spans[1, :size]
     down_weights, across_weights = weights[:half], weights[half:]
-    _taps(kind, crop_height, size, down_first, down_count, down_weights)
-    _taps(kind, crop_width, size, across_first, across_count, across_weights)
+    down_taps = _taps(kind, crop_height, size, down_first, down_weights)
+    across_taps = np.uint64(_taps(kind, crop_width, size, across_first, across_weights))
     stride = np.uint64(3 * width)
-    length = 3 * crop_width
-    line = row[:length]
-    down = 0
-    for y in range(size):
-        start = np.uint64(top + down_first[y]) * stride + np.uint64(3 * left)
-        w0 = down_weights[down]
-        pixels = source[start : start + np.uint64(length)]
-        for i in range(length):
-            line[i] = w0 * pixels[i]
-        # Two source rows per sweep halve the traffic of the accumulator.
-        k = 1
-        n = down_count[y]
-        while k + 1 < n:
-            start += stride
-            upper = source[start : start + np.uint64(length)]
-            start += stride
-            lower = source[start : start + np.uint64(length)]
-            w1, w2 = down_weights[down + k], down_weights[down + k + 1]
-            for i in range(length):
-                line[i] += w1 * upper[i] + w2 * lower[i]
-            k += 2
-        if k < n:
-            start += stride
-            pixels = source[start : start + np.uint64(length)]
-            w1 = down_weights[down + k]
-            for i in range(length):
-                line[i] += w1 * pixels[i]
-        down += n
-        across = 0
-        for x in range(size):
-            r = np.float32(0.5)
-            g = np.float32(0.5)
-            b = np.float32(0.5)
-            taps = np.uint64(across_count[x])
-            p = np.uint64(3 * across_first[x])
-            for t in range(taps):
-                w = across_weights[np.uint64(across) + t]
-                r += w * row[p]
-                g += w * row[p + np.uint64(1)]
-                b += w * row[p + np.uint64(2)]
-                p += np.uint64(3)
-            across += across_count[x]
-            column = size - 1 - x if flip else x
-            target[y, column, 0] = np.uint8(min(max(r, np.float32(0)), np.float32(255)))
-            target[y, column, 1] = np.uint8(min(max(g, np.float32(0)), np.float32(255)))
-            target[y, column, 2] = np.uint8(min(max(b, np.float32(0)), np.float32(255)))
+    length, pitch = 3 * crop_width, 3 * crop_width + _LANES
+    step = 3 * size + _LANES
+    output = row[_ROWS * pitch :]
+    pixels = target.reshape(size * 3 * size)
+    for y in range(0, size, _ROWS):
+        rows = min(_ROWS, size - y)
+        for k in range(rows):
+            start = np.uint64(top + down_first[y + k]) * stride + np.uint64(3 * left)
+            line = row[k * pitch : k * pitch + length]
+            _weighted_rows(source, start, stride, down_weights, (y + k) * down_taps, down_taps, line)
+        # The fourth lane falls on the next pixel, which overwrites it.
+        for column in range(size):
+            x = size - 1 - column if flip else column
+            first = np.uint64(x) * across_taps
+            start = np.uint64(3 * across_first[x])
+            place = output[3 * column :]
+            _weighted(row, np.uint64(pitch), start, across_weights, first, across_taps, place, np.uint64(step))
+        for k in range(rows):
+            sums = output[k * step : k * step + 3 * size]
+            line_of_target = pixels[(y + k) * 3 * size : (y + k + 1) * 3 * size]
+            for i in range(3 * size):
+                line_of_target[i] = np.uint8(min(max(sums[i], np.float32(0)), np.float32(255)))
