@@ -135,6 +135,22 @@ def test_batches_stay_what_they_were_while_the_loader_goes_on(jpg_beton: Path) -
     assert all(torch.equal(batch.images, copy) for batch, copy in kept)
 
 
+def test_buffers_of_dropped_batches_are_used_again(jpg_beton: Path) -> None:
+    loader = make(jpg_beton, batches_ahead=2)
+    kept, seen = [], set()
+    for number in range(8):
+        loader.set_epoch(number)
+        for position, batch in enumerate(loader):
+            seen.add(batch.images.data_ptr())
+            if number == 3 and position < 2:
+                part = batch.images[3:, :1]
+                kept.append((part, part.clone()))
+    # Two ahead, two staged, the consumer's last one, and the two of which it keeps a part.
+    assert len(seen) <= 7
+    assert all(torch.equal(part, copy) for part, copy in kept)
+    loader.close()
+
+
 @pytest.mark.parametrize("order", ["random", "quasi_random"])
 def test_a_damaged_image_raises_with_its_name_and_the_loader_can_go_on(
     jpg_beton: Path, tmp_path: Path, order: str

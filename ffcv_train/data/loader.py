@@ -4,9 +4,11 @@ FFCV gives the file format and the native JPEG decoder; order, randomness, buffe
 are ours (docs/architecture.md says why).
 """
 
+import math
 import threading
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,16 +51,13 @@ class _Slot:
         self.indices = torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned)
         self.copied: torch.cuda.Event | None = None
 
-    def view(self, count: int, resolution: int) -> torch.Tensor:
-        """The images as uint8 [count, R, R, 3]."""
-        return self.images[: count * resolution * resolution * 3].view(count, resolution, resolution, 3)
-
 
 @dataclass
 class _Task:
-    """A batch being decoded into a slot."""
+    """A batch being decoded into `target` (uint8 [B, R, R, 3]), which is a part of the slot."""
 
     slot: _Slot
+    target: np.ndarray
     samples: np.ndarray
     pages: np.ndarray | None
     futures: list[Future]
@@ -102,7 +101,7 @@ class Loader:
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._epoch, self._first_batch = 0, 0
         self._batches_ahead = batches_ahead
-        self._slots: list[_Slot] = []
+        self._free: deque[_Slot] = deque()
         self._slot_resolution = 0
         self._busy = threading.Lock()
         self._threads = threading.local()
@@ -145,21 +144,19 @@ class Loader:
             batches = self._batches()
             self._prepare(batches)
             upcoming = iter(batches)
-            free = deque(self._slots)
             epoch, resolution = self._epoch, self._resolution
             staged: tuple[Batch, torch.cuda.Event | None] | None = None
             for samples in upcoming:
-                pending.append(self._submit(free.popleft(), samples, epoch, resolution))
+                pending.append(self._submit(samples, epoch, resolution))
                 if len(pending) >= self._batches_ahead:
                     break
             while pending:
                 task = pending.popleft()
                 self._wait(task)
-                fresh = self._to_device(task, resolution)
-                free.append(task.slot)
+                fresh = self._to_device(task)
                 following = next(upcoming, None)
                 if following is not None:
-                    pending.append(self._submit(free.popleft(), following, epoch, resolution))
+                    pending.append(self._submit(following, epoch, resolution))
                 # The copy of one batch runs on its stream while the step works on the one before.
                 if staged is not None:
                     yield self._handed_over(*staged)
@@ -177,7 +174,7 @@ class Loader:
             self._page_cache.close()
             self._page_cache = None
         self._content = None
-        self._slots = []
+        self._free = deque()
 
     def _batches(self) -> list[np.ndarray]:
         n, size, rank, world_size = len(self._beton), self._batch_size, self._rank, self._world_size
@@ -196,17 +193,22 @@ class Loader:
         return batches[self._first_batch :]
 
     def _prepare(self, batches: Sequence[np.ndarray]) -> None:
-        # One slot per batch ahead and one that a copy to the device may still read from.
         if self._resolution > self._slot_resolution:
-            pinned = self._device.type == "cuda"
-            slots = range(self._batches_ahead + 1)
-            self._slots = [_Slot(self._batch_size, self._resolution, pinned) for _ in slots]
+            # A new queue: smaller slots that a consumer still holds return to the old one.
+            self._free = deque()
             self._slot_resolution = self._resolution
+            # One slot per batch ahead and one that a copy to the device may still read from.
+            self._free.extend(self._new_slot() for _ in range(self._batches_ahead + 1))
             self._generation += 1
         if self._page_cache is not None:
             self._page_cache.begin([np.unique(self._beton.ptrs[b] // self._beton.page_size) for b in batches])
 
-    def _submit(self, slot: _Slot, samples: np.ndarray, epoch: int, resolution: int) -> _Task:
+    def _new_slot(self) -> _Slot:
+        return _Slot(self._batch_size, self._slot_resolution, self._device.type == "cuda")
+
+    def _submit(self, samples: np.ndarray, epoch: int, resolution: int) -> _Task:
+        # Slots run out only where the consumer keeps batches: a batch on the CPU is its slot.
+        slot = self._free.popleft() if self._free else self._new_slot()
         if slot.copied is not None:
             slot.copied.synchronize()
         pages, reads = None, None
@@ -220,12 +222,13 @@ class Loader:
             addresses = np.uint64(self._content.ctypes.data) + ptrs.astype(np.uint64)
         slot.labels[: len(samples)] = torch.from_numpy(self._beton.labels[samples])
         slot.indices[: len(samples)] = torch.from_numpy(samples)
-        target = slot.view(len(samples), resolution).numpy()
+        shape = (len(samples), resolution, resolution, 3)
+        target = slot.images[: math.prod(shape)].numpy().reshape(shape)
         futures = [
             self._pool.submit(self._decode, epoch, samples[a:b], addresses[a:b], target[a:b], reads)
             for a, b in ((a, a + _CHUNK) for a in range(0, len(samples), _CHUNK))
         ]
-        return _Task(slot, samples, pages, futures)
+        return _Task(slot, target, samples, pages, futures)
 
     def _decode(
         self,
@@ -288,17 +291,23 @@ class Loader:
         if self._page_cache is not None and task.pages is not None:
             self._page_cache.release(task.pages)
 
-    def _to_device(self, task: _Task, resolution: int) -> tuple[Batch, torch.cuda.Event | None]:
-        count = len(task.samples)
-        sources = (task.slot.view(count, resolution), task.slot.labels[:count], task.slot.indices[:count])
+    def _to_device(self, task: _Task) -> tuple[Batch, torch.cuda.Event | None]:
+        slot, count = task.slot, len(task.samples)
+        labels, indices = slot.labels[:count], slot.indices[:count]
+        if self._copy_stream is None:
+            images = torch.from_numpy(task.target)
+            # No copy: the slot is free again when the last tensor that shares its memory is gone.
+            weakref.finalize(task.target, self._free.append, slot).atexit = False
+            return Batch(images.permute(0, 3, 1, 2), labels.clone(), indices.clone()), None
+        sources = (slot.images[: task.target.size].view(task.target.shape), labels, indices)
         with torch.cuda.stream(self._copy_stream):
             copies = [torch.empty_like(s, device=self._device, pin_memory=False) for s in sources]
             for copy, source in zip(copies, sources, strict=True):
                 copy.copy_(source, non_blocking=True)
-            if self._copy_stream is not None:
-                task.slot.copied = torch.cuda.Event()
-                task.slot.copied.record(self._copy_stream)
-        return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2]), task.slot.copied
+            slot.copied = torch.cuda.Event()
+            slot.copied.record(self._copy_stream)
+        self._free.append(slot)
+        return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2]), slot.copied
 
     def _handed_over(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
         if copied is not None:
@@ -318,3 +327,4 @@ class Loader:
             for future in task.futures:
                 if not future.cancelled():
                     future.exception()
+            self._free.append(task.slot)
