@@ -29,6 +29,7 @@ LEVELS = {
     "trainer": 5,
     "evaluator": 5,
     "evaluation_run": 6,
+    "doctor": 6,
     "quickstart": 7,
 }
 UNLISTED = LEVELS["data"]

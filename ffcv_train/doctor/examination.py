@@ -1,0 +1,207 @@
+"""The doctor's examination: from a configuration to a report, as plain values that JSON can say."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from ffcv_train import build
+from ffcv_train.config import RunConfig, to_dict
+from ffcv_train.data.beton import Beton, open_beton
+from ffcv_train.data.memory import available_bytes
+from ffcv_train.data.native import MODE_JPG
+from ffcv_train.data.residency import cached_share, resident_pages
+from ffcv_train.distributed import Process, share_of_cores
+from ffcv_train.doctor import balance
+from ffcv_train.doctor.balance import Facts, Forecast
+from ffcv_train.doctor.measure import Measurement, OtherPrograms, Sample, measure, speed, times
+from ffcv_train.doctor.request import Request
+from ffcv_train.environment import describe_environment
+from ffcv_train.errors import UserError
+from ffcv_train.progress import ProgressLine
+from ffcv_train.trainer import Trainer
+
+_PAGED_BYTES_PER_PROCESS = 2 << 30  # what a loader with data.in_memory=0 holds at most, about
+
+
+def examine(request: Request, process: Process) -> dict[str, Any]:
+    """Measure loader and step of the configured run on `process.device` and say which of them limits it when.
+
+    Refuses what the trainer refuses, but for a data set larger than memory, which is measured with data.in_memory=0.
+    Leaves nothing on disk.
+    """
+    config = request.config
+    build.check_config(config)
+    if process.world_size > 1:
+        raise UserError(
+            f"the doctor measures one device in one process; start it without torchrun, with "
+            f"--devices={process.local_world_size}"
+        )
+    devices = request.devices or (torch.cuda.device_count() if process.device.type == "cuda" else 1)
+    sizes = build.batch_sizes(config, devices)
+    if not config.data.val_dataset:  # no part of what is measured
+        config = replace(config, "data", val_dataset=config.data.train_dataset)
+    cached, available, fits = None, available_bytes(), True
+    if config.data.train_dataset:
+        beton = open_beton(config.data.train_dataset)
+        fits = beton.file_size <= available
+        resident = resident_pages(beton.path)
+        cached = None if resident is None else cached_share(resident, beton.ptrs, beton.sizes)
+    cores = share_of_cores(dataclasses.replace(process, local_world_size=1))
+    share = share_of_cores(dataclasses.replace(process, local_world_size=devices))
+    workers = devices * (config.data.num_workers or share)
+    # One process stands for all of this machine's: their threads, their batches under way.
+    config = replace(
+        config,
+        "data",
+        num_workers=workers,
+        batches_ahead=config.data.batches_ahead * devices,
+        in_memory=config.data.in_memory and fits,
+    )
+    config = replace(config, "training", resume="", batch_size=sizes.per_device, global_batch_size=0)
+    trainer = Trainer(config, process)
+    beton = trainer.data.train
+    steps = len(beton) // sizes.global_batch
+    with contextlib.closing(trainer.train_loader), contextlib.closing(trainer.val_loader):
+        if not steps:
+            raise UserError(
+                f"{beton.path} has {len(beton)} samples, fewer than one global batch of {sizes.global_batch} on "
+                f"{devices} devices; lower --training.batch_size"
+            )
+        stages = balance.stages(config.resolution, config.training.epochs)
+        others = OtherPrograms()
+        with _progress() as line, _out_of_memory(config):
+            measurements = measure(
+                trainer, stages, request.seconds, lambda done, parts, what: line.show("doctor", done, parts, what)
+            )
+        taken = others.busy_cores()
+    facts = _facts(request.config, beton, process, cores, workers, available)
+    speeds = [(speed(m.loader), speed(m.step)) for m in measurements]
+    # Loader and step each had at least the cores that they used.
+    free = max(cores - taken, min(cores, max(one.busy_cores for pair in speeds for one in pair)))
+    forecasts = [
+        balance.forecast(stage, loader, times(step, devices), free, steps * sizes.global_batch)
+        for stage, (loader, step) in zip(stages, speeds, strict=True)
+    ]
+    return {
+        "data_set": _data_set(beton, facts, cached, devices),
+        "machine": {
+            "device_type": process.device.type,
+            "devices": devices,
+            "cores": cores,
+            "loader_threads": workers,
+            "cores_of_other_programs": taken,
+            "device_memory": _device_memory(process.device),
+            **describe_environment(process.device),
+        },
+        "run": {
+            "arch": config.model.arch,
+            "num_classes": trainer.data.num_classes,
+            "amp": config.training.amp,
+            "compile": config.model.compile,
+            "epochs": config.training.epochs,
+            "batch_per_device": trainer.sizes.per_device,
+            "accumulate": trainer.sizes.accumulate,
+            "global_batch": sizes.global_batch,
+            "steps_per_epoch": steps,
+        },
+        "stages": [_stage(f, m) for f, m in zip(forecasts, measurements, strict=True)],
+        "training_seconds": sum(f.seconds for f in forecasts),
+        "advice": balance.advise(facts, forecasts),
+        "config": to_dict(request.config),
+    }
+
+
+def replace(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    """`config` with other values in one section."""
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+def _facts(config: RunConfig, beton: Beton, process: Process, cores: int, workers: int, available: int) -> Facts:
+    return Facts(
+        device_type=process.device.type,
+        cores=cores,
+        workers=workers,
+        in_memory=config.data.in_memory,
+        file_bytes=beton.file_size,
+        raw_bytes=int((beton.heights * beton.widths * 3).sum()),
+        available_bytes=available,
+        jpeg_share=float((beton.modes == MODE_JPG).mean()),
+        amp=config.training.amp,
+        channels_last=config.model.channels_last,
+        compile=config.model.compile,
+    )
+
+
+def _data_set(beton: Beton, facts: Facts, cached: float | None, devices: int) -> dict[str, Any]:
+    return {
+        "path": str(beton.path),
+        "samples": len(beton),
+        "jpeg_share": facts.jpeg_share,
+        "median_height": int(np.median(beton.heights)),
+        "median_width": int(np.median(beton.widths)),
+        "file_bytes": facts.file_bytes,
+        "raw_bytes": facts.raw_bytes,
+        "in_memory": facts.in_memory,
+        "measured_in_memory": facts.in_memory and facts.fits,
+        "needed_bytes": facts.file_bytes
+        if facts.in_memory
+        else min(facts.file_bytes, devices * _PAGED_BYTES_PER_PROCESS),
+        "available_bytes": facts.available_bytes,
+        "fits": facts.fits,
+        "cached_share": cached,
+    }
+
+
+def _stage(forecast: Forecast, measurement: Measurement) -> dict[str, Any]:
+    return {
+        "resolution": forecast.stage.resolution,
+        "first_epoch": forecast.stage.first_epoch,
+        "epochs": forecast.stage.epochs,
+        "loader_images_per_s": forecast.loader.images_per_s,
+        "loader_images_per_s_per_core": forecast.loader.per_core,
+        "loader_busy_cores": forecast.loader.busy_cores,
+        "loader_rounds": _rates(measurement.loader),
+        "step_images_per_s": forecast.step.images_per_s,
+        "step_busy_cores": forecast.step.busy_cores,
+        "step_rounds_of_one_device": _rates(measurement.step),
+        "images_per_s": forecast.images_per_s,
+        "bottleneck": forecast.bottleneck,
+        "cores_to_balance": forecast.cores_to_balance,
+        "epoch_seconds": forecast.epoch_seconds,
+    }
+
+
+def _rates(samples: tuple[Sample, ...]) -> list[float]:
+    return [sample.images / sample.seconds for sample in samples]
+
+
+def _device_memory(device: torch.device) -> dict[str, int] | None:
+    """Bytes of a GPU that the largest step took, and that it has; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return {"peak_bytes": torch.cuda.max_memory_reserved(device), "total_bytes": torch.cuda.mem_get_info(device)[1]}
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[ProgressLine]:
+    line = ProgressLine(plain_interval=10.0, console=Console(stderr=True, highlight=False, soft_wrap=True))
+    try:
+        yield line
+    finally:
+        line.close()
+
+
+@contextlib.contextmanager
+def _out_of_memory(config: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            f"the GPU has too little memory for steps of {config.training.batch_size} images of up to "
+            f"{config.resolution.max_res} pixels; lower --training.batch_size"
+        ) from None
