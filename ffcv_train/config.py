@@ -104,9 +104,13 @@ class ResolutionConfig:
 class LossConfig:
     """The criterion; a hyperparameter that the chosen criterion has no use for is ignored."""
 
-    name: str = option("maxsup", "criterion: ce, ls, maxsup (docs/losses.md)")
-    alpha_start: float = option(0.1, "maxsup, ls: weight of the penalty at the start", min=0.0)
-    alpha_end: float = option(0.2, "maxsup, ls: weight of the penalty at the end, reached linearly", min=0.0)
+    name: str = option("maxsup", "criterion: ce, ls, maxsup, logit_penalty, ols, zipf, or an ablation (docs/losses.md)")
+    alpha_start: float = option(0.1, "maxsup, ls, ablations: weight of the penalty at the start", min=0.0)
+    alpha_end: float = option(0.2, "maxsup, ls, ablations: weight at the end, reached linearly", min=0.0)
+    beta: float = option(6e-4, "logit_penalty: weight of half the squared norm of the logits", min=0.0)
+    hard_weight: float = option(0.5, "ols: weight of cross-entropy with the target", min=0.0)
+    soft_weight: float = option(0.5, "ols: weight of cross-entropy with the class's mean prediction", min=0.0)
+    zipf_weight: float = option(0.1, "zipf: weight of the divergence from Zipf's law", min=0.0)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class Trainer:
         self.loss_so_far = 0.0
         self.finished = False
         self.run = self._resume()
+        # After the copy for the averaged weights: hooks are the trained network's alone.
+        self.criterion.attach(self.model, schedules.resolution(config.resolution, 0))
         self.wrapped = self._wrap()
         self.board = StatusBoard(process)
         self.train_loader = build.train_loader(config, self.data.train, self.sizes, process)
@@ -258,7 +260,8 @@ class Trainer:
         raise Stopped(number, self.folder / "last.pt")
 
     def _save(self, name: str, training_state: bool = True) -> None:
-        """Write a checkpoint on rank 0; with `training_state`, all that `resume` needs."""
+        """Write a checkpoint on rank 0, called on every rank; with `training_state`, all that `resume` needs."""
+        criterion = self.criterion.state_of_all_ranks() if training_state else {}
         if not self.process.is_main:
             return
         state: dict[str, Any] = {
@@ -278,7 +281,7 @@ class Trainer:
             state |= {
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "criterion": self.criterion.state_dict(),
+                "criterion": criterion,
                 "ema_updates": int(self.ema.n_averaged) if self.ema is not None else 0,
                 "loss_so_far": self.loss_so_far,
                 **self._facts(),
@@ -303,7 +306,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.criterion.load_state_dict(state["criterion"])
+        self.criterion.load_state_of_all_ranks(state["criterion"], self.process.rank)
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])

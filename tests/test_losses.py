@@ -1,4 +1,4 @@
-"""Criteria against independent references: PyTorch's label smoothing and NumPy in float64."""
+"""What holds for every criterion, and the stateless ones against PyTorch's label smoothing and NumPy in float64."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,10 +17,17 @@ from ffcv_train.errors import UserError
 from ffcv_train.losses import CRITERIA, create_criterion
 from ffcv_train.losses.base import Criterion
 from ffcv_train.losses.cross_entropy import cross_entropy
+from ffcv_train.losses.dense_head import DenseHead
+from ffcv_train.losses.error_amplification_only import error_amplification_only
 from ffcv_train.losses.label_smoothing import label_smoothing
+from ffcv_train.losses.logit_penalty import logit_penalty
 from ffcv_train.losses.maxsup import maxsup
+from ffcv_train.losses.regularization_only import regularization_only
+from ffcv_train.losses.zipf import Zipf
 
 BATCH, CLASSES = 6, 5
+# Arg maxima at seven positions of each sample's feature map: some classes without a vote, some tied.
+TOP_CLASSES = torch.tensor([[0, 1, 1, 2, 2, 3, 0]] * 3 + [[4, 4, 4, 4, 2, 2, 1]] * 3)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,35 +47,62 @@ def batch(seed: int = 0, soft: bool = False, dtype: torch.dtype = torch.float64)
     return logits, mixed if soft else hard
 
 
-def criterion_named(name: str, epoch: int = 0) -> Criterion:
-    criterion = create_criterion(LossConfig(name=name), num_classes=CLASSES, epochs=4)
+def criterion_named(name: str, epoch: int = 0, classes: int = CLASSES) -> Criterion:
+    criterion = create_criterion(LossConfig(name=name), num_classes=classes, epochs=4)
     criterion.start_epoch(epoch)
+    if isinstance(criterion, Zipf):
+        criterion.head = DenseHead("", torch.nn.Identity(), True, 0, top_classes=TOP_CLASSES)
     return criterion
 
 
 def numpy_loss(name: str, logits: np.ndarray, targets: np.ndarray, alpha: float) -> float:
-    """The mean loss from the method's table, one sample and one class at a time."""
+    """The mean loss of default options from the method's table, one sample and one class at a time."""
     total = 0.0
-    for z, y in zip(logits.tolist(), targets.tolist(), strict=True):
-        weights = y if isinstance(y, list) else [float(k == y) for k in range(len(z))]
+    for number, (z, y) in enumerate(zip(logits.tolist(), targets.tolist(), strict=True)):
+        classes = range(len(z))
+        weights = y if isinstance(y, list) else [float(k == y) for k in classes]
         log_sum = max(z) + np.log(sum(np.exp(v - max(z)) for v in z))
-        total -= sum(w * (v - log_sum) for w, v in zip(weights, z, strict=True))
+        entropy = -sum(weights[k] * (z[k] - log_sum) for k in classes)
         mean = sum(z) / len(z)
-        total += {
-            "ce": 0.0,
-            "ls": alpha * (sum(w * v for w, v in zip(weights, z, strict=True)) - mean),
-            "maxsup": alpha * (max(z) - mean),
-        }[name]
+        true = sum(weights[k] * z[k] for k in classes)
+        if name == "ols":  # in its first epoch: rows of label smoothing with 0.1
+            smooth = -sum((0.9 * weights[k] + 0.1 / len(z)) * (z[k] - log_sum) for k in classes)
+            total += 0.5 * entropy + 0.5 * smooth
+            continue
+        total += entropy
+        if name == "ls":
+            total += alpha * (true - mean)
+        elif name == "maxsup":
+            total += alpha * (max(z) - mean)
+        elif name == "logit_penalty":
+            total += 6e-4 / 2 * sum(v * v for v in z)
+        elif name == "regularization_only":
+            total += alpha / len(z) * sum(true - v for v in z if v < true)
+        elif name == "error_amplification_only":
+            total += alpha / len(z) * sum(true - v for v in z if v > true)
+        elif name == "zipf":
+            votes = TOP_CLASSES[number].tolist()
+            others = sorted((k for k in classes if k != y), key=lambda k: (-votes.count(k), -z[k]))
+            harmonic = sum(1 / rank for rank in range(1, len(z)))
+            log_others = np.log(sum(np.exp(z[k]) for k in others))
+            for rank, k in enumerate(others, start=1):
+                p = 1 / rank / harmonic
+                total += 0.1 * p * (np.log(p) - (z[k] - log_others))
+        else:
+            assert name == "ce"
     return total / len(logits)
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    name=st.sampled_from(["ce", "ls", "maxsup"]),
-    soft=st.booleans(),
-    seed=st.integers(0, 2**31),
-    epoch=st.integers(0, 3),
+each = pytest.mark.parametrize("name", list(CRITERIA))
+hard_and_soft = pytest.mark.parametrize(
+    ("name", "soft"),
+    [(name, soft) for name in CRITERIA for soft in (False, True) if not soft or CRITERIA[name].takes_soft_targets],
 )
+
+
+@hard_and_soft
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 3))
 def test_criteria_equal_the_method_in_numpy(name: str, soft: bool, seed: int, epoch: int) -> None:
     logits, targets = batch(seed, soft)
     expected = numpy_loss(name, logits.numpy(), targets.numpy(), alpha=0.1 + 0.1 * epoch / 4)
@@ -105,36 +139,69 @@ def test_maxsup_equals_label_smoothing_where_the_top_class_is_true() -> None:
     torch.testing.assert_close(maxsup(logits, top, 0.2), label_smoothing(logits, top, 0.2))
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_ablations_sum_to_label_smoothing(seed: int, soft: bool) -> None:
+    logits, targets = batch(seed, soft)
+    entropy = cross_entropy(logits, targets)
+    parts = regularization_only(logits, targets, 0.3) + error_amplification_only(logits, targets, 0.3) - 2 * entropy
+    torch.testing.assert_close(parts, label_smoothing(logits, targets, 0.3) - entropy, rtol=1e-12, atol=1e-12)
+
+
+def test_the_ablations_leave_ties_with_the_true_class_alone() -> None:
+    logits, targets = torch.tensor([[2.0, 2.0, 1.0, 3.0]]), torch.tensor([0])
+    plain = gradient(lambda z: cross_entropy(z, targets), logits)
+    below = gradient(lambda z: regularization_only(z, targets, 1.0), logits) - plain
+    above = gradient(lambda z: error_amplification_only(z, targets, 1.0), logits) - plain
+    torch.testing.assert_close(below, torch.tensor([[0.25, 0.0, -0.25, 0.0]]))
+    torch.testing.assert_close(above, torch.tensor([[0.25, 0.0, 0.0, -0.25]]))
+
+
+def test_error_amplification_is_nothing_where_all_predictions_are_right() -> None:
+    logits, _ = batch(11)
+    top = logits.argmax(dim=-1)
+    torch.testing.assert_close(error_amplification_only(logits, top, 0.2), cross_entropy(logits, top))
+    torch.testing.assert_close(regularization_only(logits, top, 0.2), label_smoothing(logits, top, 0.2))
+
+
+def test_logit_penalty_gradient_is_beta_times_the_logits() -> None:
+    logits, targets = batch(12)
+    penalty = gradient(lambda z: logit_penalty(z, targets, 0.02) - cross_entropy(z, targets), logits)
+    torch.testing.assert_close(penalty, 0.02 * logits)
+
+
 def gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     leaf = logits.clone().requires_grad_()
     return torch.autograd.grad(loss(leaf).sum(), leaf)[0]
 
 
-each = pytest.mark.parametrize("name", list(CRITERIA))
-hard_and_soft = pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-
-
-@each
 @hard_and_soft
 def test_gradients_are_right(name: str, soft: bool) -> None:
     logits, targets = batch(4, soft)
-    assert torch.autograd.gradcheck(lambda z: criterion_named(name)(z, targets), (logits.requires_grad_(),))
+    criterion = criterion_named(name)
+    assert torch.autograd.gradcheck(lambda z: criterion(z, targets), (logits.requires_grad_(),))
 
 
-@each
 @hard_and_soft
 def test_a_constant_on_all_logits_changes_nothing(name: str, soft: bool) -> None:
     logits, targets = batch(5, soft)
     criterion = criterion_named(name)
-    torch.testing.assert_close(criterion(logits + 7.5, targets), criterion(logits, targets))
+    before, after = criterion(logits, targets), criterion(logits + 7.5, targets)
+    if name == "logit_penalty":
+        # By definition not: (β/2) Σ (z + c)² − z².
+        before = before + 3e-4 * (2 * 7.5 * logits.sum(dim=-1) + CLASSES * 7.5**2).mean()
+    torch.testing.assert_close(after, before)
 
 
-@each
 @hard_and_soft
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_large_logits_of_any_type_give_finite_float32(name: str, soft: bool, dtype: torch.dtype) -> None:
-    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True)
-    targets = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]) if soft else torch.tensor([1, 0])
+    random = torch.Generator().manual_seed(0)
+    signs = torch.randint(-1, 2, (BATCH, CLASSES), generator=random)
+    logits = (1e4 * signs).to(dtype).requires_grad_()
+    targets = torch.eye(CLASSES)[[0, 1, 2, 3, 4, 0]] if soft else torch.tensor([0, 1, 2, 3, 4, 0])
+    if soft:
+        targets = (targets + targets.roll(1, 0)) / 2
     loss = criterion_named(name)(logits, targets)
     loss.backward()
     assert loss.dtype == torch.float32
@@ -144,7 +211,6 @@ def test_large_logits_of_any_type_give_finite_float32(name: str, soft: bool, dty
     assert logits.grad.dtype == dtype
 
 
-@each
 @hard_and_soft
 def test_half_precision_logits_cost_no_more_than_their_rounding(name: str, soft: bool) -> None:
     logits, targets = batch(6, soft, torch.float32)
@@ -155,7 +221,6 @@ def test_half_precision_logits_cost_no_more_than_their_rounding(name: str, soft:
     torch.testing.assert_close(mixed, criterion(rounded.double(), targets).float(), rtol=1e-6, atol=1e-6)
 
 
-@each
 @hard_and_soft
 def test_compiles_in_one_graph_and_once_for_all_epochs(name: str, soft: bool) -> None:
     torch.compiler.reset()
@@ -168,9 +233,13 @@ def test_compiles_in_one_graph_and_once_for_all_epochs(name: str, soft: bool) ->
     criterion = criterion_named(name)
     compiled = torch.compile(criterion, backend=backend, fullgraph=True)
     logits, targets = batch(7, soft, torch.float32)
+    reference = criterion_named(name)
     for epoch in range(4):
         criterion.start_epoch(epoch)
-        torch.testing.assert_close(compiled(logits, targets), criterion_named(name, epoch)(logits, targets))
+        reference.start_epoch(epoch)
+        torch.testing.assert_close(compiled(logits, targets), reference(logits, targets))
+        criterion.end_epoch()
+        reference.end_epoch()
     assert len(graphs) == 1
 
 
@@ -193,7 +262,6 @@ class NoWaits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@each
 @hard_and_soft
 def test_a_step_never_waits_for_the_device(name: str, soft: bool) -> None:
     logits, targets = batch(9, soft, torch.float32)
@@ -201,6 +269,7 @@ def test_a_step_never_waits_for_the_device(name: str, soft: bool) -> None:
     with NoWaits():
         criterion.start_epoch(1)
         criterion(logits.requires_grad_(), targets).backward()
+        criterion.end_epoch()
         criterion.scalars()
 
 
@@ -215,7 +284,7 @@ def test_targets_of_another_shape_or_type_are_refused(name: str, targets: Tensor
         criterion_named(name)(torch.zeros(BATCH, CLASSES), targets)
 
 
-@pytest.mark.parametrize("name", ["ls", "maxsup"])
+@pytest.mark.parametrize("name", ["ls", "maxsup", "regularization_only", "error_amplification_only"])
 def test_alpha_changes_in_place_and_shows_in_the_log(name: str) -> None:
     criterion = create_criterion(LossConfig(name=name, alpha_start=0.0, alpha_end=0.4), num_classes=3, epochs=8)
     buffer = criterion.get_buffer("alpha")
@@ -225,6 +294,37 @@ def test_alpha_changes_in_place_and_shows_in_the_log(name: str) -> None:
     assert criterion.get_buffer("alpha") is buffer
     assert buffer.item() == pytest.approx(0.3)
     assert not criterion.state_dict()
+
+
+@each
+def test_probabilities_are_taken_or_refused_in_words(name: str) -> None:
+    logits, targets = batch(13, soft=True)
+    if CRITERIA[name].takes_soft_targets:
+        assert criterion_named(name)(logits, targets).isfinite()
+        return
+    with pytest.raises(ValueError, match=r"not defined for targets that are probabilities \(Mixup, CutMix\)"):
+        criterion_named(name)(logits, targets)
+
+
+@each
+def test_one_hot_probabilities_equal_class_indices(name: str) -> None:
+    logits, targets = batch(14)
+    if CRITERIA[name].takes_soft_targets:
+        one_hot = F.one_hot(targets, CLASSES).double()
+        torch.testing.assert_close(criterion_named(name)(logits, one_hot), criterion_named(name)(logits, targets))
+
+
+@each
+def test_state_survives_a_checkpoint(name: str) -> None:
+    first, second = criterion_named(name), criterion_named(name)
+    for number in range(3):
+        first(*batch(number))
+        if number == 1:
+            first.end_epoch()
+    second.load_state_of_all_ranks(first.state_of_all_ranks(), rank=0)
+    first.end_epoch()
+    second.end_epoch()
+    torch.testing.assert_close(second(*batch(15)), first(*batch(15)), rtol=0, atol=0)
 
 
 def test_cross_entropy_ignores_alpha() -> None:

@@ -8,13 +8,23 @@ from ffcv_train.config import LossConfig
 from ffcv_train.errors import UserError
 from ffcv_train.losses.base import Criterion
 from ffcv_train.losses.cross_entropy import CrossEntropy
+from ffcv_train.losses.error_amplification_only import ErrorAmplificationOnly
 from ffcv_train.losses.label_smoothing import LabelSmoothing
+from ffcv_train.losses.logit_penalty import LogitPenalty
 from ffcv_train.losses.maxsup import MaxSup
+from ffcv_train.losses.online_label_smoothing import OnlineLabelSmoothing
+from ffcv_train.losses.regularization_only import RegularizationOnly
+from ffcv_train.losses.zipf import Zipf
 
 CRITERIA: dict[str, type[Criterion]] = {
     "ce": CrossEntropy,
     "ls": LabelSmoothing,
     "maxsup": MaxSup,
+    "logit_penalty": LogitPenalty,
+    "ols": OnlineLabelSmoothing,
+    "zipf": Zipf,
+    "regularization_only": RegularizationOnly,
+    "error_amplification_only": ErrorAmplificationOnly,
 }
 
 

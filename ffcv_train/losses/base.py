@@ -1,9 +1,13 @@
 """What every criterion shares: the interface to the trainer, float32, and the α schedule."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from ffcv_train import schedules
+from ffcv_train.distributed import all_reduce_sum
 
 
 class Criterion(nn.Module):
@@ -13,14 +17,26 @@ class Criterion(nn.Module):
     those that a constructor names. State that must survive a restart belongs in persistent buffers.
     """
 
+    rank_sums: ClassVar[tuple[str, ...]] = ()
+    """Names of the persistent buffers in which each rank adds up its own samples"""
+
+    takes_soft_targets: ClassVar[bool] = True
+    """Whether targets may be probabilities (Mixup, CutMix)"""
+
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, 0-d, float32 (float64 for float64 logits).
 
         `logits`: [B, K], any floating type; computed in at least float32, also under autocast. `targets`: class
         indices, int64 [B], each in [0, K) (not checked here, for that would wait for the device), or
-        probabilities, floating [B, K], rows summing to 1. Raises `ValueError` on other shapes or types.
+        probabilities, floating [B, K], rows summing to 1. Raises `ValueError` on other shapes or types, and on
+        probabilities where `takes_soft_targets` is false.
         """
         _check_shapes(logits, targets)
+        if targets.is_floating_point() and not self.takes_soft_targets:
+            raise ValueError(
+                f"{type(self).__name__} is not defined for targets that are probabilities (Mixup, CutMix); "
+                f"train it with class indices, or choose another criterion"
+            )
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if targets.is_floating_point():
@@ -31,11 +47,29 @@ class Criterion(nn.Module):
         """Losses [B] of `logits` [B, K] (float32 or float64) and `targets` (int64 [B], or [B, K] in logits' type)."""
         raise NotImplementedError
 
+    def attach(self, model: nn.Module, side: int) -> None:
+        """Called once, before training, with the bare model: a criterion that reads more than logits hooks itself in.
+
+        `side` is that of the first epoch's images in pixels. Raises `UserError` where the model lacks what is needed.
+        """
+
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of epoch `epoch` (from 0), also when a run is resumed within it."""
 
     def end_epoch(self) -> None:
         """Called after the last step of an epoch on every rank; statistics are reduced over the ranks here."""
+
+    def state_of_all_ranks(self) -> dict[str, Tensor]:
+        """The state dict of a run of one process that had seen all ranks' samples; called on every rank."""
+        state = self.state_dict()
+        return state | {name: all_reduce_sum(state[name].clone()) for name in self.rank_sums}
+
+    def load_state_of_all_ranks(self, state: Mapping[str, Tensor], rank: int) -> None:
+        """Continue from `state_of_all_ranks`, at any number of ranks: rank 0 takes the sums, the others begin at 0."""
+        self.load_state_dict(state)
+        if rank:
+            for name in self.rank_sums:
+                self.get_buffer(name).zero_()
 
     def scalars(self) -> dict[str, float]:
         """What the log shows of the criterion, by name; costs no wait for the device."""

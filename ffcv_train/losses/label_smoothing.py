@@ -13,11 +13,15 @@ def label_smoothing(logits: Tensor, targets: Tensor, alpha: Tensor | float) -> T
     which z_gt becomes Σ_k y_k z_k; `alpha`: in [0, 1], a number or a 0-d tensor. Returns [B], in nats.
     The form in logits is that of arXiv:2502.15798.
     """
+    penalty = target_logits(logits, targets) - logits.mean(dim=-1)
+    return cross_entropy(logits, targets) + alpha * penalty
+
+
+def target_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """z_gt per sample, [B]: the true class's logit, or Σ_k y_k z_k for targets that are probabilities."""
     if targets.is_floating_point():
-        target_logit = (targets * logits).sum(dim=-1)
-    else:
-        target_logit = logits.gather(-1, targets[:, None]).squeeze(-1)
-    return cross_entropy(logits, targets) + alpha * (target_logit - logits.mean(dim=-1))
+        return (targets * logits).sum(dim=-1)
+    return logits.gather(-1, targets[:, None]).squeeze(-1)
 
 
 class LabelSmoothing(AlphaCriterion):
