@@ -1,6 +1,7 @@
 """Opening a .beton file: every table and pointer is checked before anything else touches the file."""
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from ffcv_train.data import native
 from ffcv_train.errors import UserError
 
 _FIELD_NAMES = ("image", "label")
+_MAX_PIXELS_PER_BYTE = 1024
+"""Of a JPEG: Huffman codes take at least a bit per block of 8 × 8 samples, and the components together have more than
+half as many blocks as the image has squares of that size."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,11 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def open_beton(path: str | Path) -> Beton:
+def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     """Read and check header, field descriptions, sample table, allocation table and sidecar of a .beton file.
 
-    Raises `UserError` naming what is wrong and where; the images themselves are not decoded.
+    With `compare_checksum` the tables must also have the checksum that the sidecar holds, if it holds one. Raises
+    `UserError` naming what is wrong and where; the images themselves are not decoded.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,6 +100,7 @@ def open_beton(path: str | Path) -> Beton:
     images = samples["f0"]
     labels = samples["f1"].astype(np.int64)
     ptrs, sizes = _regions_of_samples(path, images["data_ptr"], regions)
+    sidecar = _read_sidecar(path, num_samples)
     beton = Beton(
         path=path,
         page_size=page_size,
@@ -104,10 +110,17 @@ def open_beton(path: str | Path) -> Beton:
         widths=images["width"].astype(np.int64),
         ptrs=ptrs,
         sizes=sizes,
-        sidecar=_read_sidecar(path, num_samples),
+        sidecar=sidecar,
         file_size=len(content),
     )
     _check_samples(beton, data_start, table_start)
+    if compare_checksum and sidecar is not None and sidecar.get("checksums") is not None:
+        checksum = zlib.crc32(content[table_start:].data, zlib.crc32(content[:data_start].data))
+        if _tables_checksum(sidecar) != checksum:
+            raise UserError(
+                f"the tables of {path} differ from their checksum in {sidecar_path(path)}; copy both files again, or "
+                f"make them again"
+            )
     return beton
 
 
@@ -147,6 +160,14 @@ def _regions_of_samples(path: Path, data_ptrs: np.ndarray, regions: np.ndarray) 
             f"{path} is damaged: sample {first} points to byte {data_ptrs[first]}, where no image was stored; "
             f"make it again with write_dataset.py"
         )
+    owners = regions["sample_id"][order][position]
+    strange = np.flatnonzero(owners != np.arange(len(data_ptrs), dtype=np.uint64))
+    if len(strange):
+        first = int(strange[0])
+        raise UserError(
+            f"{path} is damaged: sample {first} points to byte {data_ptrs[first]}, which holds the image of sample "
+            f"{owners[first]}; make it again with write_dataset.py"
+        )
     sizes = regions["size"][order][position]
     limit = np.uint64(np.iinfo(np.int64).max // 4)
     if (sizes > limit).any() or (data_ptrs > limit).any():
@@ -158,13 +179,16 @@ def _regions_of_samples(path: Path, data_ptrs: np.ndarray, regions: np.ndarray) 
 
 def _check_samples(beton: Beton, data_start: int, data_end: int) -> None:
     last_byte = beton.ptrs + beton.sizes - 1
-    raw_size = beton.heights * beton.widths * 3
+    raw, pixels = beton.modes == native.MODE_RAW, beton.heights * beton.widths
+    most = beton.sizes * _MAX_PIXELS_PER_BYTE
     checks = (
         ((beton.modes > native.MODE_RAW), "has an unknown storage mode"),
         ((beton.heights < 1) | (beton.widths < 1), "has no pixels"),
         ((beton.sizes < 1) | (beton.ptrs < data_start) | (last_byte >= data_end), "lies outside the data region"),
         ((beton.ptrs // beton.page_size != last_byte // beton.page_size), "crosses a page"),
-        ((beton.modes == native.MODE_RAW) & (beton.sizes != raw_size), "is raw but not height × width × 3 bytes long"),
+        (raw & (beton.sizes != pixels * 3), "is raw but not height × width × 3 bytes long"),
+        # Before anyone takes memory for it.
+        (~raw & (pixels > most), "claims more pixels than its bytes can hold"),
         ((beton.labels < 0), "has a negative label"),
     )
     for wrong, what in checks:
@@ -179,12 +203,21 @@ def _read_sidecar(path: Path, num_samples: int) -> dict[str, Any] | None:
         return None
     try:
         sidecar = json.loads(file.read_text())
-        names, count = sidecar["class_names"], sidecar["num_samples"]
-        fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    except (OSError, ValueError, KeyError, TypeError):
+        names, count, files = sidecar["class_names"], sidecar["num_samples"], sidecar.get("files", [])
+        lists = isinstance(names, list) and isinstance(files, list)
+        fits = lists and all(isinstance(name, str) for name in (*names, *files))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fits, count = False, num_samples
     if not fits or count != num_samples:
         raise UserError(
             f"{file} does not describe {path.name}; delete it, or write the data set again so that both belong together"
         )
     return sidecar
+
+
+def _tables_checksum(sidecar: dict[str, Any]) -> int | None:
+    """The CRC-32 of the tables in the sidecar; None where it is no number."""
+    try:
+        return int(sidecar["checksums"]["tables"], 16)
+    except (ValueError, KeyError, TypeError):
+        return None

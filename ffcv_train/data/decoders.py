@@ -12,11 +12,12 @@ from numba import carray, njit
 from numba.core import types
 from numba.extending import intrinsic
 
-from ffcv_train.data.jpeg import HEADER_FIELDS, HEIGHT, WIDTH, cut_tiles, parse_header
+from ffcv_train.data import jpeg, kernel_cache, native, random, resample, turbojpeg
+from ffcv_train.data.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header
 from ffcv_train.data.native import address_of
 from ffcv_train.data.random import seed_stream, uniform
 from ffcv_train.data.resample import FILTERS, resize_crop, scratch_sizes
-from ffcv_train.data.turbojpeg import JpegDecoder, decode_jpeg
+from ffcv_train.data.turbojpeg import decode_jpeg
 
 OK = 0
 BAD_HEADER = 1
@@ -64,13 +65,11 @@ class Scratch:
         self.tiles = np.empty(max_stored_bytes, np.uint8)
         self.header = np.empty(HEADER_FIELDS, np.int64)
         self.region = np.empty(4, np.int64)
-        self.decoder = JpegDecoder()
 
     @property
     def arguments(self) -> tuple:
         """The last arguments of `decode_samples`."""
-        arrays = (self.image, self.row, self.weights, self.spans, self.state, self.tiles, self.header, self.region)
-        return (*arrays, self.decoder.handle)
+        return (self.image, self.row, self.weights, self.spans, self.state, self.tiles, self.header, self.region)
 
 
 def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:
@@ -142,7 +141,6 @@ def decode_samples(
     tiles: np.ndarray,
     header: np.ndarray,
     region: np.ndarray,
-    handle: int,
 ) -> tuple[int, int]:
     """Decode, crop, resize and flip samples into `target` (uint8 [n, R, R, 3]).
 
@@ -165,22 +163,26 @@ def decode_samples(
                 return i, 1
             source, size = addresses[i], np.uint64(sizes[i])
             rows, columns = height, width
-            cut = cut_tiles(data, header, top, left, h, w, tiles, region)
+            # A crop of at least twice the target is decoded at a half, a quarter, an eighth, where that is wished.
+            reduction = 1
+            while parameters[7] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * len(target[i]):
+                reduction *= 2
+            # A pixel of the reduced image, which upsampling may look at, is as many of the whole.
+            cut = cut_tiles(data, header, top, left, h, w, tiles, region, max(MARGIN, reduction))
             if cut < 0:
                 return i, 2
             if cut > 0:
                 source, size = np.uint64(address_of(tiles)), np.uint64(cut)
                 top, left, rows, columns = top - region[0], left - region[1], region[2], region[3]
-            # A crop of at least twice the target is decoded at a half, a quarter, an eighth, where that is wished.
-            reduction = 1
-            while parameters[7] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * len(target[i]):
-                reduction *= 2
             if reduction > 1:
                 rows, columns = -(-rows // reduction), -(-columns // reduction)
                 top, left = min(top // reduction, rows - 1), min(left // reduction, columns - 1)
                 h, w = min(h // reduction, rows - top), min(w // reduction, columns - left)
-            if decode_jpeg(handle, source, size, rows, columns, image) != 0:
+            if decode_jpeg(source, size, rows, columns, image) != 0:
                 return i, 2
             pixels, stride = image, columns
         resize_crop(pixels, stride, top, left, h, w, flip, kind, target[i], row, weights, spans)
     return -1, 0
+
+
+kernel_cache.forget_outdated((random_crop, center_crop, decode_samples), (jpeg, native, random, resample, turbojpeg))

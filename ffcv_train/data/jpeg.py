@@ -18,7 +18,7 @@ _memchr: Any = types.ExternalFunction("memchr", signature(types.uintp, types.uin
 # Fields of a parsed header (int64 array).
 HEIGHT, WIDTH, FRAME, ENTROPY, INTERVAL, MCU_HEIGHT, MCU_WIDTH, HEADER_FIELDS = 0, 1, 2, 3, 4, 5, 6, 7
 # Fancy upsampling of 4:2:0 chroma looks one chroma sample, two pixels, beyond the pixel it computes.
-_MARGIN = 2
+MARGIN = 2
 
 
 @njit(cache=True, nogil=True)
@@ -68,6 +68,8 @@ def parse_header(data: np.ndarray, header: np.ndarray) -> bool:
         elif marker == 0xDA:
             if not components or header[HEIGHT] == 0 or header[WIDTH] == 0:
                 return False
+            if length < 8 or length != 6 + 2 * int(data[i + 4]):
+                return False
             header[ENTROPY] = i + 2 + length
             if not sequential or data[i + 4] != components:
                 header[INTERVAL] = 0
@@ -88,12 +90,13 @@ def cut_tiles(
     width: int,
     output: np.ndarray,
     region: np.ndarray,
+    margin: int = MARGIN,
 ) -> int:
     """Write a JPEG of the tiles that cover a crop to `output` (uint8) and say how many bytes it has.
 
     0: the file is no grid of tiles, or the crop needs nearly all of it; decode it whole. −1: its markers do not
     stand where they must. `region` (int64 [4]) takes the tiles' top, left, height and width in pixels. Pixels of the
-    crop decode to the same values as in the whole image.
+    crop decode to the same values as in the whole image, given the `margin` around them.
     """
     interval, mcu_height, mcu_width = header[INTERVAL], header[MCU_HEIGHT], header[MCU_WIDTH]
     per_row = (header[WIDTH] + mcu_width - 1) // mcu_width
@@ -102,10 +105,10 @@ def cut_tiles(
         return 0
     columns = per_row // interval
     tile_width = interval * mcu_width
-    first_row = max(top - _MARGIN, 0) // mcu_height
-    last_row = min((top + height + _MARGIN - 1) // mcu_height, rows - 1)
-    first_column = max(left - _MARGIN, 0) // tile_width
-    last_column = min((left + width + _MARGIN - 1) // tile_width, columns - 1)
+    first_row = max(top - margin, 0) // mcu_height
+    last_row = min((top + height + margin - 1) // mcu_height, rows - 1)
+    first_column = max(left - margin, 0) // tile_width
+    last_column = min((left + width + margin - 1) // tile_width, columns - 1)
     taken = (last_row - first_row + 1) * (last_column - first_column + 1)
     if taken * 10 > rows * columns * 9:
         return 0
@@ -134,9 +137,11 @@ def cut_tiles(
             if found == 0:
                 return -1
             position = found - base
-            if data[position + np.uintp(1)] != 0:
+            following = data[position + np.uintp(1)]
+            if following != 0 and following != 0xFF:
                 break
-            position += np.uintp(2)
+            # The second of two 0xFF may belong to the marker: the first is a fill byte then.
+            position += np.uintp(2 if following == 0 else 1)
         marker = data[position + np.uintp(1)]
         is_last = segment == rows * columns - 1
         if (marker != 0xD9) if is_last else (marker != 0xD0 + (segment & 7)):

@@ -270,7 +270,15 @@ class Loader:
             image_bytes = int((beton.heights * beton.widths * 3 * compressed).max())
             stored_bytes = int((beton.sizes * compressed).max())
             side = int(max(beton.heights.max(), beton.widths.max()))
-            self._threads.scratch = Scratch(image_bytes, stored_bytes, side, max(1, self._slot_resolution))
+            try:
+                self._threads.scratch = Scratch(image_bytes, stored_bytes, side, max(1, self._slot_resolution))
+            except MemoryError:
+                largest = int(np.argmax(beton.heights * beton.widths * compressed))
+                raise UserError(
+                    f"{beton.describe(largest)} has {beton.widths[largest]} × {beton.heights[largest]} pixels, for "
+                    f"which a thread needs more memory than there is; lower --data.num_workers, or write the data "
+                    f"set again with --cfg.max_resolution"
+                ) from None
             self._threads.generation = self._generation
         return self._threads.scratch
 

@@ -19,14 +19,14 @@ BILINEAR = 0
 BICUBIC = 1
 FILTERS = {"bilinear": BILINEAR, "bicubic": BICUBIC}
 
-_ROWS = 4
+ROWS = 4
 """Output rows per horizontal pass: each has its own sum, so that no addition waits for the one before."""
-_LANES = 4
+LANES = 4
 
 
 def scratch_sizes(max_side: int, max_resolution: int) -> tuple[int, int]:
     """Elements that `resize_crop` needs in `row` and in `weights` for sources and targets up to these sides."""
-    rows = _ROWS * (3 * max_side + _LANES) + _ROWS * (3 * max_resolution + _LANES)
+    rows = ROWS * (3 * max_side + LANES) + ROWS * (3 * max_resolution + LANES)
     return rows, 2 * (4 * max(max_side, max_resolution) + 5 * max_resolution)
 
 
@@ -72,7 +72,7 @@ def _taps(kind: int, source: int, target: int, first: np.ndarray, weights: np.nd
 def _weighted_pixels(
     typing_context: Any, rows: Any, pitch: Any, start: Any, weights: Any, first: Any, taps: Any, output: Any, step: Any
 ) -> Any:
-    """Of `_ROWS` rows, `pitch` floats apart in `rows`, the weighted sum of `taps` pixels from `start`, plus 0.5.
+    """Of `ROWS` rows, `pitch` floats apart in `rows`, the weighted sum of `taps` pixels from `start`, plus 0.5.
 
     The weights stand in `weights` from `first`; the sums, of four floats, go to `output`, `step` floats apart. All
     indices count floats; `taps` is at least 1.
@@ -85,11 +85,11 @@ def _weighted_pixels(
             return context.make_array(signature.args[position])(context, builder, arguments[position]).data
 
         _, pitch, start, _, first, taps, _, step = arguments
-        vector = ir.VectorType(ir.FloatType(), _LANES)
+        vector = ir.VectorType(ir.FloatType(), LANES)
         lane = ir.IntType(32)
         sources = [builder.gep(pointer(0), [start])]
         targets = [pointer(6)]
-        for _ in range(_ROWS - 1):
+        for _ in range(ROWS - 1):
             sources.append(builder.gep(sources[-1], [pitch]))
             targets.append(builder.gep(targets[-1], [step]))
         tap_weights = builder.gep(pointer(3), [first])
@@ -100,10 +100,10 @@ def _weighted_pixels(
         builder.position_at_end(loop)
         tap = builder.phi(pitch.type)
         tap.add_incoming(ir.Constant(pitch.type, 0), before)
-        sums = [builder.phi(vector) for _ in range(_ROWS)]
+        sums = [builder.phi(vector) for _ in range(ROWS)]
         undefined = ir.Constant(vector, ir.Undefined)
         weight = builder.insert_element(undefined, builder.load(builder.gep(tap_weights, [tap])), lane(0))
-        weight = builder.shuffle_vector(weight, undefined, ir.Constant(ir.VectorType(lane, _LANES), [0] * _LANES))
+        weight = builder.shuffle_vector(weight, undefined, ir.Constant(ir.VectorType(lane, LANES), [0] * LANES))
         offset = builder.mul(tap, ir.Constant(pitch.type, 3))
         next_tap = builder.add(tap, ir.Constant(pitch.type, 1))
         tap.add_incoming(next_tap, loop)
@@ -112,7 +112,7 @@ def _weighted_pixels(
             pixel = builder.load(builder.bitcast(builder.gep(source, [offset]), vector.as_pointer()), align=4)
             # "fast" lets LLVM fuse the two where the processor can.
             totals.append(builder.fadd(total, builder.fmul(weight, pixel, flags=("fast",)), flags=("fast",)))
-            total.add_incoming(ir.Constant(vector, [0.5] * _LANES), before)
+            total.add_incoming(ir.Constant(vector, [0.5] * LANES), before)
             total.add_incoming(totals[-1], loop)
         builder.cbranch(builder.icmp_unsigned("<", next_tap, taps), loop, after)
         builder.position_at_end(after)
@@ -123,11 +123,12 @@ def _weighted_pixels(
     return signature, codegen
 
 
-_weighted: Any = _weighted_pixels
+weighted_pixels: Any = _weighted_pixels
+"""In compiled code: see `_weighted_pixels`, with `ROWS` and `LANES`."""
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _weighted_rows(
+def weighted_rows(
     source: np.ndarray,
     start: np.uint64,
     stride: np.uint64,
@@ -188,23 +189,23 @@ def resize_crop(
     down_taps = _taps(kind, crop_height, size, down_first, down_weights)
     across_taps = np.uint64(_taps(kind, crop_width, size, across_first, across_weights))
     stride = np.uint64(3 * width)
-    length, pitch = 3 * crop_width, 3 * crop_width + _LANES
-    step = 3 * size + _LANES
-    output = row[_ROWS * pitch :]
+    length, pitch = 3 * crop_width, 3 * crop_width + LANES
+    step = 3 * size + LANES
+    output = row[ROWS * pitch :]
     pixels = target.reshape(size * 3 * size)
-    for y in range(0, size, _ROWS):
-        rows = min(_ROWS, size - y)
+    for y in range(0, size, ROWS):
+        rows = min(ROWS, size - y)
         for k in range(rows):
             start = np.uint64(top + down_first[y + k]) * stride + np.uint64(3 * left)
             line = row[k * pitch : k * pitch + length]
-            _weighted_rows(source, start, stride, down_weights, (y + k) * down_taps, down_taps, line)
+            weighted_rows(source, start, stride, down_weights, (y + k) * down_taps, down_taps, line)
         # The fourth lane falls on the next pixel, which overwrites it.
         for column in range(size):
             x = size - 1 - column if flip else column
             first = np.uint64(x) * across_taps
             start = np.uint64(3 * across_first[x])
             place = output[3 * column :]
-            _weighted(row, np.uint64(pitch), start, across_weights, first, across_taps, place, np.uint64(step))
+            weighted_pixels(row, np.uint64(pitch), start, across_weights, first, across_taps, place, np.uint64(step))
         for k in range(rows):
             sums = output[k * step : k * step + 3 * size]
             line_of_target = pixels[(y + k) * 3 * size : (y + k + 1) * 3 * size]

@@ -4,7 +4,6 @@ libffcv's own entry always asks for the fast DCT. With today's vector instructio
 the fast one brightens images by almost a level on average (docs/loader.md), so the library is called directly.
 """
 
-import weakref
 from typing import Any
 
 import numpy as np
@@ -31,24 +30,22 @@ _decompress: Any = types.ExternalFunction(
     ),
 )
 
-
-class JpegDecoder:
-    """A decoder's state for `decode_jpeg`, for one thread at a time; freed with the object."""
-
-    def __init__(self) -> None:
-        self.handle = _new()
-        weakref.finalize(self, _free, self.handle)
+# TJFLAG_STOPONWARNING, for a warning is an error here, and TJFLAG_LIMITSCANS (500): a small progressive file can ask
+# for hours of work. Versions before 2.1 ignore what they do not know.
+_FLAGS = np.int32(8192 | 32768)
 
 
 @njit(cache=True, nogil=True)
-def decode_jpeg(handle: int, address: int, size: int, height: int, width: int, pixels: np.ndarray) -> int:
+def decode_jpeg(address: int, size: int, height: int, width: int, pixels: np.ndarray) -> int:
     """Decode `size` bytes at `address` to RGB in `pixels` (uint8, at least height · width · 3); 0 on success.
 
-    `handle` is a `JpegDecoder`'s. `height` and `width` are those of the JPEG, or of its reduction by 2, 4 or 8, rounded
-    up. Nonzero also where the decoder met damage that it could have papered over.
+    `height` and `width` are those of the JPEG, or of its reduction by 2, 4 or 8, rounded up. Nonzero also where the
+    decoder met damage that it could have papered over.
     """
-    return _decompress(
-        np.uintp(handle),
+    # One per image, for less than a microsecond: a decoder keeps its tables, and would lend them to an image without.
+    handle = _init_decompress()
+    failed = _decompress(
+        handle,
         np.uintp(address),
         np.uint64(size),
         address_of(pixels),
@@ -56,15 +53,7 @@ def decode_jpeg(handle: int, address: int, size: int, height: int, width: int, p
         np.int32(0),
         np.int32(height),
         np.int32(0),
-        np.int32(0),
+        _FLAGS,
     )
-
-
-@njit(cache=True)
-def _new() -> int:
-    return _init_decompress()
-
-
-@njit(cache=True)
-def _free(handle: int) -> None:
-    _destroy(np.uintp(handle))
+    _destroy(handle)
+    return failed

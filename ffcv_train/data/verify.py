@@ -15,7 +15,7 @@ from ffcv_train.data.jpeg import frame_size
 from ffcv_train.data.native import MODE_JPG
 from ffcv_train.data.pagefile import tables_crc
 from ffcv_train.data.pool import usable_cores
-from ffcv_train.data.turbojpeg import JpegDecoder, decode_jpeg
+from ffcv_train.data.turbojpeg import decode_jpeg
 from ffcv_train.errors import UserError
 from ffcv_train.progress import ProgressLine
 
@@ -37,7 +37,8 @@ def verify(file: str | Path, progress: ProgressLine | None = None) -> None:
     Prints the first bad samples and raises `UserError` if there is any, or if a table does not fit.
     """
     progress = progress or ProgressLine(plain_interval=10.0)
-    beton = open_beton(file)
+    # The tables' checksum comes last: what else is wrong with them says more.
+    beton = open_beton(file, compare_checksum=False)
     checksums = _check_sidecar(beton)
     bad: list[BadSample] = []
     done = 0
@@ -113,16 +114,15 @@ def _check_samples(beton: Beton, checksums: np.ndarray | None) -> Iterator[tuple
 
 def _check_chunk(beton: Beton, descriptor: int, checksums: np.ndarray | None, chunk: np.ndarray) -> list[BadSample]:
     bad = []
-    decoder = JpegDecoder()
     for index in chunk.tolist():
         data = os.pread(descriptor, int(beton.sizes[index]), int(beton.ptrs[index]))
-        problem = _problem(beton, index, data, None if checksums is None else int(checksums[index]), decoder)
+        problem = _problem(beton, index, data, None if checksums is None else int(checksums[index]))
         if problem:
             bad.append(BadSample(index, problem))
     return bad
 
 
-def _problem(beton: Beton, index: int, data: bytes, checksum: int | None, decoder: JpegDecoder) -> str:
+def _problem(beton: Beton, index: int, data: bytes, checksum: int | None) -> str:
     """What is wrong with a sample's stored bytes, or ""."""
     height, width = int(beton.heights[index]), int(beton.widths[index])
     if beton.modes[index] == MODE_JPG:
@@ -132,8 +132,11 @@ def _problem(beton: Beton, index: int, data: bytes, checksum: int | None, decode
             return "is not a JPEG"
         if frame != (height, width):
             return f"is a JPEG of {frame[1]} × {frame[0]} pixels, but the sample table says {width} × {height}"
-        pixels = np.empty(height * width * 3, np.uint8)
-        if decode_jpeg(decoder.handle, stored.ctypes.data, len(stored), height, width, pixels):
+        try:
+            pixels = np.empty(height * width * 3, np.uint8)
+        except MemoryError:
+            return f"has {width} × {height} pixels, more than there is memory for"
+        if decode_jpeg(stored.ctypes.data, len(stored), height, width, pixels):
             return "is a damaged JPEG"
     # Of raw pixels, whose length open_beton has compared, and of JPEGs that decode nevertheless, it is all there is.
     if checksum is not None and zlib.crc32(data) != checksum:
