@@ -157,14 +157,24 @@ def val_loader(config: RunConfig, beton: Beton, resolution: int, process: Proces
     )
 
 
-def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration (as `to_dict` gives it) that a resumed run must share with the first one."""
+def comparable(config: dict[str, Any], *, files_may_move: bool = False) -> dict[str, Any]:
+    """The part of a configuration (as `to_dict` gives it) that a resumed run must share with the first one.
+
+    With `files_may_move` paths are not among it, nor is the batch of validation.
+    """
     kept = {section: dict(values) for section, values in config.items() if section != "logging"}
-    for section, names in {
-        "data": ("num_workers", "batches_ahead"),
-        "training": ("resume", "device", "batch_size", "global_batch_size", "accumulate"),
-        "model": ("compile", "channels_last"),
-    }.items():
+    free = {
+        "data": ["num_workers", "batches_ahead"],
+        "training": ["resume", "device", "batch_size", "global_batch_size", "accumulate"],
+        # Not channels_last: the optimizer's state has the memory format of the weights.
+        "model": ["compile"],
+        "validation": [],
+    }
+    if files_may_move:
+        free["data"] += ["train_dataset", "val_dataset"]
+        free["model"] += ["weights"]
+        free["validation"] += ["batch_size"]
+    for section, names in free.items():
         for name in names:
             kept.get(section, {}).pop(name, None)
     return kept

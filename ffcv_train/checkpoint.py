@@ -28,7 +28,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write the checkpoint {path}: {error}; free some disk space and resume") from None
+        # torch.save hides what the disk said behind an assertion of its own.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise UserError(f"cannot write the checkpoint {path}: {reason}; free some disk space and resume") from None
     _sync_folder(path.parent)
 
 

@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ffcv_train.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,17 @@ def process_group(device_name: str) -> Iterator[Process]:
         ) from None
     try:
         yield Process(rank, world_size, local_rank, local_world_size, device)
-    finally:
+    except Exception:
+        # The other ranks may never come to the orderly end, for which NCCL would wait. Stopping is agreed by all.
+        if device.type == "cuda":
+            dist.group.WORLD.abort()  # type: ignore[union-attr]
+        else:
+            dist.destroy_process_group()
+        raise
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,9 +83,13 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set on any rank."""
-    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+def from_rank_0(value: T) -> T:
+    """What rank 0 passed, on every rank; a text, a path or None."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier() -> None:

@@ -1,8 +1,8 @@
 """What eval.py is asked to do: its command line, laid over the checkpoint's own configuration."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,48 +38,77 @@ class Subject:
 
 @dataclass(frozen=True)
 class Request:
-    """A resolved command line of eval.py."""
+    """A resolved command line of eval.py, or of another script that runs a checkpoint over a data set."""
 
     subject: Subject
     config: RunConfig
     weights: str
     output: Path | None
     ignore_class_names: bool
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
+    """The script's own options, as `add_options` declared them"""
 
 
-def parse_request(argv: Sequence[str]) -> Request:
-    """Resolve eval.py's arguments; the checkpoint's own configuration lies below YAML files and the command line.
+def add_options(group: argparse._ArgumentGroup) -> None:
+    """eval.py's own options."""
+    group.add_argument("--output", metavar="FILE", help="write the metrics to this JSON file")
+    add_class_names_option(group)
 
-    Raises `UserError` for what does not fit together, as far as that shows without the data set.
+
+def add_class_names_option(group: argparse._ArgumentGroup) -> None:
+    """`--ignore-class-names`, for scripts whose data set must have the model's classes."""
+    group.add_argument(
+        "--ignore-class-names", action="store_true", help="allow a data set whose class names differ from the model's"
+    )
+
+
+def parse_request(
+    argv: Sequence[str],
+    *,
+    description: str = DESCRIPTION,
+    add_options: Callable[[argparse._ArgumentGroup], None] = add_options,
+    defaults: Mapping[str, Any] | None = None,
+    needs_data_set: bool = True,
+) -> Request:
+    """Resolve a script's arguments; the checkpoint's own configuration lies below YAML files and the command line.
+
+    `add_options` declares what the script knows besides `--checkpoint`, `--weights` and the configuration;
+    `defaults` ("section.key" to value) replaces what the checkpoint says. Without `needs_data_set`,
+    data.val_dataset may be empty. Raises `UserError` for what does not fit together, as far as that shows without the
+    data set.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own = parser.add_argument_group("evaluation")
     own.add_argument("--checkpoint", metavar="FILE", help="the checkpoint to evaluate")
-    own.add_argument("--output", metavar="FILE", help="write the metrics to this JSON file")
     own.add_argument(
         "--weights",
         choices=("auto", "ema", "model"),
         default="auto",
         help="averaged or plain weights; auto: averaged where the checkpoint has them",
     )
-    own.add_argument(
-        "--ignore-class-names", action="store_true", help="allow a data set whose class names differ from the model's"
-    )
+    add_options(own)
     options, rest = parser.parse_known_args(list(argv))
-    description = DESCRIPTION + "\n" + parser.format_help()
+    description = description + "\n" + parser.format_help()
     if not options.checkpoint:
         load_config(RunConfig, rest, description)  # --help, or an error of its own, comes first
         raise UserError("no checkpoint to evaluate; give it with --checkpoint FILE")
     subject = read_subject(options.checkpoint) if not {"-h", "--help"} & set(rest) else Subject("", False, {})
-    config = load_config(RunConfig, rest, description, base=subject.config)
+    base = {section: dict(values) for section, values in subject.config.items()}
+    for key, value in (defaults or {}).items():
+        section, name = key.split(".")
+        base.setdefault(section, {})[name] = value
+    config = load_config(RunConfig, rest, description, base=base)
+    output = getattr(options, "output", None)
     request = Request(
         subject,
         config,
         _choose_weights(subject, options.weights),
-        Path(options.output) if options.output else None,
-        options.ignore_class_names,
+        Path(output) if output else None,
+        getattr(options, "ignore_class_names", False),
+        options,
     )
-    _check_request(request, arch_given=any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest))
+    arch_given = any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest)
+    _check_request(request, arch_given, needs_data_set)
     return request
 
 
@@ -113,7 +142,7 @@ def _choose_weights(subject: Subject, wish: str) -> str:
     return wish
 
 
-def _check_request(request: Request, arch_given: bool) -> None:
+def _check_request(request: Request, arch_given: bool, needs_data_set: bool) -> None:
     subject, config = request.subject, request.config
     if not subject.ours and not arch_given:
         raise UserError(
@@ -129,12 +158,19 @@ def _check_request(request: Request, arch_given: bool) -> None:
         )
     if bool(config.data.mean) != bool(config.data.std):
         raise UserError("data.mean and data.std belong together; set both or neither")
-    if not config.data.val_dataset:
+    if needs_data_set and not config.data.val_dataset:
         raise UserError("data.val_dataset is not set; give the .beton file with --data.val_dataset=FILE")
     if request.output is not None:
-        if request.output.is_dir():
-            raise UserError(
-                f"--output {request.output} is a folder; name a file, {request.output / 'metrics.json'} say"
-            )
-        with disk_errors(request.output):
-            request.output.parent.mkdir(parents=True, exist_ok=True)
+        _check_output(request)
+
+
+def _check_output(request: Request) -> None:
+    output = request.output
+    assert output is not None
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file, {output / 'metrics.json'} say")
+    for taken in (request.subject.path, request.config.data.val_dataset):
+        if taken and output.exists() and Path(taken).exists() and output.samefile(taken):
+            raise UserError(f"--output {output} would replace {taken}, which is read; name another file")
+    with disk_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)

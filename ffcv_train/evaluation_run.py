@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,36 @@ from ffcv_train.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 from ffcv_train.progress import ProgressLine
 
 
+@dataclass(frozen=True)
+class Network:
+    """A checkpoint's network on its device, ready to be evaluated."""
+
+    model: nn.Module
+    num_classes: int
+    normalise: Normaliser
+    amp_dtype: torch.dtype | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_network(request: Request, device: torch.device, beton: Beton | None) -> Network:
+    """The network that `request` names, checked against every resolution asked for and the classes of `beton`.
+
+    Without `beton`, for features of other classes, the class count is the checkpoint's. Raises `UserError`.
+    """
+    config = request.config
+    model, num_classes = _load_model(request, beton)
+    for resolution in config.validation.resolution:
+        check_resolution(model, resolution, config.model.arch)
+    memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    mean, std = _normalisation(request)
+    amp_dtype = AMP_DTYPES[config.training.amp]
+    normalise = Normaliser(mean, std, device, amp_dtype or torch.float32, memory_format)
+    torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
+    return Network(model, num_classes, normalise, amp_dtype, mean, std)
+
+
 def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
     """Evaluate and return the report, the same on every rank (`results` holds a record per resolution).
 
@@ -34,15 +65,7 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
     """
     subject, config = request.subject, request.config
     beton = open_beton(config.data.val_dataset)
-    model, num_classes = _load_model(request, beton)
-    for resolution in config.validation.resolution:
-        check_resolution(model, resolution, config.model.arch)
-    memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
-    model = model.to(process.device, memory_format=memory_format)  # type: ignore[call-overload]
-    mean, std = _normalisation(request)
-    amp_dtype = AMP_DTYPES[config.training.amp]
-    normalise = Normaliser(mean, std, process.device, amp_dtype or torch.float32, memory_format)
-    torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
+    network = load_network(request, process.device, beton)
     environment = describe_environment(process.device)
 
     results = []
@@ -52,13 +75,13 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         for side in sides:
             loader.set_resolution(side)
             start = time.perf_counter()
-            with _out_of_memory(config, side), contextlib.closing(_shown(loader, line, f"{side} px")) as batches:
+            with out_of_memory(config, side), contextlib.closing(shown(loader, line, f"{side} px")) as batches:
                 metrics = evaluate(
-                    model,
+                    network.model,
                     batches,
                     device=process.device,
-                    normalise=normalise,
-                    amp_dtype=amp_dtype,
+                    normalise=network.normalise,
+                    amp_dtype=network.amp_dtype,
                     tta=config.validation.lr_tta,
                     num_samples=len(beton),
                 )
@@ -72,10 +95,10 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         "epoch": subject.epoch,
         "arch": config.model.arch,
         "use_blurpool": config.model.use_blurpool,
-        "num_classes": num_classes,
+        "num_classes": network.num_classes,
         "data_set": str(beton.path),
         "samples": len(beton),
-        "normalisation": {"mean": mean, "std": std},
+        "normalisation": {"mean": network.mean, "std": network.std},
         "crop_ratio": config.validation.crop_ratio,
         "interpolation": config.validation.interpolation,
         "amp": config.training.amp,
@@ -112,9 +135,13 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
 
 
-def _load_model(request: Request, beton: Beton) -> tuple[nn.Module, int]:
+def _load_model(request: Request, beton: Beton | None) -> tuple[nn.Module, int]:
     """The network with the checkpoint's weights on the CPU and its class count, checked against the data set's."""
     subject, config = request.subject, request.config
+    if beton is None:
+        expected = subject.num_classes or config.model.num_classes or 1
+        model, file_classes = _load(request, expected)
+        return (model, expected) if file_classes == expected else _load(request, file_classes)
     names = beton.class_names
     if subject.ours:
         num_classes = subject.num_classes
@@ -174,7 +201,7 @@ def _normalisation(request: Request) -> tuple[tuple[float, ...], tuple[float, ..
     return stated or (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _shown(loader: Loader, line: ProgressLine | None, head: str) -> Generator[Batch, None, None]:
+def shown(loader: Loader, line: ProgressLine | None, head: str) -> Generator[Batch, None, None]:
     """The loader's batches, with a progress line."""
     steps, start, images = len(loader), time.perf_counter(), 0
     try:
@@ -190,7 +217,8 @@ def _shown(loader: Loader, line: ProgressLine | None, head: str) -> Generator[Ba
 
 
 @contextlib.contextmanager
-def _out_of_memory(config: RunConfig, side: int) -> Iterator[None]:
+def out_of_memory(config: RunConfig, side: int) -> Iterator[None]:
+    """Turn the GPU's lack of memory into a `UserError`."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:

@@ -1,12 +1,16 @@
 """Finding the checkpoint to resume from, and refusing one that belongs to another run."""
 
+import datetime
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ffcv_train.build import comparable
 from ffcv_train.checkpoint import load_checkpoint
-from ffcv_train.config import RunConfig, to_dict
+from ffcv_train.config import RunConfig, from_dict, to_dict
 from ffcv_train.errors import UserError
 
 
@@ -34,22 +38,50 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 def load_for_resume(path: Path, config: RunConfig, facts: dict[str, Any]) -> dict[str, Any]:
     """The training state in `path`. Raises `UserError` where it cannot continue under `config`.
 
-    `facts` are what the state must agree with: num_classes, global_batch, steps (per epoch), samples.
+    `facts` are what the state must agree with: num_classes, class_names, global_batch, samples.
     """
     state = load_checkpoint(path)
     if "optimizer" not in state:
         raise UserError(f"{path} holds weights only and cannot be resumed; resume from last.pt, or use model.weights")
     for name, value in facts.items():
         if state[name] != value:
-            hint = f"; set --training.global_batch_size={state[name]}" if name == "global_batch" else ""
+            if name == "class_names":
+                raise UserError(f"{path} was trained with other class names than those of the data set; use the same")
+            hint = ""
+            if name == "global_batch":
+                hint = f"; set --training.global_batch_size={state[name]}, and --training.accumulate where memory lacks"
             raise UserError(f"{path} was trained with {name} {state[name]}, this run has {value}{hint}")
-    differing = differences(comparable(state["config"]), comparable(to_dict(config)))
+    # Options that came later have their defaults.
+    before = to_dict(from_dict(RunConfig, state["config"], str(path)))
+    differing = differences(comparable(before, files_may_move=True), comparable(to_dict(config), files_may_move=True))
     if differing:
         raise UserError(
             f"{path} was trained with other settings: {'; '.join(differing[:5])}; "
             f"use the same, or start a new run with --model.weights={path}"
         )
     return state
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, but keep how it computes: that belongs to the device, which may be another now."""
+    kept = [{key: group.get(key) for key in ("fused", "foreach")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
+
+
+def new_run_name(config: RunConfig) -> str:
+    """A name for a run's folder that is not taken: date, time and architecture."""
+    stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{config.model.arch.replace('/', '_')}"
+    names = itertools.chain([stamp], (f"{stamp}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if not (Path(config.logging.folder) / name).exists())
+
+
+def check_run_is_free(run: Path, checkpoint: Path) -> None:
+    """Raise `UserError` where continuing `checkpoint` as `run` would overwrite another run."""
+    log = run / "log.jsonl"
+    if log.is_file() and log.stat().st_size and run.resolve() != checkpoint.resolve().parent:
+        raise UserError(f"{run} holds another run than {checkpoint}; choose another --logging.run")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

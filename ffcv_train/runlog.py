@@ -1,8 +1,10 @@
 """What a run leaves behind, params.json, log.jsonl and TensorBoard events, and what it shows while it lasts."""
 
+import fcntl
 import json
 import numbers
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,10 +23,11 @@ class RunLog:
     Made by `RunLog.open`; used as a context manager, or ended with `close`.
     """
 
-    def __init__(self, folder: Path, line: ProgressLine | None, writer: Any) -> None:
+    def __init__(self, folder: Path, line: ProgressLine | None, writer: Any, lock: int | None = None) -> None:
         self.folder = folder
         self._line = line
         self._writer = writer
+        self._lock = lock
         self._start: tuple[float, float] | None = None  # time and training position (epochs) at the first progress
         self._images_per_s: float | None = None
         self._loss: float | None = None
@@ -45,7 +48,7 @@ class RunLog:
         `enabled` is true on rank 0 only. `resumed_epoch` is the first epoch (from 0) that this process trains where it
         continues a run: what log.jsonl and TensorBoard hold of that epoch and later ones is dropped. None starts a new
         run and refuses a folder that holds a run's log. `plain_interval`: seconds between progress lines where
-        stdout is no terminal. Raises `UserError` where the folder cannot be written.
+        stdout is no terminal. Raises `UserError` where the folder cannot be written or another process trains into it.
         """
         path = Path(folder) / run
         if not enabled:
@@ -53,6 +56,7 @@ class RunLog:
         log = path / "log.jsonl"
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
+            lock = _locked(path)
         if resumed_epoch is not None:
             _drop_epochs(log, resumed_epoch)
         elif log.exists() and log.stat().st_size:
@@ -63,7 +67,7 @@ class RunLog:
         with disk_errors(log):
             log.touch()
         writer = _summary_writer(path, resumed_epoch) if tensorboard else None
-        return cls(path, ProgressLine(plain_interval), writer)
+        return cls(path, ProgressLine(plain_interval), writer, lock)
 
     def params(self, record: Mapping[str, Any]) -> None:
         """Write params.json; one that is there already (of the run that is continued) becomes params.1.json, …"""
@@ -75,7 +79,8 @@ class RunLog:
                 number = 1
                 while (older := self.folder / f"params.{number}.json").exists():
                     number += 1
-                path.replace(older)
+                # A copy: at no moment is the run without its params.json, by which it is found.
+                shutil.copy2(path, older)
         write_json(path, record)
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -147,6 +152,9 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> "RunLog":
         return self
@@ -173,12 +181,27 @@ def epoch_summary(record: Mapping[str, Any]) -> str:
     content = to_plain(record)
     parts = [f"epoch {content['epoch'] + 1}"]
     for key, (name, form, scale) in _SUMMARY.items():
-        if key in content:
+        if record.get(key) is not None:
             value = content[key]
             parts.append(f"{name} " + ("not finite" if value is None else form.format(value * scale)))
     if content.get("seconds") is not None:
         parts.append(duration(content["seconds"]))
     return "  ".join(parts)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that keeps other processes from this folder until it is closed, or its process has ended."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            f"another process is training into {folder}; wait for it, or choose another --logging.run"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return descriptor
 
 
 def _drop_epochs(log: Path, first: int) -> None:

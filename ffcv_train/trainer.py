@@ -1,7 +1,6 @@
 """The training loop: one step, one epoch, one run."""
 
 import contextlib
-import datetime
 import math
 import resource
 import signal
@@ -12,25 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ffcv_train import build, schedules
 from ffcv_train.checkpoint import save_checkpoint, unwrap
 from ffcv_train.config import RunConfig, to_dict
 from ffcv_train.data.loader import Batch
-from ffcv_train.distributed import Process, all_reduce_sum, barrier
+from ffcv_train.distributed import Process, all_reduce_sum, barrier, from_rank_0
+from ffcv_train.ema import WeightAverage
 from ffcv_train.environment import describe_environment, versions
 from ffcv_train.errors import UserError
 from ffcv_train.evaluator import AMP_DTYPES, evaluate
 from ffcv_train.losses import create_criterion
 from ffcv_train.normalise import Normaliser
 from ffcv_train.optim import create_optimizer
-from ffcv_train.resume import find_checkpoint, load_for_resume
+from ffcv_train.resume import (
+    check_run_is_free,
+    find_checkpoint,
+    load_for_resume,
+    load_optimizer,
+    new_run_name,
+)
 from ffcv_train.runlog import RunLog
 from ffcv_train.signals import StopRequest
 from ffcv_train.status import Status, StatusBoard
+
+_AGREEMENT_STEPS = 5
+"""Ranks agree on stopping this often: launchers kill what has not stopped within half a minute."""
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -70,10 +77,13 @@ class Trainer:
             self.amp_dtype or torch.float32,
             torch.channels_last if config.model.channels_last else torch.contiguous_format,
         )
-        self.ema = self._create_ema()
+        decay = config.training.ema_decay
+        self.ema = WeightAverage(self.model, decay) if decay else None
         self.epoch, self.step, self.best_top_1 = 0, 0, -1.0
-        self.loss_so_far = 0.0
+        self.mean_loss = 0.0  # of this epoch's steps so far
+        self.unfinished: dict[str, Any] | None = None  # the record of a trained epoch that is to be validated
         self.finished = False
+        self.notes: list[str] = []
         self.run = self._resume()
         # After the copy for the averaged weights: hooks are the trained network's alone.
         self.criterion.attach(self.model, schedules.resolution(config.resolution, 0))
@@ -92,13 +102,14 @@ class Trainer:
         if self.finished:
             return folder
         resumed = self.epoch if self.epoch or self.step else None
+        first_logged = self.unfinished["epoch"] if self.unfinished else resumed
         with (
             RunLog.open(
                 logging.folder,
                 self.run,
                 enabled=self.process.is_main,
                 tensorboard=logging.tensorboard,
-                resumed_epoch=resumed,
+                resumed_epoch=first_logged,
             ) as log,
             StopRequest() as stop,
             contextlib.closing(self.train_loader),
@@ -106,8 +117,16 @@ class Trainer:
         ):
             self.log, self.folder = log, folder
             self._announce(resumed)
+            if self.unfinished:
+                self._validate_and_log(self.unfinished)
             for epoch in range(self.epoch, self.config.training.epochs):
-                record = self.train_epoch(epoch, stop)
+                try:
+                    record = self.train_epoch(epoch, stop)
+                except torch.cuda.OutOfMemoryError:
+                    raise UserError(
+                        f"the GPU has too little memory for {self.sizes.per_device} images at once; "
+                        "raise --training.accumulate, or lower --training.batch_size"
+                    ) from None
                 self._finish_epoch(epoch, record)
             self._save("final.pt", training_state=False)
             barrier()
@@ -120,16 +139,17 @@ class Trainer:
         self.train_loader.set_epoch(epoch, self.step * self.sizes.accumulate)
         self.criterion.start_epoch(epoch)
         self.wrapped.train()
-        self.board.start_epoch(self.loss_so_far, self.step * self.sizes.accumulate)
+        passes = self.step * self.sizes.accumulate
+        self.board.start_epoch(self.mean_loss * passes, passes)
         first, start, waited = self.step, time.perf_counter(), self.train_loader.wait_seconds
         interval = self.config.logging.interval
-        lr = 0.0
+        lr = self.optimizer.param_groups[0]["lr"]
         with contextlib.closing(self.train_loader.epoch()) as batches:
             for step in range(first, self.steps):
                 lr = self.train_step(epoch, step, batches)
                 self.step = step + 1
                 status = None
-                if self.step % interval == 0:
+                if self.step % min(interval, _AGREEMENT_STEPS) == 0:
                     status = self.board.read()
                     self.board.post(stop.signal is not None)
                     self._act_on(status, epoch, step, lr)
@@ -139,7 +159,7 @@ class Trainer:
                     self.step,
                     self.steps,
                     images_per_s=(self.step - first) * self.sizes.global_batch / (time.perf_counter() - start),
-                    loss=status.loss if status else None,
+                    loss=status.loss if status and self.step % interval == 0 else None,
                 )
                 # Alone, a process stops at once; ranks stop together, at the report in which all see the wish.
                 alone = self.process.world_size == 1
@@ -189,15 +209,16 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            with torch.no_grad():
+                self.ema.update()
         return lr
 
-    def validate(self, model: nn.Module) -> dict[str, Any]:
-        """Metrics of `model` on the whole validation set, the same on every rank."""
+    def validate(self, model: nn.Module, epoch: int) -> dict[str, Any]:
+        """Metrics of `model` on the whole validation set, the same on every rank; `epoch` is for the progress line."""
         validation = self.config.validation
         metrics = evaluate(
             model,
-            self.val_loader,
+            self._shown(epoch),
             device=self.process.device,
             normalise=self.normalise,
             amp_dtype=self.amp_dtype,
@@ -209,27 +230,45 @@ class Trainer:
         metrics.get("flip_averaged", {}).pop("bins", None)
         return metrics
 
+    def _shown(self, epoch: int) -> Iterator[Batch]:
+        """The validation batches, with a progress line."""
+        with contextlib.closing(self.val_loader.epoch()) as batches:
+            for step, batch in enumerate(batches, start=1):
+                yield batch
+                self.log.progress(epoch, self.config.training.epochs, step, len(self.val_loader), stage="validate")
+
     def _finish_epoch(self, epoch: int, record: dict[str, Any]) -> None:
         self._average_buffers()
         stop = record.pop("stop")
-        last = epoch + 1 == self.config.training.epochs
-        self.epoch, self.step, self.loss_so_far = epoch + 1, 0, 0.0
-        # A validation can outlast the grace that comes with a signal: the epoch's work is safe before it starts.
-        self._save("last.pt")
-        if last or (epoch + 1) % self.config.validation.every == 0:
-            start = time.perf_counter()
-            record |= self.validate(self.model)
-            if self.ema is not None:
-                record["ema"] = self.validate(self.ema.module)
-            record["val_seconds"] = time.perf_counter() - start
-            top_1 = record["ema"]["top_1"] if self.ema is not None else record["top_1"]
-            if top_1 > self.best_top_1:
-                self.best_top_1 = top_1
-                self._save("best.pt", training_state=False)
-                self._save("last.pt")
-        self.log.epoch(record)
-        if stop and not last:
+        self.epoch, self.step, self.mean_loss = epoch + 1, 0, 0.0
+        due = epoch + 1 == self.config.training.epochs or (epoch + 1) % self.config.validation.every == 0
+        if not due:
+            self.log.epoch(record)
+            self._save("last.pt")
+        else:
+            # A validation can outlast the grace that comes with a signal: the epoch's work is safe before it starts.
+            self.unfinished = record
+            self._save("last.pt")
+        if stop:
+            barrier()
             raise Stopped(signal.SIGTERM, self.folder / "last.pt")
+        if due:
+            self._validate_and_log(record)
+
+    def _validate_and_log(self, record: dict[str, Any]) -> None:
+        """Complete and log the record of the epoch that was trained last, and keep its network if it is the best."""
+        epoch, start = record["epoch"], time.perf_counter()
+        record = {**record, **self.validate(self.model, epoch)}
+        if self.ema is not None:
+            record["ema"] = self.validate(self.ema.module, epoch)
+        record["val_seconds"] = time.perf_counter() - start
+        top_1 = record["ema"]["top_1"] if self.ema is not None else record["top_1"]
+        if top_1 > self.best_top_1:
+            self.best_top_1 = top_1
+            self._save("best.pt", training_state=False)
+        self.log.epoch(record)
+        self.unfinished = None
+        self._save("last.pt")
 
     def _act_on(self, status: Status | None, epoch: int, step: int, lr: float) -> None:
         if status is not None and not status.finite:
@@ -250,9 +289,9 @@ class Trainer:
 
     def _stop(self, epoch: int, number: signal.Signals) -> None:
         self.epoch = epoch
-        self.loss_so_far = self.board.loss_sum()
-        finite = math.isfinite(self.loss_so_far)
-        self._act_on(Status(self.loss_so_far, finite, True), epoch, self.step - 1, self.optimizer.param_groups[0]["lr"])
+        self.mean_loss = self.board.loss_sum() / (self.step * self.sizes.accumulate)
+        finite = math.isfinite(self.mean_loss)
+        self._act_on(Status(self.mean_loss, finite, True), epoch, self.step - 1, self.optimizer.param_groups[0]["lr"])
         self._check_weights(epoch, self.optimizer.param_groups[0]["lr"])
         self._average_buffers()
         self._save("last.pt")
@@ -269,8 +308,7 @@ class Trainer:
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "config": to_dict(self.config),
             "arch": self.config.model.arch,
-            "num_classes": self.data.num_classes,
-            "class_names": list(self.data.class_names) if self.data.class_names is not None else None,
+            **self._classes(),
             "normalisation": {"mean": list(self.mean), "std": list(self.std)},
             "epoch": self.epoch,
             "step": self.step,
@@ -282,15 +320,20 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "criterion": criterion,
-                "ema_updates": int(self.ema.n_averaged) if self.ema is not None else 0,
-                "loss_so_far": self.loss_so_far,
+                "ema_updates": self.ema.updates if self.ema is not None else 0,
+                "mean_loss": self.mean_loss,
+                "unfinished": self.unfinished,
                 **self._facts(),
             }
         save_checkpoint(state, self.folder / name)
 
+    def _classes(self) -> dict[str, Any]:
+        names = self.data.class_names
+        return {"num_classes": self.data.num_classes, "class_names": list(names) if names is not None else None}
+
     def _facts(self) -> dict[str, Any]:
         return {
-            "num_classes": self.data.num_classes,
+            **self._classes(),
             "global_batch": self.sizes.global_batch,
             "samples": len(self.data.train),
         }
@@ -298,28 +341,27 @@ class Trainer:
     def _resume(self) -> str:
         """Load the checkpoint that training.resume asks for, if any; return the name of the run."""
         logging = self.config.logging
-        path = find_checkpoint(self.config)
+        # On a file system that is slow to agree, other ranks may not see it yet.
+        path = from_rank_0(find_checkpoint(self.config) if self.process.is_main else None)
         if path is None:
-            stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{self.config.model.arch.replace('/', '_')}"
-            return _from_rank_0(logging.run or stamp)
+            if self.config.training.resume:
+                self.notes.append(f"no checkpoint of this configuration in {logging.folder}: a new run starts")
+            return logging.run or from_rank_0(new_run_name(self.config))
+        run = logging.run or path.resolve().parent.name
+        check_run_is_free(Path(logging.folder) / run, path)
         state = load_for_resume(path, self.config, self._facts())
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.criterion.load_state_of_all_ranks(state["criterion"], self.process.rank)
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-            self.ema.n_averaged.fill_(state["ema_updates"])
+            self.ema.updates = state["ema_updates"]
         self.epoch, self.step, self.best_top_1 = state["epoch"], state["step"], state["best_top_1"]
-        self.loss_so_far = state["loss_so_far"]
-        self.finished = self.epoch >= self.config.training.epochs and (path.parent / "final.pt").is_file()
-        return logging.run or path.resolve().parent.name
-
-    def _create_ema(self) -> AveragedModel | None:
-        decay = self.config.training.ema_decay
-        if not decay:
-            return None
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.mean_loss, self.unfinished = state["mean_loss"], state["unfinished"]
+        done = self.epoch >= self.config.training.epochs and not self.unfinished
+        self.finished = done and (path.parent / "final.pt").is_file()
+        return run
 
     def _wrap(self) -> nn.Module:
         """The model as the step calls it: compiled and data-parallel where asked for."""
@@ -346,6 +388,8 @@ class Trainer:
 
     def _average_buffers(self) -> None:
         """Give every rank the mean of the ranks' running statistics, so that all evaluate the same network."""
+        if self.ema is not None:
+            self.ema.copy_counters()
         if self.process.world_size == 1:
             return
         models = [self.model] + ([self.ema.module] if self.ema is not None else [])
@@ -358,6 +402,8 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = True
             torch.set_float32_matmul_precision("high")
+            if self.config.training.amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise UserError("this GPU only emulates bf16, which is slow; use --training.amp=fp16")
 
     def _announce(self, resumed: int | None) -> None:
         config, sizes, process = self.config, self.sizes, self.process
@@ -388,7 +434,10 @@ class Trainer:
         ]
         if self.loaded:
             lines.append(f"weights: {self.loaded}")
-        if resumed is not None:
+        lines += self.notes
+        if resumed is not None and self.unfinished:
+            lines.append(f"resumed before the validation of epoch {self.epoch}")
+        elif resumed is not None:
             lines.append(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
         for line in lines:
             self.log.message(line)
@@ -397,11 +446,3 @@ class Trainer:
         if self.process.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.process.device) / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def _from_rank_0(text: str) -> str:
-    if not dist.is_initialized():
-        return text
-    texts = [text]
-    dist.broadcast_object_list(texts)
-    return texts[0]

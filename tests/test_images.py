@@ -1,8 +1,10 @@
 """Odd image files against NumPy references, shrinking against block means, JPEGs against FFCV's own encoder."""
 
 import io
+import random
 import struct
 import zlib
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ffcv_train.data.encoding import Encoding, encode_image, stores_jpeg
-from ffcv_train.data.images import ImageError, decode_rgb, encode_jpeg, restart_interval, shrink
+from ffcv_train.data.images import ImageError, contiguous, decode_rgb, encode_jpeg, restart_interval, shrink
 
 # Pillow warns of odd palettes and of broken Exif blocks; the writer silences it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -42,11 +44,83 @@ def test_rgb_is_unchanged(kind: str) -> None:
     assert np.array_equal(decode_rgb(saved(Image.fromarray(PHOTO), kind)), PHOTO)
 
 
-def test_rgb_jpeg_equals_opencv() -> None:
-    for options in ({}, {"subsampling": 0}, {"progressive": True}):
-        data = saved(Image.fromarray(PHOTO), "JPEG", quality=90, **options)
-        reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
-        assert np.array_equal(decode_rgb(data), reference)
+JPEG_OPTIONS = (
+    {},
+    {"subsampling": 0},
+    {"subsampling": 1},
+    {"progressive": True},
+    {"restart_marker_blocks": 3},
+    {"keep_rgb": True},
+    {"optimize": True, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"},
+)
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
+def test_rgb_jpeg_equals_opencv_and_pillow(options: dict) -> None:
+    data = saved(Image.fromarray(PHOTO), "JPEG", **{"quality": 90, **options})
+    reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert np.array_equal(decode_rgb(data), reference)
+    assert np.array_equal(decode_rgb(data), by_pillow(data))
+
+
+def by_pillow(data: bytes) -> np.ndarray | None:
+    """Pillow's own pixels, or None where it refuses."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception:
+        return None
+
+
+def test_first_picture_of_several_in_a_jpeg() -> None:
+    """MPO: what some cameras and telephones write."""
+    data = saved(Image.fromarray(PHOTO), "MPO", save_all=True, append_images=[Image.fromarray(255 - PHOTO)], quality=90)
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert np.array_equal(decode_rgb(data), by_pillow(data))
+
+
+def damaged_jpegs(count: int) -> Iterator[bytes]:
+    """Small JPEGs of all kinds with bits, bytes and markers changed, cut out or put in."""
+    generator = random.Random(0)
+    photo = Image.fromarray(PHOTO[:50, :70])
+    sound = [saved(photo, "JPEG", quality=90, **options) for options in JPEG_OPTIONS]
+    sound += [saved(photo.convert(mode), "JPEG", quality=90) for mode in ("L", "CMYK")]
+    for _ in range(count):
+        data = bytearray(generator.choice(sound))
+        for _ in range(generator.choice((1, 1, 3))):
+            at = generator.randrange(len(data))
+            change = generator.randrange(5)
+            if change == 0:
+                data[at] ^= 1 << generator.randrange(8)
+            elif change == 1:
+                data[at : at + 2] = bytes([0xFF, generator.choice((0, 0xC0, 0xC2, 0xD0, 0xD9, 0xDA, 0xDD, 0xE1, 0xEE))])
+            elif change == 2:
+                del data[at : at + generator.randint(1, 20)]
+            elif change == 3:
+                data[at:at] = generator.randbytes(generator.randint(1, 20))
+            else:
+                del data[max(at, 2) :]
+        yield bytes(data)
+
+
+def test_damaged_jpegs_are_refused_where_pillow_does() -> None:
+    outcomes = {"refused": 0, "decoded": 0}
+    for data in damaged_jpegs(2000):
+        expected = by_pillow(data)
+        if expected is None:
+            outcomes["refused"] += 1
+            with pytest.raises(ImageError, match="cannot be read"):
+                decode_rgb(data)
+        else:
+            outcomes["decoded"] += 1
+            assert np.array_equal(decode_rgb(data), expected) or _turned(data)
+    assert min(outcomes.values()) > 400
+
+
+def _turned(data: bytes) -> bool:
+    """Whether damage made an Exif orientation, which `by_pillow` does not apply."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(0x0112, 1) != 1
 
 
 def test_greyscale() -> None:
@@ -196,6 +270,27 @@ def test_shrink_is_the_mean_over_areas(factor: int) -> None:
     assert np.abs(shrink(image, 90 // factor) - means).max() <= 1
 
 
+def area_weights(source: int, target: int) -> np.ndarray:
+    """[target, source]: how much of each target pixel each source pixel covers."""
+    edges = np.arange(target + 1) * source / target
+    overlaps = np.minimum(edges[1:, None], np.arange(1, source + 1)) - np.maximum(edges[:-1, None], np.arange(source))
+    return overlaps.clip(0) * target / source
+
+
+@given(height=st.integers(1, 150), width=st.integers(1, 150), limit=st.integers(1, 150), reverse=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_shrink_weighs_pixels_by_area(height: int, width: int, limit: int, reverse: bool) -> None:
+    """Within rounding of float64, and within a level of OpenCV, of which FFCV makes use; for RGB and views of BGR."""
+    photo = np.tile(PHOTO, (2, 2, 1))[:height, :width]
+    image = np.ascontiguousarray(photo[:, :, ::-1])[:, :, ::-1] if reverse else np.ascontiguousarray(photo)
+    shrunk = shrink(image, limit)
+    h, w = shrunk.shape[:2]
+    exact = np.einsum("yY,YXc,xX->yxc", area_weights(height, h), photo, area_weights(width, w), optimize=True)
+    assert np.abs(shrunk - exact).max() < 0.501
+    assert np.abs(shrunk.astype(int) - cv2.resize(photo, (w, h), interpolation=cv2.INTER_AREA)).max() <= 1
+    assert contiguous(shrunk).flags.c_contiguous and np.array_equal(contiguous(shrunk), shrunk)
+
+
 @given(height=st.integers(1, 400), width=st.integers(1, 400), limit=st.integers(1, 300))
 @settings(max_examples=100, deadline=None)
 def test_shrink_keeps_shape_and_never_enlarges(height: int, width: int, limit: int) -> None:
@@ -211,7 +306,10 @@ def test_shrink_keeps_shape_and_never_enlarges(height: int, width: int, limit: i
 def test_jpeg_equals_ffcvs(quality: int) -> None:
     from ffcv.fields import rgb_image
 
-    assert encode_jpeg(PHOTO, quality, tiles=False) == rgb_image.encode_jpeg(PHOTO, quality).tobytes()
+    reference = rgb_image.encode_jpeg(PHOTO, quality).tobytes()
+    assert encode_jpeg(PHOTO, quality, tiles=False) == reference
+    view_of_bgr = np.ascontiguousarray(PHOTO[:, :, ::-1])[:, :, ::-1]
+    assert encode_jpeg(view_of_bgr, quality, tiles=False) == reference
 
 
 @pytest.mark.parametrize("width", [1, 16, 17, 100, 333, 496, 500, 640])

@@ -77,7 +77,7 @@ def declared_modules() -> set[str]:
 
 @pytest.mark.parametrize("file", [*MODULES.values(), *SCRIPTS], ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_are_declared(file: Path) -> None:
-    own = {"ffcv_train", *(script.stem for script in SCRIPTS if script.parent == file.parent)}
+    own = {"ffcv_train", "benchmarks", *(script.stem for script in SCRIPTS if script.parent == file.parent)}
     foreign = {name.split(".")[0] for name in imported_names(file)} - set(sys.stdlib_module_names) - own
     assert foreign <= declared_modules(), "requirements.txt does not declare what provides these"
 

@@ -1,23 +1,18 @@
-"""What a worker process of write_dataset.py does: read, decode, shrink and encode a chunk of images.
+"""From images to the bytes that a .beton file stores: read, decode, shrink and encode a task's.
 
 Worker processes start by importing this, so nothing heavy is imported here.
 """
 
-import contextlib
 import hashlib
 import time
-import traceback
-import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 
-import cv2
 import numpy as np
 
 from ffcv_train.data.archives import Blob, ZipBlob
-from ffcv_train.data.images import MAX_SIDE, ImageError, decode_rgb, encode_jpeg, shrink
+from ffcv_train.data.images import MAX_SIDE, ImageError, contiguous, decode_rgb, encode_jpeg, shrink
 
 MODE_JPG = 0
 MODE_RAW = 1
@@ -61,10 +56,9 @@ class EncodedSample:
 
 @dataclass
 class EncodedChunk:
-    """The stored bytes of `samples`, one after the other, in `data`; `failures` are (index, reason)."""
+    """What became of a task: rows of `samples`, and `failures` as (index, reason)."""
 
     samples: list[EncodedSample] = field(default_factory=list)
-    data: bytes = b""
     failures: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -82,9 +76,9 @@ def stores_jpeg(encoding: Encoding, index: int, raw_size: int) -> bool:
     return encoding.write_mode == "jpg"
 
 
-def encode_image(encoding: Encoding, index: int, image: np.ndarray) -> tuple[bytes, int, int, int]:
+def encode_image(encoding: Encoding, index: int, image: np.ndarray) -> tuple[bytes | memoryview, int, int, int]:
     """(stored bytes, mode, height, width) of an image, uint8 [H, W, 3], RGB; raises `ImageError`."""
-    image = np.ascontiguousarray(shrink(image, encoding.max_resolution))
+    image = shrink(image, encoding.max_resolution)
     height, width = image.shape[:2]
     if max(height, width) > MAX_SIDE:
         raise ImageError(f"has {width} × {height} pixels, but a side is at most {MAX_SIDE}; set --cfg.max_resolution")
@@ -92,14 +86,16 @@ def encode_image(encoding: Encoding, index: int, image: np.ndarray) -> tuple[byt
         return encode_jpeg(image, encoding.jpeg_quality, encoding.tiles), MODE_JPG, height, width
     if image.nbytes > MAX_SAMPLE_BYTES:
         raise ImageError(f"takes {image.nbytes} bytes as pixels, more than a page can hold; set --cfg.max_resolution")
-    return image.tobytes(), MODE_RAW, height, width
+    return contiguous(image).reshape(-1).data, MODE_RAW, height, width
 
 
-def encode_task(encoding: Encoding, task: Task) -> EncodedChunk:
-    """Encode the samples of a task; an image that cannot be stored becomes a failure, and the last one if asked for."""
-    chunk = EncodedChunk()
+def encode_task(encoding: Encoding, task: Task) -> tuple[EncodedChunk, list[bytes | memoryview]]:
+    """Encode the samples of a task: their rows, and the stored bytes of each.
+
+    An image that cannot be stored becomes a failure, and the last one of the task if asked for.
+    """
+    chunk, contents = EncodedChunk(), []
     start = time.perf_counter()
-    parts = []
     for index, place in zip(task.indices, task.places, strict=True):
         try:
             image = place if isinstance(place, np.ndarray) else decode_rgb(_read(place))
@@ -109,29 +105,10 @@ def encode_task(encoding: Encoding, task: Task) -> EncodedChunk:
             if encoding.stop_at_error:
                 break
             continue
-        parts.append(data)
+        contents.append(data)
         chunk.samples.append(EncodedSample(index, mode, height, width, len(data), zlib.crc32(data)))
-    chunk.data = b"".join(parts)
     chunk.seconds = time.perf_counter() - start
-    return chunk
-
-
-def work(connection: Connection, encoding: Encoding) -> None:
-    """A worker's life: tasks come in, chunks go out, until the connection closes, be it that the parent has died.
-
-    A chunk that cannot be made at all is answered by the text of the traceback.
-    """
-    cv2.setNumThreads(1)
-    warnings.simplefilter("ignore")  # Pillow's, about large images and odd palettes
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            task = connection.recv()
-            answer: EncodedChunk | str
-            try:
-                answer = encode_task(encoding, task)
-            except Exception:
-                answer = traceback.format_exc()
-            connection.send(answer)
+    return chunk, contents
 
 
 def _read(place: Blob | ZipBlob) -> bytes:

@@ -15,14 +15,15 @@ def available_bytes() -> int:
     available = int(psutil.virtual_memory().available)
     try:
         limit, used = (_CGROUP / "memory.max").read_text().strip(), (_CGROUP / "memory.current").read_text()
-        inactive = next(
+        # The page cache counts as used, and may hold the very file that is to be read again.
+        cached = sum(
             int(line.split()[1])
             for line in (_CGROUP / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
+            if line.startswith(("inactive_file ", "active_file "))
         )
-    except (OSError, StopIteration):
+    except OSError:
         return available
-    return available if limit == "max" else min(available, int(limit) - int(used) + inactive)
+    return available if limit == "max" else min(available, int(limit) - int(used) + cached)
 
 
 def check_fits(beton: Beton, available: int) -> None:

@@ -1,4 +1,4 @@
-"""Writing a .beton file front to back, by one process: pages of images, then the tables, the header last."""
+"""The layout of a .beton file while it is written: where each sample goes, then the tables, the header last."""
 
 import contextlib
 import os
@@ -21,6 +21,8 @@ _TABLES_START = native.HEADER.itemsize + len(_FIELDS) * native.FIELD_DESCRIPTION
 class PageFile:
     """A .beton file with the fields `image` and `label` that grows sample by sample, up to `max_samples`.
 
+    It gives out the places; the samples' bytes are written by others (worker.py), while this holds tables and header.
+
     Samples lie one after the other, none across a boundary of pages. A sample larger than a page makes all pages
     larger: the next power of two that holds it. Boundaries of the larger pages are boundaries of the smaller ones, so
     what is written stays as it is. Until `finish` the header is zeros, which no reader takes for a .beton file.
@@ -35,7 +37,6 @@ class PageFile:
         self._count = 0
         self._file = path.open("xb", buffering=1 << 20)
         self._position = _round_up(_TABLES_START + self._samples.nbytes, page_size)
-        self._file.seek(self._position)
 
     def __len__(self) -> int:
         return self._count
@@ -45,24 +46,25 @@ class PageFile:
         """Bytes so far."""
         return self._position
 
-    def append(self, sample: EncodedSample, label: int, data: bytes | memoryview) -> None:
-        """Store a sample's bytes and its row."""
+    def append(self, sample: EncodedSample, label: int) -> int:
+        """Enter a sample's row; returns the position in the file that its bytes are to be written to."""
         if not 0 < sample.size <= MAX_SAMPLE_BYTES:
             raise ValueError(f"a sample of {sample.size} bytes")
         while sample.size > self.page_size:
             self.page_size *= 2
         if self._position // self.page_size != (self._position + sample.size - 1) // self.page_size:
-            self._pad()
+            self._position = _round_up(self._position, self.page_size)
         image = (sample.mode, sample.width, sample.height, self._position)
         self._samples[self._count] = (image, label)
         self._regions[self._count] = (self._count, self._position, sample.size)
-        self._file.write(data)
         self._position += sample.size
         self._count += 1
+        return self._position - sample.size
 
     def finish(self) -> None:
-        """Write tables and header, and bring all to the disk."""
-        self._pad()
+        """Write tables and header, and bring all to the disk; the samples' bytes must be written."""
+        self._position = _round_up(self._position, self.page_size)  # what is skipped reads as zeros
+        self._file.seek(self._position)
         samples, regions = self._samples[: self._count], self._regions[: self._count]
         header = np.zeros(1, native.HEADER)
         header["version"] = native.FORMAT_VERSION
@@ -88,11 +90,6 @@ class PageFile:
         """Close the file, unfinished as it may be."""
         with contextlib.suppress(OSError):  # closing flushes, which fails once more on a full disk
             self._file.close()
-
-    def _pad(self) -> None:
-        """Go to the next boundary of pages; what is skipped reads as zeros."""
-        self._position = _round_up(self._position, self.page_size)
-        self._file.seek(self._position)
 
     def _sync(self) -> None:
         self._file.flush()

@@ -1,6 +1,6 @@
 """Worker processes whose death is noticed, and who notice ours.
 
-Each worker has a pipe of its own and one task at a time. A worker that dies closes its end, which the parent sees at
+Each worker has a pipe of its own and one order at a time. A worker that dies closes its end, which the parent sees at
 once; a parent that dies closes all of them, upon which the workers end. No helper threads, no shared locks that a dead
 process could hold: nothing can wait for ever.
 """
@@ -8,12 +8,14 @@ process could hold: nothing can wait for ever.
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import TracebackType
 
-from ffcv_train.data.encoding import EncodedChunk, Encoding, Task, work
+from ffcv_train.data.encoding import EncodedChunk, Encoding, Task
+from ffcv_train.data.worker import Order, work
 from ffcv_train.errors import UserError
 
 _IN_HAND_PER_WORKER = 4
@@ -25,9 +27,9 @@ def usable_cores() -> int:
 
 
 class WorkerPool:
-    """`count` processes that encode; a context that ends them, whatever happens."""
+    """`count` processes that encode and write to the file `path`; a context that ends them, whatever happens."""
 
-    def __init__(self, count: int, encoding: Encoding) -> None:
+    def __init__(self, count: int, encoding: Encoding, path: Path) -> None:
         self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
         # spawn, because forking a process with threads (torch's, OpenCV's) can deadlock the child.
         context = multiprocessing.get_context("spawn")
@@ -38,7 +40,8 @@ class WorkerPool:
         try:
             for number in range(count):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=work, args=(theirs, encoding), name=f"encode-{number}", daemon=True)
+                arguments = (theirs, encoding, path)
+                process = context.Process(target=work, args=arguments, name=f"encode-{number}", daemon=True)
                 self._workers[ours] = process
                 process.start()
                 theirs.close()
@@ -56,31 +59,47 @@ class WorkerPool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[EncodedChunk]:
+    def map(
+        self, tasks: Iterable[Task], place: Callable[[EncodedChunk], list[int]] | None = None
+    ) -> Iterator[EncodedChunk]:
         """The chunk of each task, in the order of the tasks; no more than a few per worker are in memory.
 
-        Raises `UserError` when a worker died.
+        `place` is called with each in that order and says where its samples go in the file, by the workers; all are
+        written when this ends. Without it they are thrown away.
+
+        Raises `UserError` when a worker died, `OSError` when writing failed.
         """
         numbered = enumerate(tasks)
         idle, busy = list(self._workers), dict[Connection, int]()
+        owners: dict[int, Connection] = {}
+        orders = {connection: Order() for connection in self._workers}
         done: dict[int, EncodedChunk] = {}
         given = taken = 0
         while True:
-            while idle and given - taken < _IN_HAND_PER_WORKER * len(self._workers):
-                number, task = next(numbered, (None, None))
-                if number is None:
-                    break
-                connection = idle.pop()
-                self._send(connection, task)
-                busy[connection] = number
-                given += 1
+            for connection in idle.copy():
+                order = orders[connection]
+                if given - taken < _IN_HAND_PER_WORKER * len(self._workers):
+                    order.number, order.task = next(numbered, (-1, None))
+                if order.task is not None:
+                    owners[given] = connection
+                    given += 1
+                elif not order.positions:
+                    continue
+                self._send(connection, order)
+                orders[connection] = Order()
+                idle.remove(connection)
+                busy[connection] = order.number
             if taken in done:
-                yield done.pop(taken)
+                finished = done.pop(taken)
+                orders[owners.pop(taken)].positions[taken] = place(finished) if place else []
                 taken += 1
+                yield finished
             elif busy:
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
-                    done[busy.pop(ready)] = self._receive(ready)
+                    number, chunk = busy.pop(ready), self._receive(ready)
+                    if chunk is not None:
+                        done[number] = chunk
                     idle.append(ready)
             else:
                 return
@@ -94,17 +113,19 @@ class WorkerPool:
                 process.join()
         self._workers = {}
 
-    def _send(self, connection: Connection, task: Task | None) -> None:
+    def _send(self, connection: Connection, order: Order) -> None:
         try:
-            connection.send(task)
+            connection.send(order)
         except OSError:
             raise self._died(connection) from None
 
-    def _receive(self, connection: Connection) -> EncodedChunk:
+    def _receive(self, connection: Connection) -> EncodedChunk | None:
         try:
             answer = connection.recv()
         except (EOFError, OSError):
             raise self._died(connection) from None
+        if isinstance(answer, OSError):
+            raise answer
         if isinstance(answer, str):
             if answer.rstrip().endswith("MemoryError"):
                 raise UserError("a worker process ran out of memory; use fewer with --cfg.num_workers")

@@ -1,7 +1,7 @@
 """write_dataset.py: images to a .beton file and its sidecar, completely or not at all.
 
-Worker processes read, decode, shrink and encode; this process alone writes, in the order of the samples, so the file
-depends on images and options only, not on the number of workers.
+Worker processes read, decode, shrink, encode and write; this process alone says where to, in the order of the samples,
+so the file depends on images and options only, not on the number of workers.
 """
 
 import contextlib
@@ -23,10 +23,11 @@ from typing import Any
 import cv2
 import numpy as np
 import PIL
+import simplejpeg  # type: ignore[import-untyped]
 
 from ffcv_train.config import load_config, option, to_dict
 from ffcv_train.data.beton import open_beton, sidecar_path
-from ffcv_train.data.encoding import MAX_SAMPLE_BYTES, Encoding, Task
+from ffcv_train.data.encoding import MAX_SAMPLE_BYTES, EncodedChunk, Encoding, Task
 from ffcv_train.data.pagefile import DEFAULT_PAGE_SIZE, MIN_PAGE_SIZE, PageFile, tables_crc
 from ffcv_train.data.pool import WorkerPool, usable_cores
 from ffcv_train.data.sources import SOURCES, Request, Source, open_source
@@ -38,7 +39,7 @@ from ffcv_train.progress import ProgressLine, duration
 # Beyond this the list of files would make the sidecar unwieldy.
 _MAX_LISTED_FILES = 2_000_000
 _TEMPORARY = ".tmp-"
-_MIN_PROBES, _MAX_PROBES, _PROBE_SECONDS = 16, 256, 1.0
+_MIN_PROBES, _MAX_PROBES, _PROBE_SECONDS = 16, 64, 1.0
 _CHUNK_SECONDS = 0.2
 _CHUNK_BYTES = 4 << 20
 _MAX_CHUNK = 1000
@@ -126,7 +127,7 @@ def write_dataset(config: WriteConfig, progress: ProgressLine | None = None) -> 
             cleanup.callback(_remove, temporary, sidecar_path(temporary))
             pages = PageFile(temporary, count, config.page_size)
             cleanup.callback(pages.close)
-            pool = cleanup.enter_context(WorkerPool(workers, _encoding(config)))
+            pool = cleanup.enter_context(WorkerPool(workers, _encoding(config), temporary))
             cleanup.callback(signals.ignore)
             chunk_size = _estimate(pool, source, count, config, target, progress)
             written = _write_pages(pool, source, count, chunk_size, config, pages, progress)
@@ -232,14 +233,14 @@ def _estimate(
         for chunk in pool.map(Task([index], [source.place(index)]) for index in indices):
             _stop_at_failure(chunk.failures, source, config)
             if chunk.samples:
-                sizes.append(len(chunk.data))
+                sizes.append(chunk.samples[0].size)
                 seconds.append(chunk.seconds)
 
     # A few, and if those were quick, more: sizes scatter by about 60%.
     probe(min(count, _MIN_PROBES))
     if seconds:
         affordable = int(_PROBE_SECONDS * len(pool) / float(np.median(seconds)))
-        more = min(affordable, count // 10, _MAX_PROBES)
+        more = min(affordable, count // 25, _MAX_PROBES)
         if more > _MIN_PROBES:
             probe(more)
     if not sizes:
@@ -269,18 +270,18 @@ def _write_pages(
     pages: PageFile,
     progress: ProgressLine,
 ) -> Written:
-    """Encode all samples and append them to `pages` in order."""
+    """Encode all samples and have them written in order."""
     written = Written()
     start = time.perf_counter()
-    for chunk in pool.map(_tasks(source, count, chunk_size)):
+
+    def place(chunk: EncodedChunk) -> list[int]:
         _stop_at_failure(chunk.failures, source, config)
+        return [pages.append(sample, int(source.labels[sample.index])) for sample in chunk.samples]
+
+    for chunk in pool.map(_tasks(source, count, chunk_size), place):
         written.skipped += chunk.failures
-        data, offset = memoryview(chunk.data), 0
-        for sample in chunk.samples:
-            pages.append(sample, int(source.labels[sample.index]), data[offset : offset + sample.size])
-            offset += sample.size
-            written.indices.append(sample.index)
-            written.crcs.append(sample.crc)
+        written.indices.extend(sample.index for sample in chunk.samples)
+        written.crcs.extend(sample.crc for sample in chunk.samples)
         if progress.due():
             done = len(written.indices) + len(written.skipped)
             rate = done / (time.perf_counter() - start)
@@ -323,7 +324,12 @@ def _sidecar(config: WriteConfig, source: Source, written: Written, beton: Path)
         },
         "settings": to_dict(WriterRun(config))["cfg"],
         "skipped": [{"name": source.name(index), "reason": reason} for index, reason in written.skipped],
-        "versions": {**versions(), "pillow": PIL.__version__, "opencv": cv2.__version__},
+        "versions": {
+            **versions(),
+            "pillow": PIL.__version__,
+            "simplejpeg": simplejpeg.__version__,
+            "opencv": cv2.__version__,
+        },
         "checksums": {
             "algorithm": "crc32",
             "tables": f"{tables_crc(beton):08x}",
