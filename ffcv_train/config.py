@@ -156,7 +156,9 @@ class LoggingConfig:
     folder: str = option("runs", "runs lie in folder/run")
     run: str = option("", "name of the run's folder; empty: date, time and architecture")
     tensorboard: bool = option(True, "write TensorBoard events")
-    interval: int = option(50, "steps between updates of the progress line and checks for a finite loss", min=1)
+    interval: int = option(
+        50, "steps between losses shown; whether they are finite is checked every 5 steps, or as often", min=1
+    )
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class Trainer:
                     self.step,
                     self.steps,
                     images_per_s=(self.step - first) * self.sizes.global_batch / (time.perf_counter() - start),
-                    loss=status.loss if status and self.step % interval == 0 else None,
+                    loss=status.loss if status and self.step % interval < _AGREEMENT_STEPS else None,
                 )
                 # Alone, a process stops at once; ranks stop together, at the report in which all see the wish.
                 alone = self.process.world_size == 1
@@ -360,7 +360,7 @@ class Trainer:
         self.epoch, self.step, self.best_top_1 = state["epoch"], state["step"], state["best_top_1"]
         self.mean_loss, self.unfinished = state["mean_loss"], state["unfinished"]
         done = self.epoch >= self.config.training.epochs and not self.unfinished
-        self.finished = done and (path.parent / "final.pt").is_file()
+        self.finished = from_rank_0(done and (path.parent / "final.pt").is_file())
         return run
 
     def _wrap(self) -> nn.Module:

@@ -310,8 +310,8 @@ def test_ranks_that_do_not_see_the_checkpoint_do_not_wait_for_ever(
 
     def answer_of_rank_0(value: Any) -> Any:
         asked.append(value)
-        return run / "last.pt"
+        return run / "last.pt" if len(asked) == 1 else value
 
     monkeypatch.setattr(trainer_module, "from_rank_0", answer_of_rank_0)
     trainer = Trainer(config(small_betons, tmp_path, "--logging.run=r", "--training.resume=auto"), ALONE)
-    assert asked == [run / "last.pt"] and (trainer.epoch, trainer.step) == (1, 2)
+    assert asked[0] == run / "last.pt" and (trainer.epoch, trainer.step) == (1, 2)
