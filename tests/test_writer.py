@@ -170,6 +170,13 @@ def test_file_does_not_depend_on_workers_or_chunks(folder: Path, tmp_path: Path)
     assert not np.array_equal(open_beton(other).modes, open_beton(files[0]).modes)
 
 
+def test_a_subset_that_lacks_classes_is_noted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, tmp_path / "a.beton", subset=4)
+    assert "the first 4 images, which --cfg.subset takes, are of 2 of the 3 classes" in capsys.readouterr().out
+    write(folder, tmp_path / "a.beton", subset=7)
+    assert "which --cfg.subset takes" not in capsys.readouterr().out
+
+
 def test_sidecar(folder: Path, tmp_path: Path) -> None:
     path = write(folder, tmp_path / "a.beton", subset=7, max_resolution=64)
     sidecar = open_beton(path).sidecar

@@ -117,6 +117,12 @@ def write_dataset(config: WriteConfig, progress: ProgressLine | None = None) -> 
     progress.print(f"{count} images, {len(source.class_names)} classes from {config.data_dir}, {workers} workers")
     for note in source.notes:
         progress.print(f"note: {note}")
+    present, whole = (len(np.unique(labels)) for labels in (source.labels[:count], source.labels))
+    if present < whole:
+        progress.print(
+            f"note: the first {count} images, which --cfg.subset takes, are of {present} of the {whole} classes; "
+            "for a smaller set of all classes, make a folder or map of it"
+        )
 
     for stale in sorted(target.parent.glob(f"{glob.escape(target.name)}{_TEMPORARY}*")):
         progress.print(f"note: {stale} is of a run that was killed, or is still at work; if killed, delete it")
