@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT
@@ -280,9 +281,8 @@ def test_two_ranks_stop_at_once_when_told_twice_and_resume(small_betons: Betons,
     deadline = time.monotonic() + 120
     while not (tmp_path / "r" / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    workers = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=True).stdout.split()
-    for worker in workers:
-        os.kill(int(worker), signal.SIGTERM)
+    for worker in psutil.Process(child.pid).children():
+        worker.send_signal(signal.SIGTERM)
     time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     _, errors = child.communicate(timeout=60)
