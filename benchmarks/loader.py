@@ -4,13 +4,16 @@
 
 All read the same photographs (longest side 500 pixels, JPEG quality 90), held by the page cache, and yield uint8
 batches of random resized crops with flips. Each contender is a process of its own that stays alive; in each round
-every one of them runs one epoch, in turn. FFCV and the file readers get JPEGs without restart markers, as their own
-tools write them; the pixels are the same. With --beton all read that file as it is.
+every one of them runs one epoch, in turn. An epoch is as many passes over the images as take --seconds. FFCV and the
+file readers get JPEGs without restart markers, as their own tools write them; the pixels are the same. With --beton
+all read that file as it is. Only ours and FFCV read raw samples, so only these compete where there are any.
 
 images/s: median of the epochs, and their spread. ratio: median over rounds of ours to that one. CPU: milliseconds of
-all its processes per image, which other programs on the machine disturb less. first batch: from the loader's
-construction, after imports and with numba's disk cache filled. memory: peak of anonymous and shared memory of all its
-processes (mapped files, that is the page cache, do not count), and in brackets what came after imports.
+all its processes per image, which other programs on the machine disturb less. others: cores that these took meanwhile,
+median of the epochs; where it is not near 0, trust the CPU ratio only. first batch: from the loader's construction,
+after imports and with numba's disk cache filled. memory: peak of anonymous and shared memory of all its processes
+(Pss_Anon and Pss_Shmem of smaps_rollup; mapped files, that is the page cache, do not count), and in brackets what came
+after imports; of a start and an epoch of another process of the same contender, because sampling it costs time.
 """
 
 import argparse
@@ -20,7 +23,8 @@ import shlex
 import statistics
 import sys
 import tempfile
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.loading.contenders import BETON_READERS, CONTENDERS, Files, available
+from benchmarks.loading.contenders import BETON_READERS, CONTENDERS, PLAIN, Files, available
 from benchmarks.loading.files import from_beton, from_folder
 from benchmarks.loading.process import Contender
 from ffcv_train.data.beton import open_beton
@@ -39,7 +43,7 @@ from ffcv_train.errors import UserError, run_main
 from ffcv_train.records import write_json
 
 MODES = ("jpg", "proportion")
-PACKAGES = ("torch", "torchvision", "ffcv", "numba", "webdataset", "pillow")
+PACKAGES = ("torch", "torchvision", "ffcv", "numba", "webdataset", "pillow", "nvidia-dali-cuda120")
 
 
 def main() -> None:
@@ -52,14 +56,14 @@ def main() -> None:
                 files, mode = from_beton(options.beton, Path(scratch), options.workers)
             else:
                 files = from_folder(options.folder, Path(scratch), mode, options.images, options.workers)
-            samples = len(open_beton(files.beton))
-            if samples < options.batch_size:
-                raise UserError(f"{samples} images are less than a batch of {options.batch_size}; lower --batch-size")
-            names = [name for name in options.loaders if mode == "jpg" or name in BETON_READERS]
-            if files.beton == files.plain_beton:
-                names = [name for name in names if name != "ours, no tiles"]
+            names = competing(options.loaders, mode)
+            batch_size = min(options.batch_size, len(open_beton(files.beton)))
+            own = [name for name in names if name in ("ours", PLAIN)]
+            if own and not rows:
+                # One start fills numba's disk cache for all modes and resolutions.
+                Contender(own[0], files, options.resolutions[0], batch_size, options.workers).close()
             for resolution in options.resolutions:
-                rows += measure(names, files, mode, resolution, options)
+                rows += measure(names, files, mode, resolution, batch_size, options)
                 show(rows[-len(names) :], mode, resolution)
     if options.json is not None:
         write_json(options.json, {"rows": rows, "machine": machine(), "command": shlex.join(sys.argv)})
@@ -76,90 +80,124 @@ def parse() -> argparse.Namespace:
     source.add_argument("--beton", type=Path, help="a .beton, used as it is")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="threads or processes [all cores]")
     parser.add_argument("--resolutions", default="160,224", help="sides in pixels, comma-separated [160,224]")
-    parser.add_argument("--modes", default=",".join(MODES), help="how --folder is stored: jpg, proportion (50%% raw)")
-    parser.add_argument("--loaders", help=f"comma-separated, of: {'; '.join(CONTENDERS)} [all that are installed]")
+    parser.add_argument("--modes", help="how to store --folder: jpg, proportion (50%% raw) [jpg,proportion]")
+    parser.add_argument("--loaders", help=f"comma-separated, of: {', '.join(CONTENDERS)} [all that are installed]")
     parser.add_argument("--epochs", type=int, default=5, help="measured epochs [5]")
-    parser.add_argument("--images", type=int, default=2000, help="photographs of --folder in an epoch [2000]")
-    parser.add_argument("--batch-size", type=int, default=250, help="[250]")
+    parser.add_argument("--seconds", type=float, default=3.0, help="least duration of an epoch, in whole passes [3]")
+    parser.add_argument("--images", type=int, help="photographs of --folder in a pass [2000]")
+    parser.add_argument("--batch-size", type=int, default=250, help="at most all images [250]")
     parser.add_argument("--scratch", type=Path, help="folder for temporary files [the system's]")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
+    if options.beton is not None:
+        for name in ("modes", "images"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} is for --folder; --beton is read as it is")
+    options.images = 2000 if options.images is None else options.images
     for name in ("workers", "epochs", "images", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    if not 0 < options.seconds < 3600:
+        raise UserError(f"--seconds must be above 0 and below 3600, not {options.seconds:g}")
     try:
         options.resolutions = [int(word) for word in options.resolutions.split(",")]
     except ValueError:
         raise UserError(f"--resolutions takes sides such as 160,224, not {options.resolutions}") from None
     if min(options.resolutions) < 1:
         raise UserError("--resolutions: a side has at least one pixel")
-    options.modes = options.modes.split(",") if options.beton is None else [""]
-    unknown = sorted(set(options.modes) - set(MODES)) if options.beton is None else []
-    if unknown:
-        raise UserError(f"--modes: there is no mode {unknown[0]!r}, only {', '.join(MODES)}")
-    options.loaders = options.loaders.split(",") if options.loaders else available()
+    options.modes = _chosen("modes", options.modes, MODES, MODES) if options.beton is None else [""]
+    # Of a .beton as it is there is no second file without restart markers.
+    known = [name for name in CONTENDERS if name != PLAIN or options.beton is None]
+    options.loaders = _chosen("loaders", options.loaders, known, [name for name in known if name in available()])
     for name in options.loaders:
-        if name not in CONTENDERS:
-            raise UserError(f"--loaders: there is no loader {name!r}, only {'; '.join(CONTENDERS)}")
         if name not in available():
             raise UserError(f"--loaders: the package of {name!r} is not installed")
+    for mode in options.modes if options.beton is None else []:
+        competing(options.loaders, mode)
+    if options.scratch is not None and not options.scratch.is_dir():
+        raise UserError(f"--scratch: {options.scratch} is no folder; make it first")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UserError(f"--json: {options.json.parent} is no folder; make it first")
     return options
 
 
+def _chosen(option: str, given: str | None, known: Sequence[str], default: Sequence[str]) -> list[str]:
+    """The names of a comma-separated option; `UserError` for an unknown or a repeated one."""
+    names = list(default) if given is None else [word.strip() for word in given.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--{option}: there is no {option.removesuffix('s')} {name!r}, only {', '.join(known)}")
+        if names.count(name) > 1:
+            raise UserError(f"--{option} names {name!r} twice")
+    return names
+
+
+def competing(loaders: Sequence[str], mode: str) -> list[str]:
+    """Those of `loaders` that can read the mode; `UserError` where there is none."""
+    names = [name for name in loaders if mode == "jpg" or name in BETON_READERS]
+    if not names:
+        raise UserError(f"--loaders: {', '.join(loaders)} cannot read raw samples; add ours or ffcv, or leave them out")
+    return names
+
+
 def measure(
-    names: list[str], files: Files, mode: str, resolution: int, options: argparse.Namespace
+    names: list[str], files: Files, mode: str, resolution: int, batch_size: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row per contender."""
     with contextlib.ExitStack() as stack:
-        contenders = []
+        contenders, memory = [], {}
         for name in names:
-            # The first start may compile; only the second is measured.
-            Contender(name, files, resolution, options.batch_size, options.workers).close()
-            contender = Contender(name, files, resolution, options.batch_size, options.workers)
+            order = (name, files, resolution, batch_size, options.workers)
+            # Before the timed one, so that this one finds all it reads in the page cache.
+            memory[name] = memory_mb(Contender(*order, watched=True))
+            contender = Contender(*order)
             stack.callback(contender.close)
             contenders.append(contender)
         for contender in contenders:
-            contender.epoch()
+            contender.last(options.seconds)
         rounds = []
         for number in range(options.epochs):
             # Whoever is first in one round is last in the next.
             turn = contenders if number % 2 == 0 else contenders[::-1]
             rounds.append({contender.name: contender.epoch() for contender in turn})
-        return [row(contender, rounds, names, mode, resolution, options) for contender in contenders]
+        found = []
+        for contender in contenders:
+            one: dict[str, Any] = {"loader": contender.name, "mode": mode, "resolution": resolution}
+            one |= {"workers": options.workers, "batch_size": batch_size}
+            found.append({**one, **row(contender, rounds, names), **memory[contender.name]})
+        return found
 
 
-def row(
-    contender: Contender,
-    rounds: list[dict[str, dict[str, float]]],
-    names: list[str],
-    mode: str,
-    resolution: int,
-    options: argparse.Namespace,
-) -> dict[str, Any]:
+def memory_mb(watched: Contender) -> dict[str, float]:
+    """The peak of a start and an epoch, whole and without what the imports hold; ends the contender."""
+    with contextlib.closing(watched):
+        watched.epoch()
+        peak = watched.peak_memory
+        return {"peak_memory_mb": peak / 1e6, "loader_memory_mb": (peak - watched.import_memory) / 1e6}
+
+
+def row(contender: Contender, rounds: list[dict[str, dict[str, float]]], names: list[str]) -> dict[str, Any]:
     """What a contender's epochs say."""
     epochs = [one[contender.name] for one in rounds]
     rates = [epoch["images"] / epoch["seconds"] for epoch in epochs]
-    cpu = sum(epoch["cpu_seconds"] for epoch in epochs)
-    found: dict[str, Any] = {"loader": contender.name, "mode": mode, "resolution": resolution}
-    found |= {"workers": options.workers, "batch_size": options.batch_size, "images": epochs[0]["images"]}
+    cpu = sum(epoch["cpu_seconds"] for epoch in epochs) / sum(epoch["images"] for epoch in epochs)
+    found: dict[str, Any] = {"images": epochs[0]["images"], "passes": epochs[0]["passes"]}
     found |= {"images_per_s": statistics.median(rates), "images_per_s_min": min(rates), "images_per_s_max": max(rates)}
-    found["cpu_ms_per_image"] = 1e3 * cpu / sum(epoch["images"] for epoch in epochs)
+    found["cpu_ms_per_image"] = 1e3 * cpu
+    found["other_cores"] = statistics.median(epoch["other_cores"] for epoch in epochs)
     if "ours" in names:
         own = [one["ours"] for one in rounds]
         found["ratio"] = statistics.median(
             (a["images"] / a["seconds"]) / rate for a, rate in zip(own, rates, strict=True)
         )
-        found["cpu_ratio"] = cpu / sum(one["cpu_seconds"] for one in own)
-    found |= {key: contender.start[key] for key in ("first_batch_s", "process_first_batch_s")}
-    found["peak_memory_mb"] = contender.peak_memory / 1e6
-    found["loader_memory_mb"] = (contender.peak_memory - contender.import_memory) / 1e6
-    return {**found, "rates": rates}
+        found["cpu_ratio"] = cpu / (sum(one["cpu_seconds"] for one in own) / sum(one["images"] for one in own))
+    return {**found, **contender.start, "rates": rates}
 
 
 def show(rows: list[dict[str, Any]], mode: str, resolution: int) -> None:
     """Print the rows of a mode and a resolution."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=f"{mode}, {resolution} px")
-    heads = ("loader", "images/s", "spread", "ratio", "CPU ms", "CPU ratio", "first batch", "memory, MB")
+    heads = ("loader", "images/s", "spread", "ratio", "CPU ms", "CPU ratio", "others", "first batch", "memory, MB")
     for head in heads:
         table.add_column(head, justify="left" if head == "loader" else "right", no_wrap=True)
     for found in rows:
@@ -170,6 +208,7 @@ def show(rows: list[dict[str, Any]], mode: str, resolution: int) -> None:
             f"{found['ratio']:.2f}" if "ratio" in found else "",
             f"{found['cpu_ms_per_image']:.3f}",
             f"{found['cpu_ratio']:.2f}" if "ratio" in found else "",
+            f"{found['other_cores']:.2f}",
             f"{found['first_batch_s']:.2f} s",
             f"{found['peak_memory_mb']:,.0f} ({found['loader_memory_mb']:,.0f})",
         )
@@ -184,8 +223,15 @@ def machine() -> dict[str, Any]:
         "cores": usable_cores(),
         "processor": name,
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: found for package in PACKAGES if (found := _version(package))},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ LEVELS = {
     "trainer": 5,
     "evaluator": 5,
     "evaluation_run": 6,
+    "extraction": 6,
+    "transfer": 6,
     "doctor": 6,
     "quickstart": 7,
+    "comparison": 7,
 }
 UNLISTED = LEVELS["data"]
 

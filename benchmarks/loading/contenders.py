@@ -134,7 +134,8 @@ def webdataset(files: Files, resolution: int, batch_size: int, workers: int) -> 
 
     shards = sorted(str(path) for path in files.shards.glob("*.tar"))
     data = wds.WebDataset(shards, shardshuffle=len(shards)).shuffle(1000).to_tuple("jpg", "cls")
-    data = data.map_tuple(load, int).batched(batch_size, partial=False)
+    # A worker's last batch may be smaller: without it, images would be decoded that nobody counts.
+    data = data.map_tuple(load, int).batched(batch_size, partial=True)
     loader = wds.WebLoader(data, batch_size=None, num_workers=workers, persistent_workers=True)
     return lambda: (images for images, _ in loader)
 
@@ -162,16 +163,17 @@ def dali(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
     return lambda: (batch[0]["data"] for batch in iterator)
 
 
+PLAIN = "ours-no-tiles"
 CONTENDERS: dict[str, Callable[[Files, int, int, int], Epoch]] = {
     "ours": ours,
-    "ours, no tiles": ours_plain,
+    PLAIN: ours_plain,
     "ffcv": ffcv,
     "torchvision": torchvision,
     "webdataset": webdataset,
     "pillow": pillow,
     "dali": dali,
 }
-BETON_READERS = ("ours", "ours, no tiles", "ffcv")
+BETON_READERS = ("ours", PLAIN, "ffcv")
 """Those that read raw samples too."""
 _NEEDS = {"dali": "nvidia.dali"}
 

@@ -1,6 +1,5 @@
 """The photographs of a folder, or of a .beton, in the forms that the contenders read."""
 
-import dataclasses
 import shutil
 import tarfile
 from io import BytesIO
@@ -85,4 +84,4 @@ def _extracted(files: Files, mode: str, workers: int) -> Files:
                     entry = tarfile.TarInfo(f"{i:07d}.{suffix}")
                     entry.size = len(member)
                     tar.addfile(entry, BytesIO(member))
-    return dataclasses.replace(files)
+    return files

@@ -1,11 +1,15 @@
 """A contender in a process of its own: made once, then told to run an epoch at a time.
 
 Talks in lines on its own pipe: the child says a JSON object when its first batch is there and after each epoch; the
-parent says "epoch", and closes the pipe to end it.
+parent says "start" and "epoch N" (N passes over the images), and closes the pipe to end it.
+
+Sampling memory every few milliseconds takes a third of a core, and more from loaders that hold more memory or have
+more processes. So a contender is either watched or timed, never both.
 """
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,10 +30,16 @@ _CLOCK_TICK = 0.01
 
 
 class Contender:
-    """A running contender; `start` says when its first batch came, `epoch` runs one."""
+    """A running contender; `start` says when its first batch came, `epoch` runs one.
 
-    def __init__(self, name: str, files: Files, resolution: int, batch_size: int, workers: int) -> None:
+    With `watched` its memory is sampled all the time, for `peak_memory`, and its times mean nothing.
+    """
+
+    def __init__(
+        self, name: str, files: Files, resolution: int, batch_size: int, workers: int, watched: bool = False
+    ) -> None:
         self.name = name
+        self._watched = watched
         order = {"name": name, "files": {key: str(path.resolve()) for key, path in asdict(files).items()}}
         order |= {"resolution": resolution, "batch_size": batch_size, "workers": workers}
         start = time.perf_counter()
@@ -43,21 +53,35 @@ class Contender:
         )
         self._tree = psutil.Process(self._process.pid)
         self._peak = 0
-        imported = self._answer()
-        self.import_memory = self._memory()
+        self._passes = 1
+        self._answer()
+        self.import_memory = self._memory() if watched else 0
         self._say("start")
-        self.start = {**imported, **self._watched_answer(), "process_first_batch_s": time.perf_counter() - start}
+        self.start = {**self._answer(), "process_first_batch_s": time.perf_counter() - start}
+        drained = self._answer()
+        assert drained == {"drained": True}
+
+    def last(self, seconds: float) -> None:
+        """Let each later epoch be as many passes over the images as take `seconds`, by one that is run now."""
+        self._passes = 1
+        self._passes = max(1, math.ceil(seconds / self.epoch()["seconds"]))
 
     def epoch(self) -> dict[str, float]:
-        """`images`, `seconds` and `cpu_seconds` (of the whole process tree) of one epoch."""
-        before = self._cpu_seconds()
-        self._say("epoch")
-        found = self._watched_answer()
-        return {**found, "cpu_seconds": max(_CLOCK_TICK, self._cpu_seconds() - before)}
+        """`images`, `passes`, `seconds`, `cpu_seconds` (of the whole process tree) and `other_cores` of one epoch.
+
+        `other_cores` is how many cores all other programs on the machine used meanwhile.
+        """
+        before, machine_before = self._cpu_seconds(), _machine_cpu_seconds()
+        self._say(f"epoch {self._passes}")
+        found = self._answer()
+        cpu, machine = self._cpu_seconds() - before, _machine_cpu_seconds() - machine_before
+        found["other_cores"] = max(0.0, machine - cpu) / found["seconds"]
+        return {**found, "passes": self._passes, "cpu_seconds": max(_CLOCK_TICK, cpu)}
 
     @property
     def peak_memory(self) -> int:
-        """Bytes that the process tree held at most: anonymous and shared memory, without mapped files."""
+        """Bytes that the watched process tree held at most: anonymous and shared memory, without mapped files."""
+        assert self._watched
         return self._peak
 
     def close(self) -> None:
@@ -72,13 +96,16 @@ class Contender:
         self._process.stdin.flush()
 
     def _answer(self) -> dict[str, float]:
+        return self._watched_line() if self._watched else self._line()
+
+    def _line(self) -> dict[str, float]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise UserError(f"the loader {self.name!r} has failed, with exit status {self._process.wait()}; see above")
         return json.loads(line)
 
-    def _watched_answer(self) -> dict[str, float]:
+    def _watched_line(self) -> dict[str, float]:
         done = threading.Event()
 
         def watch() -> None:
@@ -88,7 +115,7 @@ class Contender:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
-            return self._answer()
+            return self._line()
         finally:
             done.set()
             watcher.join()
@@ -118,6 +145,12 @@ class Contender:
         return total
 
 
+def _machine_cpu_seconds() -> float:
+    """What all programs on the machine have used."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.irq + times.softirq
+
+
 def main() -> None:
     """The child's side."""
     order = json.loads(sys.argv[1])
@@ -131,7 +164,7 @@ def main() -> None:
     files = Files(**{key: Path(path) for key, path in order["files"].items()})
     _import(order["name"])
     answer()
-    epoch, batches = None, 0
+    epoch = None
     for command in sys.stdin:
         start = time.perf_counter()
         if command.strip() == "start":
@@ -141,13 +174,14 @@ def main() -> None:
             answer(first_batch_s=time.perf_counter() - start)
             for _ in iterator:
                 pass
+            answer(drained=True)
             continue
         assert epoch is not None
-        images, batches = 0, 0
-        for batch in epoch():
-            images += len(batch)
-            batches += 1
-        answer(images=images, batches=batches, seconds=time.perf_counter() - start)
+        images = 0
+        for _ in range(int(command.split()[1])):
+            for batch in epoch():
+                images += len(batch)
+        answer(images=images, seconds=time.perf_counter() - start)
 
 
 def _import(name: str) -> None:

@@ -18,7 +18,7 @@ from ffcv_train.records import replace_file
 
 FORMATS = ("png", "svg", "pdf")
 # Okabe and Ito's colours, told apart by the colour-blind; dash and marker tell the lines apart in greyscale.
-_STYLES = (
+STYLES = (
     ("#0072B2", "-", "o"),
     ("#D55E00", "--", "s"),
     ("#000000", ":", "^"),
@@ -69,7 +69,7 @@ def read_calibration(
             raise UserError(f"{path} has no flip-averaged result; evaluate with --validation.lr_tta=1")
         setting = f"{result['count']:,} samples at {resolution} px{', flip-averaged' if flip_averaged else ''}"
         metrics = result["flip_averaged"] if flip_averaged else result
-        return _calibration(metrics, label or _default_label(report), setting)
+        return calibration_of(metrics, label or _default_label(report), setting)
     except (KeyError, TypeError, ValueError, StopIteration, AttributeError):
         raise UserError(f"{path} is not a metrics file; give the file that eval.py --output wrote") from None
 
@@ -93,8 +93,8 @@ def draw_reliability(curves: Sequence[Calibration]) -> Figure:
 
     A curve below the diagonal is overconfident. Raises `UserError` for no curves or more than can be told apart.
     """
-    if not 1 <= len(curves) <= len(_STYLES):
-        raise UserError(f"a reliability diagram shows 1 to {len(_STYLES)} metrics files, not {len(curves)}")
+    if not 1 <= len(curves) <= len(STYLES):
+        raise UserError(f"a reliability diagram shows 1 to {len(STYLES)} metrics files, not {len(curves)}")
     settings = {curve.setting for curve in curves}
     shared = settings.pop() if len(settings) == 1 else ""
     lines = len(curves) * (1 if shared else 2) + bool(shared)
@@ -105,7 +105,7 @@ def draw_reliability(curves: Sequence[Calibration]) -> Figure:
     upper.text(0.98, 0.02, "overconfident", color="0.45", fontsize=9, ha="right")
     handles = [
         _draw_curve(upper, lower, curve, style, with_setting=not shared)
-        for curve, style in zip(curves, _STYLES, strict=False)
+        for curve, style in zip(curves, STYLES, strict=False)
     ]
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy, with 95% interval")
     lower.set(xlabel="confidence", ylabel="samples (%)", ylim=(0, None))
@@ -138,7 +138,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     replace_file(path, content.getvalue())
 
 
-def _calibration(metrics: dict[str, Any], label: str, setting: str) -> Calibration:
+def calibration_of(metrics: dict[str, Any], label: str, setting: str) -> Calibration:
+    """The curve of what `MetricSums.compute` said, as it is or as JSON gave it. Raises `ValueError`, `KeyError`."""
     bins = metrics["bins"]
     # JSON says null for the mean of an empty bin and for what is not finite; float64 says NaN for both.
     counts = np.array(bins["count"], dtype=np.int64)

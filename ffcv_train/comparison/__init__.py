@@ -1,0 +1,1 @@
+"""A fair comparison of criteria: what is run, running it, measuring the runs, the report."""

@@ -1,0 +1,84 @@
+"""How long a comparison will take: from finished runs where there are some, else from steps measured here."""
+
+import contextlib
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from ffcv_train.comparison.plan import Plan, Run, devices
+from ffcv_train.comparison.run import is_finished
+from ffcv_train.data.beton import open_beton
+from ffcv_train.distributed import process_group
+from ffcv_train.doctor.examination import examine
+from ffcv_train.doctor.request import Request
+from ffcv_train.progress import duration
+
+_SECONDS = 3.0
+_FORWARD_SHARE = 1 / 3
+"""Of a training step's time that its forward pass takes: the backward pass is two products for its one"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one run, and where the figure comes from."""
+
+    seconds: float
+    source: str
+
+
+def estimate_run(plan: Plan) -> Estimate:
+    """Seconds of one whole run, training and validations. Measures a few seconds where no run is finished."""
+    past = [seconds for run in plan.runs if (seconds := _logged_seconds(plan, run)) is not None]
+    if past:
+        return Estimate(sum(past) / len(past), f"mean of {len(past)} finished runs")
+    named = dataclasses.replace(plan.config.loss, name=plan.losses[0])
+    config = dataclasses.replace(plan.config, loss=named)
+    with process_group(config.training.device) as process, contextlib.redirect_stdout(io.StringIO()):
+        report = examine(Request(config, None, _SECONDS, 1), process)
+    training = report["training_seconds"]
+    last = report["stages"][-1]
+    # Training's last side gives the cost of a pixel; validation has forward passes only, two with flip averaging.
+    validation = config.validation
+    pixels = (validation.resolution[0] / last["resolution"]) ** 2
+    views = 2 if validation.lr_tta else 1
+    images = len(open_beton(config.data.val_dataset))
+    passes = -(-config.training.epochs // validation.every)
+    once = images * views * pixels * _FORWARD_SHARE / last["step_images_per_s"]
+    return Estimate(
+        training + passes * once, f"{plan.losses[0]} measured for some seconds, validation reckoned from it"
+    )
+
+
+def print_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print the runs, which of them are finished, and about how long the others will take."""
+    console = console or Console(highlight=False)
+    todo = [run for run in plan.runs if not is_finished(plan, run)]
+    for run in plan.runs:
+        console.print(f"{run.name:<32} {'to do' if run in todo else 'finished'}", markup=False)
+    if not todo:
+        console.print("nothing is left to train; without --dry-run the report is written again")
+        return
+    estimate, slots = estimate_run(plan), len(devices(plan.config))
+    rounds = -(-len(todo) // slots)
+    console.print(
+        f"about {duration(estimate.seconds)} a run ({estimate.source}), {slots} at a time: about "
+        f"{duration(rounds * estimate.seconds)} for {len(todo)} runs; start-up and measuring come on top",
+        soft_wrap=True,
+    )
+
+
+def _logged_seconds(plan: Plan, run: Run) -> float | None:
+    """Training and validation seconds that a finished run logged; None where it logged no whole run."""
+    folder = plan.folder(run)
+    if not (folder / "final.pt").is_file():
+        return None
+    try:
+        records = [json.loads(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        if len(records) != plan.config.training.epochs:
+            return None
+        return sum(record["seconds"] + record.get("val_seconds", 0.0) for record in records)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

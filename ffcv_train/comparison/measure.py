@@ -1,0 +1,159 @@
+"""What a comparison takes of one finished run: python -m ffcv_train.comparison.measure --checkpoint … --output …"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ffcv_train.analysis.features import FeatureSums
+from ffcv_train.analysis.linear_probe import GRID, HELD_OUT
+from ffcv_train.config import RunConfig
+from ffcv_train.data.beton import Beton, open_beton
+from ffcv_train.distributed import Process, process_group
+from ffcv_train.environment import describe_environment
+from ffcv_train.errors import UserError, run_main
+from ffcv_train.evaluation_request import Request, parse_request
+from ffcv_train.evaluation_run import Network, load_network, run_evaluation
+from ffcv_train.extraction import outputs
+from ffcv_train.metrics import MetricSums
+from ffcv_train.models.last_layer import LastLayer, need_last_layer
+from ffcv_train.records import write_json
+from ffcv_train.transfer import transfer
+
+FORMAT = 1
+DESCRIPTION = """Measure a finished run of a comparison: metrics, features, linear transfer.
+
+python -m ffcv_train.comparison.measure --checkpoint runs/ce_seed0/final.pt --output runs/ce_seed0/measures.json
+"""
+_METRICS = ("top_1", "top_5", "nll", "ece")
+
+
+def parse_measure_request(argv: Sequence[str]) -> Request:
+    """Resolve the arguments. Raises `UserError`."""
+
+    def add_options(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--output", metavar="FILE", help="write the measures to this JSON file")
+        group.add_argument("--transfer-train", metavar="BETON", help="data set that a linear probe is fitted to")
+        group.add_argument("--transfer-val", metavar="BETON", help="data set that the linear probe is tested on")
+
+    request = parse_request(argv, description=DESCRIPTION, add_options=add_options)
+    if request.output is None:
+        raise UserError("nowhere to write the measures to; give --output FILE")
+    if bool(request.options.transfer_train) != bool(request.options.transfer_val):
+        raise UserError("--transfer-train and --transfer-val belong together; give both or neither")
+    return request
+
+
+def measure(request: Request, process: Process) -> dict[str, Any]:
+    """Metrics on the validation set, features of both sets, and transfer where it is asked for, as plain values.
+
+    The metrics are eval.py's at the first of validation.resolution, flip-averaged ones beside them. Features, and the
+    metrics on the training set, are those of centre crops of that side, computed in float32. Raises `UserError`.
+    """
+    config = request.config
+    side = config.validation.resolution[0]
+    validation = dataclasses.replace(config.validation, resolution=(side,), lr_tta=True)
+    report = run_evaluation(
+        dataclasses.replace(request, config=dataclasses.replace(config, validation=validation)), process
+    )
+    result = report["results"][0]
+    precise = dataclasses.replace(
+        config, validation=validation, training=dataclasses.replace(config.training, amp="off")
+    )
+    request = dataclasses.replace(request, config=precise)
+    network = load_network(request, process.device, open_beton(config.data.val_dataset))
+    layer = need_last_layer(network.model, side, config.model.arch, "features")
+    features, metrics = {}, {}
+    for name, path in (("train", config.data.train_dataset), ("val", config.data.val_dataset)):
+        features[name], metrics[name] = _features(network, precise, open_beton(path), process, layer, name)
+    found = None
+    if request.options.transfer_train:
+        files = (request.options.transfer_train, request.options.transfer_val)
+        found = _transfer(network, precise, process, layer, files)
+    return {
+        "format": FORMAT,
+        "loss": config.loss.name,
+        "seed": config.training.seed,
+        "checkpoint": request.subject.path,
+        "weights": request.weights,
+        "epoch": request.subject.epoch,
+        "resolution": side,
+        "samples": result["count"],
+        "single": {key: result[key] for key in _METRICS},
+        "flip_averaged": {key: result["flip_averaged"][key] for key in _METRICS},
+        "train": metrics["train"],
+        "features": features,
+        "transfer": found,
+        "amp": report["amp"],
+        **describe_environment(process.device),
+    }
+
+
+def is_measured(path: Path, transfer: tuple[Path, Path] | None) -> bool:
+    """Whether `path` holds the measures of a run, those of this transfer included."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            return False
+        wanted = transfer and [str(file.resolve()) for file in transfer]
+        return not wanted or (content["transfer"] is not None and content["transfer"]["files"] == wanted)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _features(
+    network: Network, config: RunConfig, beton: Beton, process: Process, layer: LastLayer, head: str
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Feature metrics and plain metrics of all samples of `beton`."""
+    sums = FeatureSums(network.num_classes, layer.weight.shape[1], process.device)
+    metrics = MetricSums(process.device)
+    with contextlib.closing(outputs(network, config, beton, process, layer, head)) as batches:
+        for batch in batches:
+            assert batch.features is not None
+            sums.update(batch.features, batch.labels)
+            metrics.update(batch.logits, batch.labels)
+    try:
+        found = sums.compute()
+    except ValueError as error:
+        raise UserError(f"features on {beton.path}: {error}; this run has diverged") from None
+    if found.samples != len(beton):
+        raise RuntimeError(f"saw {found.samples} of {len(beton)} samples")
+    plain = metrics.compute()
+    return dataclasses.asdict(found), {key: plain[key] for key in _METRICS}
+
+
+def _transfer(
+    network: Network, config: RunConfig, process: Process, layer: LastLayer, files: tuple[str, str]
+) -> dict[str, Any]:
+    train, test = (open_beton(file) for file in files)
+    probe = transfer(network, layer, config, train, test, process)
+    return {
+        "files": [str(Path(file).resolve()) for file in files],
+        "num_classes": len(probe.fit.bias),
+        "accuracy": probe.accuracy,
+        "strength": probe.strength,
+        "at_edge": probe.at_edge,
+        "converged": probe.fit.converged,
+        "grid": [min(GRID), max(GRID), len(GRID)],
+        "held_out": HELD_OUT,
+        "train_samples": probe.train_samples,
+        "test_samples": probe.test_samples,
+        "curve": [dataclasses.asdict(candidate) for candidate in probe.curve],
+    }
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    request = parse_measure_request(sys.argv[1:])
+    assert request.output is not None
+    with process_group(request.config.training.device) as process:
+        write_json(request.output, measure(request, process))
+    print(f"measures: {request.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,159 @@
+"""Logits and penultimate features of every sample of a data set: what viz/ and compare.py start from."""
+
+import argparse
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from ffcv_train.analysis.logits_file import RowBuffer, create_logits
+from ffcv_train.build import val_loader
+from ffcv_train.config import RunConfig
+from ffcv_train.data.beton import Beton, open_beton
+from ffcv_train.distributed import Process
+from ffcv_train.environment import describe_environment
+from ffcv_train.errors import UserError
+from ffcv_train.evaluation_request import Request, add_class_names_option, parse_request
+from ffcv_train.evaluation_run import Network, load_network, out_of_memory, shown
+from ffcv_train.evaluator import predict
+from ffcv_train.models.last_layer import LastLayer, find_last_layer, need_last_layer
+from ffcv_train.progress import ProgressLine
+
+DESCRIPTION = """Write the logits of every sample of a data set to a file that the other scripts in viz/ read.
+
+python viz/logits.py --checkpoint runs/my_run/final.pt --output maxsup.pt --features
+
+The data set is the checkpoint's own validation set unless --data.val_dataset names another; images are cut as eval.py
+does, at the first of validation.resolution. The network runs in float32 unless --training.amp says otherwise: logits of
+bf16 lie in steps of 1/16 around 10. Other checkpoints than train_imagenet.py's need --model.arch.
+"""
+
+
+class Output(NamedTuple):
+    """A batch's outputs, on the network's device."""
+
+    logits: Tensor
+    """float32 [B, K]"""
+    features: Tensor | None
+    """float32 [B, D], or None where no last layer was given"""
+    labels: Tensor
+    """int64 [B]"""
+    indices: Tensor
+    """int64 [B], positions in the data set"""
+
+
+def outputs(
+    network: Network, config: RunConfig, beton: Beton, process: Process, layer: LastLayer | None, head: str = ""
+) -> Generator[Output, None, None]:
+    """Yield the outputs of this rank's share of `beton`, centre crops in order, with a progress line.
+
+    The side is the first of `config.validation.resolution`. With `layer`, the features that it reads come along.
+    """
+    side = config.validation.resolution[0]
+    line = ProgressLine() if process.is_main else None
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(contextlib.closing(val_loader(config, beton, side, process)))
+        stack.enter_context(out_of_memory(config, side))
+        if layer is not None:
+            stack.enter_context(layer.capture())
+        batches = stack.enter_context(contextlib.closing(shown(loader, line, head or f"{side} px")))
+        predictions = predict(network.model, batches, process.device, network.normalise, network.amp_dtype)
+        for prediction in stack.enter_context(contextlib.closing(predictions)):
+            features = None if layer is None else layer.features
+            yield Output(prediction.logits, features, prediction.labels, prediction.indices)
+
+
+def parse_logits_request(argv: Sequence[str]) -> Request:
+    """Resolve the arguments of viz/logits.py. Raises `UserError`."""
+
+    def add_options(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--output", metavar="FILE", help="the file to write, L.pt say")
+        group.add_argument("--features", action="store_true", help="store the penultimate features as well")
+        add_class_names_option(group)
+
+    request = parse_request(argv, description=DESCRIPTION, add_options=add_options, defaults={"training.amp": "off"})
+    if request.output is None:
+        raise UserError("nowhere to write the logits to; give --output FILE")
+    return request
+
+
+def write_logits(request: Request, process: Process) -> dict[str, Any]:
+    """Write the file that `request` asks for; returns what it says `about` itself. Raises `UserError`.
+
+    Each rank writes its own samples to the one file, so the ranks must share the disk.
+    """
+    config, path = request.config, request.output
+    assert path is not None
+    beton = open_beton(config.data.val_dataset)
+    network = load_network(request, process.device, beton)
+    side = config.validation.resolution[0]
+    if request.options.features:
+        layer: LastLayer | None = need_last_layer(network.model, side, config.model.arch, "features")
+    else:
+        layer = find_last_layer(network.model, side)
+    about = {
+        "checkpoint": request.subject.path,
+        "weights": request.weights,
+        "epoch": request.subject.epoch,
+        "arch": config.model.arch,
+        "loss": config.loss.name if request.subject.ours else None,
+        "data_set": str(beton.path),
+        "resolution": side,
+        "crop_ratio": config.validation.crop_ratio,
+        "interpolation": config.validation.interpolation,
+        "amp": config.training.amp,
+        "mean": list(network.mean),
+        "std": list(network.std),
+        **describe_environment(process.device),
+    }
+    with contextlib.ExitStack() as stack:
+        names: list[str | None] = [None]
+        if process.is_main:
+            names[0] = str(
+                stack.enter_context(
+                    create_logits(
+                        path,
+                        rows=len(beton),
+                        classes=network.num_classes,
+                        features=layer.weight.shape[1] if request.options.features and layer else 0,
+                        about=about,
+                        class_names=class_names(request, beton, network.num_classes),
+                        weight=None if layer is None else layer.weight,
+                        bias=None if layer is None else layer.bias,
+                    )
+                )
+            )
+        if process.world_size > 1:
+            torch.distributed.broadcast_object_list(names)
+        batches = outputs(network, config, beton, process, layer if request.options.features else None)
+        count = _fill(Path(str(names[0])), stack.enter_context(contextlib.closing(batches)))
+        total = torch.tensor(count, device=process.device)
+        if process.world_size > 1:
+            torch.distributed.all_reduce(total)  # also waits for the last writer
+        if int(total) != len(beton):
+            raise RuntimeError(f"wrote {int(total)} of {len(beton)} samples")
+    return about
+
+
+def class_names(request: Request, beton: Beton, num_classes: int) -> tuple[str, ...] | None:
+    """The names of the model's classes: the checkpoint's, else the data set's where it has as many; else None."""
+    if request.subject.class_names is not None:
+        return request.subject.class_names
+    names = beton.class_names
+    return names if names is not None and len(names) == num_classes else None
+
+
+def _fill(temporary: Path, batches: Iterator[Output]) -> int:
+    buffer, count = RowBuffer(temporary), 0
+    for batch in batches:
+        values = {"logits": batch.logits, "labels": batch.labels}
+        if batch.features is not None:
+            values["features"] = batch.features
+        buffer.add(batch.indices, values)
+        count += len(batch.labels)
+    buffer.flush()
+    return count
