@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_train import schedules
+from ffcv_train import distill, schedules
 from ffcv_train.config import RunConfig
 from ffcv_train.data.beton import Beton, check_labels, open_beton
 from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
@@ -14,6 +14,7 @@ from ffcv_train.data.loader import Loader
 from ffcv_train.data.memory import available_bytes, check_fits
 from ffcv_train.distributed import Process, share_of_cores
 from ffcv_train.errors import UserError
+from ffcv_train.losses import CRITERIA
 from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
 from ffcv_train.models.weights import load_weights
 from ffcv_train.normalise import IMAGENET_MEAN, IMAGENET_STD
@@ -61,6 +62,15 @@ def check_config(config: RunConfig) -> None:
             raise UserError(f"data.{name}={low},{high} must be two positive numbers, the smaller first")
     if bool(config.data.mean) != bool(config.data.std):
         raise UserError("data.mean and data.std belong together; set both or neither")
+    augment = config.augment
+    if (augment.mixup or augment.cutmix) and augment.mix_prob:
+        criterion = CRITERIA.get(config.loss.name)
+        if criterion is not None and not criterion.takes_soft_targets:
+            raise UserError(
+                f"loss.name={config.loss.name} is not defined for mixed targets; set --augment.mixup=0 "
+                "--augment.cutmix=0, or choose another criterion"
+            )
+    distill.check(config.distill)
 
 
 def open_data_sets(config: RunConfig) -> DataSets:
@@ -138,6 +148,7 @@ def train_loader(config: RunConfig, beton: Beton, sizes: BatchSizes, process: Pr
         rank=process.rank,
         world_size=process.world_size,
         batches_ahead=data.batches_ahead,
+        repeats=config.augment.repeats,
     )
 
 
@@ -173,6 +184,7 @@ def comparable(config: dict[str, Any], *, files_may_move: bool = False) -> dict[
     if files_may_move:
         free["data"] += ["train_dataset", "val_dataset"]
         free["model"] += ["weights"]
+        free["distill"] = ["teacher"]
         free["validation"] += ["batch_size"]
     for section, names in free.items():
         for name in names:

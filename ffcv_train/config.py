@@ -44,21 +44,32 @@ def option(
 class ModelConfig:
     """The network."""
 
-    arch: str = option("resnet50", "torchvision or timm classifier, or cifar_resnet18, 20, 32 or 50")
+    arch: str = option(
+        "resnet50", "torchvision or timm classifier, cifar_resnet18, 20, 32, 50, or cifar_deit_tiny[_distilled]"
+    )
     num_classes: int = option(0, "number of classes; 0 takes it from the data set's sidecar", min=0)
     weights: str = option("", "checkpoint to start from: ours, torchvision's, timm's, a state dict, safetensors")
     use_blurpool: bool = option(False, "low-pass filter before every strided convolution of 16 channels or more")
     channels_last: bool = option(True, "memory format of weights and activations")
     compile: bool = option(False, "torch.compile the model; recompiles once per training resolution")
+    drop_path: float = option(
+        0.0, "stochastic depth: rate of the last block, rising linearly from 0", min=0.0, max=0.99
+    )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The data sets and how samples are drawn from them."""
 
-    train_dataset: str = option("", ".beton file to train on")
-    val_dataset: str = option("", ".beton file to validate on")
-    num_workers: int = option(0, "decoding threads per process; 0 shares the cores among the local ranks", min=0)
+    train_dataset: str = option("", "what to train on: a .beton file, or what data.format says")
+    val_dataset: str = option("", "what to validate on, as train_dataset")
+    format: str = option(
+        "beton", "zip: X.zip with X_map.txt beside it; folder: one folder per class", choices=("beton", "zip", "folder")
+    )
+    cache: bool = option(False, "zip: hold the archives in memory, once per machine")
+    num_workers: int = option(
+        0, "decoding threads (processes for zip and folder); 0 shares the cores among the local ranks", min=0
+    )
     in_memory: bool = option(True, "1: page cache, true random order; 0: read pages, quasi-random order")
     batches_ahead: int = option(3, "batches decoded ahead of the step", min=1)
     crop_scale: tuple[float, ...] = option((0.08, 1.0), "area range of the random crop", min=0.0, max=1.0, length=2)
@@ -70,6 +81,40 @@ class DataConfig:
         (), "per-channel mean in [0, 1]; empty: the weights' own, else ImageNet's", length=3
     )
     std: tuple[float, ...] = option((), "per-channel standard deviation, as mean", length=3, min=1e-6)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training images besides crop and flip."""
+
+    policy: str = option(
+        "none",
+        "rand_augment, or DeiT III's three_augment (greyscale, solarise or blur, then colour jitter)",
+        choices=("none", "rand_augment", "three_augment"),
+    )
+    magnitude: float = option(9.0, "rand_augment: strength of an operation, of 10", min=0.0, max=10.0)
+    magnitude_std: float = option(0.5, "rand_augment: standard deviation of the strength", min=0.0)
+    operations: int = option(2, "rand_augment: operations per image, each applied with probability 0.5", min=1)
+    color_jitter: float = option(
+        0.3, "three_augment: largest change of brightness, contrast and saturation", min=0.0, max=1.0
+    )
+    erase: float = option(0.0, "probability of random erasing, by noise", min=0.0, max=1.0)
+    repeats: int = option(1, "repeated augmentation: crops of an image in a row; an epoch has N/repeats images", min=1)
+    mixup: float = option(0.0, "Mixup: λ is drawn from Beta(this, this); 0: no Mixup", min=0.0)
+    cutmix: float = option(0.0, "CutMix: λ is drawn from Beta(this, this); 0: no CutMix", min=0.0)
+    mix_prob: float = option(1.0, "probability that an image is mixed at all", min=0.0, max=1.0)
+    mix_switch: float = option(0.5, "probability of CutMix where both are on", min=0.0, max=1.0)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation from a teacher (DeiT)."""
+
+    type: str = option("none", "soft: divergence from the teacher; hard: its arg max", choices=("none", "soft", "hard"))
+    teacher: str = option("", "the teacher's checkpoint")
+    teacher_arch: str = option("", "the teacher's architecture, where its checkpoint is not ours")
+    weight: float = option(0.5, "share of the teacher in the loss", min=0.0, max=1.0)
+    temperature: float = option(1.0, "soft: temperature of both softmaxes", min=1e-3)
 
 
 @dataclass(frozen=True)
@@ -86,7 +131,11 @@ class LrConfig:
     step_length: int = option(30, "step: epochs between steps", min=1)
     step_epochs: tuple[int, ...] = option((), "step: epochs of the steps, instead of step_length", min=0)
     warmup_epochs: float = option(0.0, "cosine, step: epochs of linear warm-up", min=0.0)
+    warmup_lr: float = option(0.0, "cosine, step: rate at the start of the warm-up; 0: 1e-4 of what it joins", min=0.0)
     min_lr: float = option(0.0, "cosine: rate at the end", min=0.0)
+    cosine_start: str = option(
+        "warmup", "cosine: begins after the warm-up, or at epoch 0 as in timm", choices=("warmup", "zero")
+    )
 
 
 @dataclass(frozen=True)
@@ -167,6 +216,8 @@ class RunConfig:
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    distill: DistillConfig = DistillConfig()
     lr: LrConfig = LrConfig()
     resolution: ResolutionConfig = ResolutionConfig()
     loss: LossConfig = LossConfig()

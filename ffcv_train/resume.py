@@ -96,6 +96,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _configuration_of(run: Path) -> dict[str, Any] | None:
     try:
-        return comparable(json.loads((run / "params.json").read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        path = run / "params.json"
+        return comparable(to_dict(from_dict(RunConfig, json.loads(path.read_text())["config"], str(path))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return None

@@ -24,12 +24,14 @@ def learning_rate(config: LrConfig, peak_lr: float, epochs: int, epoch: float) -
     - `cyclic`: linear from 1e-4 x peak at epoch 0 to the peak at `lr_peak_epoch`, linear to 0 at `epochs`. FFCV's
       ImageNet script takes the rate at both ends of an epoch and goes linearly in between; on this piecewise linear
       function with a whole `lr_peak_epoch` that is the same, step for step.
-    - `cosine`: after warm-up, half a cosine from the peak at `warmup_epochs` to `min_lr` at `epochs`.
+    - `cosine`: after warm-up, half a cosine from the peak at `warmup_epochs` to `min_lr` at `epochs`. With
+      `cosine_start` "zero", as in timm, the cosine begins at epoch 0, and warm-up to the peak takes the place of its
+      first epochs.
     - `step`: the peak times `step_ratio` per step passed. Steps lie at the multiples of `step_length`, or at
       `step_epochs` where they are given, and are abrupt (FFCV's script slides to the next value over the epoch
       before each step, and to 0 over the last one).
 
-    Warm-up (`cosine`, `step`) is linear over `warmup_epochs`, from 1e-4 x the value that it joins.
+    Warm-up (`cosine`, `step`) is linear over `warmup_epochs`, from `warmup_lr`, or from 1e-4 x the value that it joins.
     """
     if config.lr_schedule_type == "cyclic":
         rising = epoch < config.lr_peak_epoch
@@ -39,13 +41,15 @@ def learning_rate(config: LrConfig, peak_lr: float, epochs: int, epoch: float) -
         return peak_lr * max(epochs - epoch, 0.0) / span if span > 0 else peak_lr
     warmup = config.warmup_epochs
     if config.lr_schedule_type == "cosine":
-        span = epochs - warmup
-        progress = min(max(epoch - warmup, 0.0) / span, 1.0) if span > 0 else 0.0
+        start = warmup if config.cosine_start == "warmup" or epoch < warmup else 0.0
+        span = epochs - start
+        progress = min(max(epoch - start, 0.0) / span, 1.0) if span > 0 else 0.0
         rate = config.min_lr + (peak_lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     else:
         rate = peak_lr * config.step_ratio ** _steps_passed(config, epoch)
     if epoch < warmup:
-        rate *= START_SHARE + (1 - START_SHARE) * max(epoch, 0.0) / warmup
+        lowest = config.warmup_lr or START_SHARE * rate
+        rate = lowest + (rate - lowest) * max(epoch, 0.0) / warmup
     return rate
 
 

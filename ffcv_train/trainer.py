@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_train import build, schedules
+from ffcv_train import build, distill, schedules
+from ffcv_train.augment.augmenter import Augmenter
 from ffcv_train.checkpoint import save_checkpoint, unwrap
 from ffcv_train.config import RunConfig, to_dict
 from ffcv_train.data.loader import Batch
@@ -77,6 +78,10 @@ class Trainer:
             self.amp_dtype or torch.float32,
             torch.channels_last if config.model.channels_last else torch.contiguous_format,
         )
+        self.augment = Augmenter(
+            config.augment, self.normalise, self.data.num_classes, config.training.seed, config.data.format == "beton"
+        )
+        self.teacher = self._teacher()
         decay = config.training.ema_decay
         self.ema = WeightAverage(self.model, decay) if decay else None
         self.epoch, self.step, self.best_top_1 = 0, 0, -1.0
@@ -198,8 +203,7 @@ class Trainer:
         for number, batch in enumerate(islice(batches, self.sizes.accumulate), start=1):
             with self._gradients_stay_local() if number < self.sizes.accumulate else contextlib.nullcontext():
                 with torch.autocast(self.process.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                    logits = self.wrapped(self.normalise(batch.images))
-                    loss = self.criterion(logits, batch.labels)
+                    loss = self._loss(*self.augment(batch, epoch))
                 self.scaler.scale(loss / self.sizes.accumulate).backward()
             self.board.add(loss.detach())
         if config.clip_grad:
@@ -212,6 +216,15 @@ class Trainer:
             with torch.no_grad():
                 self.ema.update()
         return lr
+
+    def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch as the augmentation left it."""
+        if self.teacher is None:
+            return self.criterion(self.wrapped(images), targets)
+        config = self.config.distill
+        logits, imitated = self.wrapped(images)
+        imitation = distill.distillation_loss(imitated, self.teacher(images), config.type, config.temperature)
+        return (1 - config.weight) * self.criterion(logits, targets) + config.weight * imitation
 
     def validate(self, model: nn.Module, epoch: int) -> dict[str, Any]:
         """Metrics of `model` on the whole validation set, the same on every rank; `epoch` is for the progress line."""
@@ -362,6 +375,17 @@ class Trainer:
         done = self.epoch >= self.config.training.epochs and not self.unfinished
         self.finished = from_rank_0(done and (path.parent / "final.pt").is_file())
         return run
+
+    def _teacher(self) -> distill.Teacher | None:
+        config = self.config
+        if config.distill.type == "none":
+            return None
+        distill.prepare_student(self.model, config.model.arch, config.distill)
+        sides = {schedules.resolution(config.resolution, epoch) for epoch in range(config.training.epochs)}
+        student, device = (self.mean, self.std), self.process.device
+        return distill.Teacher(
+            config.distill, self.data.num_classes, sides, student, device, config.model.channels_last
+        )
 
     def _wrap(self) -> nn.Module:
         """The model as the step calls it: compiled and data-parallel where asked for."""

@@ -50,7 +50,9 @@ def head(file: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("file", CONFIGS, ids=by_name)
 def test_loads_and_is_consistent(file: Path) -> None:
-    config = load(file)
+    # A teacher is the user's to give, as the command in the head says.
+    teacher = "--distill.teacher=teacher.pt" in file.read_text()
+    config = load(file, *(["--distill.teacher=teacher.pt"] if teacher else []))
     check_config(config)
     assert min(schedules.resolution(config.resolution, epoch) for epoch in range(config.training.epochs)) >= 8
     create_criterion(config.loss, 10, config.training.epochs)
@@ -130,6 +132,23 @@ def test_paper_recipes(recipe: str, name: str) -> None:
     assert recipe.split("_")[2] == config.lr.lr_schedule_type
     reference = load(ROOT / f"{recipe[:4]}_configs/{recipe}_maxsup.yaml")
     assert dataclasses.replace(config, loss=reference.loss) == reference
+
+
+@pytest.mark.parametrize("name", ["ce", "ls"])
+def test_deit_criteria_differ_in_nothing_else(name: str) -> None:
+    reference, config = (load(ROOT / f"deit_configs/deit_small_{loss}.yaml") for loss in ("maxsup", name))
+    assert config.loss.name == name
+    assert dataclasses.replace(config, loss=reference.loss) == reference
+
+
+@pytest.mark.parametrize("devices", [1, 4, 8, 16])
+def test_deit_rate_and_batch(devices: int) -> None:
+    """0.0005 for 512 images, 1024 of them a step: the official script's linear rule."""
+    for file in (ROOT / "deit_configs").glob("*.yaml"):
+        config = load(file)
+        sizes = batch_sizes(config, devices)
+        assert sizes.global_batch == 1024
+        assert scaled_lr(config, sizes) == pytest.approx(1e-3)
 
 
 SECTIONS = {section.name: section.type for section in dataclasses.fields(RunConfig)}

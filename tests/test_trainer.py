@@ -96,6 +96,10 @@ def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Pat
         [],
         ["--training.ema_decay=0.9", "--training.accumulate=2", "--training.clip_grad=1", "--training.optimizer=adamw"],
         ["--training.amp=off", "--data.in_memory=0", "--model.channels_last=0", "--training.nesterov=1"],
+        [
+            *("--augment.policy=rand_augment", "--augment.erase=0.5", "--augment.repeats=3"),
+            *("--augment.mixup=0.8", "--augment.cutmix=1", "--data.in_memory=0"),
+        ],
     ],
 )
 def test_resuming_within_an_epoch_equals_not_stopping(

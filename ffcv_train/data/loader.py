@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -35,11 +35,15 @@ Order = Literal["random", "quasi_random", "sequential"]
 
 @dataclass(frozen=True)
 class Batch:
-    """On the device: `images` uint8 [B, 3, R, R], channels last; `labels` and `indices` (rows of the file), int64."""
+    """On the device: `images` uint8 [B, 3, R, R], channels last; `labels` and `indices` (rows of the file), int64.
+
+    `keys`, int64 [B] on the host, name the samples' random numbers: the index, plus N for each repetition of it.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
+    keys: np.ndarray
 
 
 class _Slot:
@@ -58,7 +62,7 @@ class _Task:
 
     slot: _Slot
     target: np.ndarray
-    samples: np.ndarray
+    keys: np.ndarray
     pages: np.ndarray | None
     futures: list[Future]
 
@@ -69,7 +73,8 @@ class Loader:
     `order` is "random" (true random over the page cache), "quasi_random" (whole pages, for files larger than memory)
     or "sequential" (every sample once, for evaluation: the last batch may be smaller and ranks may differ by one
     sample). The first two yield full global batches only. Crops, flips and order are functions of (seed, epoch, sample)
-    and do not depend on threads, ranks (random order) or resuming.
+    and do not depend on threads, ranks (random order) or resuming. `repeats` is for training: crops of a sample
+    in a row (`orders.repeated_batches`), each with its own draw.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         batches_ahead: int = 3,
+        repeats: int = 1,
     ) -> None:
         if order != "sequential" and len(beton) < batch_size * world_size:
             raise UserError(
@@ -99,6 +105,7 @@ class Loader:
         self._device = device
         self._order = order
         self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._repeats = repeats
         self._epoch, self._first_batch = 0, 0
         self._batches_ahead = batches_ahead
         self._free: deque[_Slot] = deque()
@@ -146,8 +153,8 @@ class Loader:
             upcoming = iter(batches)
             epoch, resolution = self._epoch, self._resolution
             staged: tuple[Batch, torch.cuda.Event | None] | None = None
-            for samples in upcoming:
-                pending.append(self._submit(samples, epoch, resolution))
+            for keys in upcoming:
+                pending.append(self._submit(keys, epoch, resolution))
                 if len(pending) >= self._batches_ahead:
                     break
             while pending:
@@ -182,15 +189,20 @@ class Loader:
             batches = orders.every_sample_batches(n, size, rank, world_size)
         elif self._order == "random":
             order = orders.random_order(n, self._seed, self._epoch)
-            batches = orders.interleaved_batches(order, size, rank, world_size)
+            batches = self._cut(order, orders.interleaved_batches)
         else:
             pages = self._beton.ptrs // self._beton.page_size
             per_page = max(1.0, n / len(np.unique(pages)))
             most = max(4, _WINDOW_BYTES // self._beton.page_size)
             window = int(min(most, max(4, _WINDOW_BATCHES * size / per_page)))
             order = orders.quasi_random_order(pages, window, self._seed, self._epoch)
-            batches = orders.contiguous_batches(order, size, rank, world_size)
+            batches = self._cut(order, orders.contiguous_batches)
         return batches[self._first_batch :]
+
+    def _cut(self, order: np.ndarray, cut: Callable[..., list[np.ndarray]]) -> list[np.ndarray]:
+        if self._repeats == 1:
+            return cut(order, self._batch_size, self._rank, self._world_size)
+        return orders.repeated_batches(order, self._repeats, self._batch_size, self._rank, self._world_size)
 
     def _prepare(self, batches: Sequence[np.ndarray]) -> None:
         if self._resolution > self._slot_resolution:
@@ -201,12 +213,14 @@ class Loader:
             self._free.extend(self._new_slot() for _ in range(self._batches_ahead + 1))
             self._generation += 1
         if self._page_cache is not None:
-            self._page_cache.begin([np.unique(self._beton.ptrs[b] // self._beton.page_size) for b in batches])
+            n, size = len(self._beton), self._beton.page_size
+            self._page_cache.begin([np.unique(self._beton.ptrs[b % n] // size) for b in batches])
 
     def _new_slot(self) -> _Slot:
         return _Slot(self._batch_size, self._slot_resolution, self._device.type == "cuda")
 
-    def _submit(self, samples: np.ndarray, epoch: int, resolution: int) -> _Task:
+    def _submit(self, keys: np.ndarray, epoch: int, resolution: int) -> _Task:
+        samples = keys % len(self._beton)
         # Slots run out only where the consumer keeps batches: a batch on the CPU is its slot.
         slot = self._free.popleft() if self._free else self._new_slot()
         if slot.copied is not None:
@@ -225,15 +239,15 @@ class Loader:
         shape = (len(samples), resolution, resolution, 3)
         target = slot.images[: math.prod(shape)].numpy().reshape(shape)
         futures = [
-            self._pool.submit(self._decode, epoch, samples[a:b], addresses[a:b], target[a:b], reads)
+            self._pool.submit(self._decode, epoch, keys[a:b], addresses[a:b], target[a:b], reads)
             for a, b in ((a, a + _CHUNK) for a in range(0, len(samples), _CHUNK))
         ]
-        return _Task(slot, target, samples, pages, futures)
+        return _Task(slot, target, keys, pages, futures)
 
     def _decode(
         self,
         epoch: int,
-        samples: np.ndarray,
+        keys: np.ndarray,
         addresses: np.ndarray,
         target: np.ndarray | None,
         reads: list[Future] | None,
@@ -242,6 +256,7 @@ class Loader:
             read.result()
         scratch = self._scratch()
         beton = self._beton
+        samples = keys % len(beton)
         if target is None:
             target = np.empty((0, 1, 1, 3), np.uint8)
         position, problem = decode_samples(
@@ -250,7 +265,7 @@ class Loader:
             beton.modes[samples],
             beton.heights[samples],
             beton.widths[samples],
-            samples,
+            keys,
             self._seed,
             epoch,
             self._parameters,
@@ -300,13 +315,13 @@ class Loader:
             self._page_cache.release(task.pages)
 
     def _to_device(self, task: _Task) -> tuple[Batch, torch.cuda.Event | None]:
-        slot, count = task.slot, len(task.samples)
+        slot, count = task.slot, len(task.keys)
         labels, indices = slot.labels[:count], slot.indices[:count]
         if self._copy_stream is None:
             images = torch.from_numpy(task.target)
             # No copy: the slot is free again when the last tensor that shares its memory is gone.
             weakref.finalize(task.target, self._free.append, slot).atexit = False
-            return Batch(images.permute(0, 3, 1, 2), labels.clone(), indices.clone()), None
+            return Batch(images.permute(0, 3, 1, 2), labels.clone(), indices.clone(), task.keys), None
         sources = (slot.images[: task.target.size].view(task.target.shape), labels, indices)
         with torch.cuda.stream(self._copy_stream):
             copies = [torch.empty_like(s, device=self._device, pin_memory=False) for s in sources]
@@ -315,7 +330,7 @@ class Loader:
             slot.copied = torch.cuda.Event()
             slot.copied.record(self._copy_stream)
         self._free.append(slot)
-        return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2]), slot.copied
+        return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2], task.keys), slot.copied
 
     def _handed_over(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
         if copied is not None:

@@ -42,3 +42,18 @@ def every_sample_batches(num_samples: int, batch_size: int, rank: int, world_siz
     """Every sample in exactly one batch of exactly one rank, in file order; the last batch may be smaller."""
     mine = np.arange(rank, num_samples, world_size)
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+
+def repeated_batches(order: np.ndarray, repeats: int, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
+    """This rank's full batches of keys under repeated augmentation (Hoffer et al., arXiv:1901.09335), as DeiT has it.
+
+    Each sample of `order` (a permutation of 0 … N − 1) stands `repeats` times in a row, ranks take every
+    world-size-th, and an epoch ends after N // global batch batches, so that it sees N / `repeats` samples. The key of
+    a sample's r-th repetition is index + r × N: `key % N` is the sample, and each key has random numbers of its own.
+    """
+    n = len(order)
+    count = n // (batch_size * world_size)
+    needed = count * batch_size * world_size
+    place = np.arange(needed)
+    keys = order[place // repeats] + n * (place % repeats)
+    return list(keys[rank::world_size].reshape(count, batch_size))

@@ -129,7 +129,9 @@ class StepTimer:
         # As the loader's batches lie: channels last.
         pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, trainer.data.num_classes, (count,), generator=generator)
-        self._batch = Batch(pixels.to(device).permute(0, 3, 1, 2), labels.to(device), torch.arange(count).to(device))
+        indices = torch.arange(count)
+        images = pixels.to(device).permute(0, 3, 1, 2)
+        self._batch = Batch(images, labels.to(device), indices.to(device), indices.numpy())
         trainer.wrapped.train()
         for _ in range(_WARM_UP_STEPS):
             start = time.perf_counter()

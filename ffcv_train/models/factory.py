@@ -3,6 +3,7 @@
 import copy
 import difflib
 import warnings
+from typing import Any
 
 import torch
 import torchvision
@@ -11,6 +12,7 @@ from torch import nn
 from ffcv_train.config import ModelConfig
 from ffcv_train.errors import UserError
 from ffcv_train.models.blurpool import apply_blurpool
+from ffcv_train.models.cifar_deit import CIFAR_TRANSFORMERS
 from ffcv_train.models.cifar_resnet import CIFAR_MODELS
 from ffcv_train.models.weights import read_normalisation
 
@@ -35,17 +37,14 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
     if num_classes < 1:
         raise UserError(f"a classifier needs at least one class, not {num_classes}; set model.num_classes")
     library, name = find_arch(config.arch)
-    if library == "cifar":
-        model = CIFAR_MODELS[name](num_classes)
-    elif library == "torchvision":
-        options = _TORCHVISION_OPTIONS.get(name, {})
-        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    else:
-        import timm
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's notes on renamed models do not concern the user of a run
-            model = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    try:
+        model = _create(library, name, num_classes, config.drop_path)
+    except TypeError:
+        if not config.drop_path:
+            raise
+        raise UserError(
+            f"model.drop_path={config.drop_path:g}: {config.arch} has no stochastic depth; set it to 0"
+        ) from None
     if config.use_blurpool and not apply_blurpool(model):
         raise UserError(
             f"model.use_blurpool=1 changes nothing in {config.arch}, which has no strided convolution of 16 channels "
@@ -54,10 +53,31 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
     return model
 
 
+def _create(library: str, name: str, num_classes: int, drop_path: float) -> nn.Module:
+    """The network; `TypeError` where it does not know what `drop_path` is."""
+    if name in CIFAR_TRANSFORMERS and library == "cifar":
+        return CIFAR_TRANSFORMERS[name](num_classes, drop_path)
+    if library == "cifar":
+        if drop_path:
+            raise TypeError
+        return CIFAR_MODELS[name](num_classes)
+    if library == "torchvision":
+        options: dict[str, Any] = dict(_TORCHVISION_OPTIONS.get(name, {}))
+        if drop_path:
+            options["stochastic_depth_prob"] = drop_path
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    import timm
+
+    rates: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's notes on renamed models do not concern the user of a run
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, **rates)
+
+
 def find_arch(arch: str) -> tuple[str, str]:
     """(library, name) of `arch`: library is "cifar", "torchvision" or "timm". Raises `UserError` if none has it."""
     library, _, name = arch.rpartition("/")
-    if library in ("", "cifar") and name in CIFAR_MODELS:
+    if library in ("", "cifar") and (name in CIFAR_MODELS or name in CIFAR_TRANSFORMERS):
         return "cifar", name
     if library in ("", "torchvision") and name in _torchvision_names():
         return "torchvision", name
@@ -66,7 +86,7 @@ def find_arch(arch: str) -> tuple[str, str]:
 
     if library in ("", "timm") and timm.is_model(name):
         return "timm", name
-    known = [*CIFAR_MODELS, *_torchvision_names(), *timm.list_models()]
+    known = [*CIFAR_MODELS, *CIFAR_TRANSFORMERS, *_torchvision_names(), *timm.list_models()]
     near = list(dict.fromkeys(difflib.get_close_matches(name, known, n=3)))
     hint = (
         f"did you mean {' or '.join(near)}?" if near else "timm.list_models() and torchvision's documentation list them"

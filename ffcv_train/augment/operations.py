@@ -1,0 +1,156 @@
+"""Operations of RandAugment and 3-Augment on a batch, each sample with its own strength; Pillow's definitions.
+
+Each takes `images` uint8 [n, 3, H, W], RGB, on any device, and `amount` float32 [n] on the same, and returns uint8
+[n, 3, H, W]. They agree with Pillow to one level of 255, but for `gaussian_blur`, where Pillow approximates.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+_BLUR_RADIUS = 6  # pixels: three times the largest sigma, 2
+
+
+def autocontrast(images: Tensor, amount: Tensor) -> Tensor:
+    """Stretch each channel to 0 … 255; `amount` is not read."""
+    return tv.autocontrast(images)
+
+
+def equalize(images: Tensor, amount: Tensor) -> Tensor:
+    """Flatten each channel's histogram; `amount` is not read."""
+    return tv.equalize(images)
+
+
+def invert(images: Tensor, amount: Tensor) -> Tensor:
+    """255 − x; `amount` is not read."""
+    return 255 - images
+
+
+def posterize(images: Tensor, amount: Tensor) -> Tensor:
+    """Keep the highest `amount` bits, whole numbers in [0, 8]."""
+    mask = 256 - torch.exp2(8 - amount)
+    return images & mask.to(torch.uint8).view(-1, 1, 1, 1)
+
+
+def solarize(images: Tensor, amount: Tensor) -> Tensor:
+    """Invert what is not below the threshold `amount` in [0, 256]."""
+    return torch.where(images < amount.to(torch.int16).view(-1, 1, 1, 1), images, 255 - images)
+
+
+def solarize_add(images: Tensor, amount: Tensor) -> Tensor:
+    """Add `amount` to what lies below 128."""
+    brighter = (images.to(torch.int16) + amount.to(torch.int16).view(-1, 1, 1, 1)).clamp_(max=255)
+    return torch.where(images < 128, brighter.to(torch.uint8), images)
+
+
+def brightness(images: Tensor, amount: Tensor) -> Tensor:
+    """From black (0) over the image (1) on."""
+    return _blend(torch.zeros((), device=images.device), images, amount)
+
+
+def contrast(images: Tensor, amount: Tensor) -> Tensor:
+    """From the image's mean grey (0) over the image (1) on."""
+    mean = _luminance(images).float().mean(dim=(1, 2, 3), keepdim=True)
+    return _blend((mean + 0.5).floor_(), images, amount)
+
+
+def saturation(images: Tensor, amount: Tensor) -> Tensor:
+    """From greyscale (0) over the image (1) on; Pillow's ImageEnhance.Color."""
+    return _blend(_luminance(images).float(), images, amount)
+
+
+def sharpness(images: Tensor, amount: Tensor) -> Tensor:
+    """From Pillow's SMOOTH (0) over the image (1) on; the outermost pixels stay as they are."""
+    kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=images.device) / 13
+    smooth = images.float()
+    inner = F.conv2d(smooth, kernel.expand(3, 1, 3, 3), groups=3)
+    smooth[..., 1:-1, 1:-1] = (inner + 0.5).floor_()
+    return _blend(smooth, images, amount)
+
+
+def grayscale(images: Tensor, amount: Tensor) -> Tensor:
+    """Luminance in all three channels; `amount` is not read."""
+    return _luminance(images).to(torch.uint8).expand_as(images)
+
+
+def gaussian_blur(images: Tensor, amount: Tensor) -> Tensor:
+    """Blur with the standard deviation `amount` in (0, 2] pixels; the edge pixels go on beyond the image."""
+    n, channels, height, width = images.shape
+    reach = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (reach / amount.view(-1, 1)).square())
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    x = F.pad(images.float(), [_BLUR_RADIUS] * 4, mode="replicate").reshape(1, n * channels, *(-1, width + 12))
+    x = F.conv2d(x, kernel[:, None, None, :], groups=n * channels)
+    x = F.conv2d(x, kernel[:, None, :, None], groups=n * channels)
+    return (x.view(n, channels, height, width) + 0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def rotate(images: Tensor, amount: Tensor) -> Tensor:
+    """By `amount` degrees, counter-clockwise, around the centre."""
+    angle = -amount * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    x, y = images.shape[3] / 2, images.shape[2] / 2
+    return _affine(images, (cos, sin, x - x * cos - y * sin), (-sin, cos, y + x * sin - y * cos))
+
+
+def shear_x(images: Tensor, amount: Tensor) -> Tensor:
+    """Rows move left by `amount` × their distance from the top."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _affine(images, (one, amount, zero), (zero, one, zero))
+
+
+def shear_y(images: Tensor, amount: Tensor) -> Tensor:
+    """Columns move up by `amount` × their distance from the left."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _affine(images, (one, zero, zero), (amount, one, zero))
+
+
+def translate_x(images: Tensor, amount: Tensor) -> Tensor:
+    """To the left by `amount` × the width."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _affine(images, (one, zero, amount * images.shape[3]), (zero, one, zero))
+
+
+def translate_y(images: Tensor, amount: Tensor) -> Tensor:
+    """Up by `amount` × the height."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _affine(images, (one, zero, zero), (zero, one, amount * images.shape[2]))
+
+
+FILL = (124, 116, 104)
+"""What comes in from outside the image: ImageNet's mean, as timm has it"""
+
+
+def _affine(images: Tensor, to_x: tuple[Tensor, ...], to_y: tuple[Tensor, ...]) -> Tensor:
+    """Bilinear samples at (x, y) = (a x' + b y' + c, d x' + e y' + f) for the output's pixel centres (x', y').
+
+    Coordinates are in pixels with the image's corner at 0. As in Pillow, points outside take `FILL`, and within half
+    a pixel of the border the border's value.
+    """
+    height, width = images.shape[2:]
+    column = torch.arange(width, device=images.device) + 0.5
+    row = (torch.arange(height, device=images.device) + 0.5)[:, None]
+    (a, b, c), (d, e, f) = ([v.view(-1, 1, 1) for v in line] for line in (to_x, to_y))
+    x, y = a * column + b * row + c, d * column + e * row + f
+    grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
+    found = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[:, None]
+    fill = torch.tensor(FILL, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    return torch.where(inside, found + 0.5, fill).to(torch.uint8)
+
+
+def _luminance(images: Tensor) -> Tensor:
+    """Pillow's L of RGB: int32 [n, 1, H, W]."""
+    red, green, blue = images.to(torch.int32).split(1, dim=1)
+    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+
+
+def _blend(degenerate: Tensor, images: Tensor, amount: Tensor) -> Tensor:
+    """degenerate + amount × (images − degenerate), cut to 0 … 255 and to whole numbers as Pillow does."""
+    mixed = degenerate + amount.view(-1, 1, 1, 1) * (images.float() - degenerate)
+    return mixed.clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,102 @@
+"""Distillation from a teacher, as DeiT has it (Touvron et al., arXiv:2012.12877)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ffcv_train.checkpoint import load_checkpoint
+from ffcv_train.config import DistillConfig, ModelConfig, RunConfig, from_dict
+from ffcv_train.errors import UserError
+from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
+from ffcv_train.models.weights import load_weights, read_state_dict
+from ffcv_train.normalise import IMAGENET_MEAN, IMAGENET_STD
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
+    """The loss of the student's distillation head, 0-d float32; `student` and `teacher` are logits [B, K].
+
+    `soft`: KL(teacher ‖ student) of softmaxes at `temperature` τ, times τ², mean over samples and classes, as DeiT's
+    code has it (its paper's formula means over samples only). `hard`: cross-entropy with the teacher's arg max.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        student, teacher = student.float(), teacher.float()
+        if kind == "hard":
+            return F.cross_entropy(student, teacher.argmax(dim=1))
+        log_q, log_p = (F.log_softmax(z / temperature, dim=1) for z in (student, teacher))
+        return F.kl_div(log_q, log_p, reduction="sum", log_target=True) * temperature**2 / student.numel()
+
+
+class Teacher:
+    """A frozen network that sees what the student sees, in its own normalisation."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        num_classes: int,
+        sides: set[int],
+        student: tuple[tuple[float, ...], tuple[float, ...]],
+        device: torch.device,
+        channels_last: bool,
+    ) -> None:
+        """Load the teacher; `student` is its (mean, std), `sides` those of its images in pixels. Raises `UserError`."""
+        model_config, stated = _describe(config)
+        model = create_model(model_config, num_classes)
+        report = load_weights(model, config.teacher, model_config.arch, blurred=model_config.use_blurpool)
+        if report.replaced:
+            raise UserError(
+                f"the teacher {config.teacher} has {report.file_classes} classes, the data set has {num_classes}; "
+                "choose a teacher of the same classes"
+            )
+        for side in sorted(sides):
+            check_resolution(model, side, f"the teacher {model_config.arch}")
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.requires_grad_(False).eval().to(device, memory_format=memory_format)  # type: ignore[call-overload]
+        mean, std = stated or (IMAGENET_MEAN, IMAGENET_STD)
+        own, others = _columns(mean, std, device), _columns(*student, device)
+        # What was normalised for the student, normalised for the teacher.
+        self._scale = others[1] / own[1]
+        self._shift = (others[0] - own[0]) / own[1]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of images [B, 3, R, R] that are normalised for the student."""
+        with torch.no_grad():
+            return self.model((images * self._scale + self._shift).to(images.dtype))
+
+
+def prepare_student(model: nn.Module, arch: str, config: DistillConfig) -> None:
+    """Let a network with a distillation head return both heads' logits in training. Raises `UserError` without one."""
+    enable = getattr(model, "set_distilled_training", None)
+    if enable is None:
+        raise UserError(
+            f"distill.type={config.type} trains a distillation head, and {arch} has none; choose an architecture such "
+            "as deit_small_distilled_patch16_224"
+        )
+    enable(True)
+
+
+def check(config: DistillConfig) -> None:
+    """Raise `UserError` for options that contradict each other."""
+    if config.type == "none" and config.teacher:
+        raise UserError(f"distill.teacher={config.teacher} has no use; set --distill.type=soft or hard as well")
+    if config.type != "none" and not config.teacher:
+        raise UserError(f"distill.type={config.type} needs a teacher; give its checkpoint with --distill.teacher")
+
+
+def _describe(config: DistillConfig) -> tuple[ModelConfig, tuple[tuple[float, ...], tuple[float, ...]] | None]:
+    """The teacher's model section and normalisation."""
+    if config.teacher_arch:
+        model = ModelConfig(arch=config.teacher_arch, weights=config.teacher)
+        read_state_dict(config.teacher)
+        return model, pretrained_normalisation(model)
+    try:
+        content = load_checkpoint(config.teacher)
+    except UserError as error:
+        raise UserError(f"{error}; for a teacher of another program set --distill.teacher_arch") from None
+    normalisation = content["normalisation"]
+    model = from_dict(RunConfig, content["config"], config.teacher).model
+    return model, (tuple(normalisation["mean"]), tuple(normalisation["std"]))
+
+
+def _columns(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    first, second = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
+    return first, second

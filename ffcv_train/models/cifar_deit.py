@@ -1,0 +1,25 @@
+"""DeiT for images of 32 pixels: patches of 4, so that there are 64 of them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+_TINY: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+
+
+def _deit(distilled: bool, num_classes: int, drop_path: float) -> nn.Module:
+    # timm takes half a second to import: not for the others.
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    kind = VisionTransformerDistilled if distilled else VisionTransformer
+    return kind(num_classes=num_classes, drop_path_rate=drop_path, **_TINY)
+
+
+CIFAR_TRANSFORMERS: dict[str, Callable[[int, float], nn.Module]] = {
+    "cifar_deit_tiny": functools.partial(_deit, False),
+    "cifar_deit_tiny_distilled": functools.partial(_deit, True),
+}
+"""DeiT-Tiny's width, depth and heads; called with the number of classes and the rate of stochastic depth"""

@@ -1,0 +1,182 @@
+"""The DeiT recipe: schedule, stochastic depth and distillation against timm and DeiT's definitions; training by it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import timm.optim
+import torch
+from test_trainer import ALONE, config, log, options, run_script, train
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import nn
+
+from ffcv_train import schedules
+from ffcv_train.config import DistillConfig, LrConfig, ModelConfig, RunConfig, load_config
+from ffcv_train.distill import Teacher, distillation_loss
+from ffcv_train.errors import UserError
+from ffcv_train.losses import CRITERIA
+from ffcv_train.models.factory import create_model
+from ffcv_train.normalise import Normaliser
+from ffcv_train.optim import create_optimizer
+from ffcv_train.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+Betons = tuple[Path, Path]
+DEIT = [
+    *("--model.arch=cifar_deit_tiny", "--model.drop_path=0.1", "--resolution.min_res=32"),
+    *("--training.optimizer=adamw", "--training.weight_decay=0.05", "--lr.lr=1e-3", "--lr.lr_schedule_type=cosine"),
+    *("--lr.cosine_start=zero", "--lr.warmup_epochs=1", "--lr.warmup_lr=1e-6", "--training.epochs=2"),
+    *("--augment.policy=rand_augment", "--augment.erase=0.25", "--augment.repeats=3"),
+]
+
+
+def test_rates_equal_timms_schedule() -> None:
+    recipe = load_config(RunConfig, ["--config-file", str(ROOT / "deit_configs/deit_small_maxsup.yaml")])
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
+    steps, epochs = 7, recipe.training.epochs
+    theirs = CosineLRScheduler(
+        optimizer,
+        t_initial=epochs * steps,
+        lr_min=recipe.lr.min_lr,
+        warmup_t=5 * steps,
+        warmup_lr_init=recipe.lr.warmup_lr,
+        t_in_epochs=False,
+    )
+    for update in range(epochs * steps):
+        theirs.step_update(update)
+        rate = schedules.learning_rate(recipe.lr, 1e-3, epochs, update / steps)
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+
+
+def test_warm_up_starts_at_warmup_lr() -> None:
+    for kind in ("cosine", "step"):
+        lr = LrConfig(lr_schedule_type=kind, warmup_epochs=4, warmup_lr=0.02)
+        rates = [schedules.learning_rate(lr, 0.1, 20, epoch) for epoch in (0, 2, 4)]
+        assert rates == pytest.approx([0.02, 0.06, 0.1])
+
+
+def drop_rates(model: nn.Module) -> list[float]:
+    return [module.drop_prob for module in model.modules() if type(module).__name__ == "DropPath"]
+
+
+@pytest.mark.parametrize("arch", ["deit_tiny_patch16_224", "timm/convnext_atto"])
+def test_stochastic_depth_equals_timms(arch: str) -> None:
+    with torch.device("meta"):
+        ours = create_model(ModelConfig(arch=arch, drop_path=0.1), 7)
+        theirs = timm.create_model(arch.removeprefix("timm/"), num_classes=7, drop_path_rate=0.1)
+    assert drop_rates(ours) == drop_rates(theirs) and max(drop_rates(ours)) == pytest.approx(0.1)
+
+
+def test_stochastic_depth_of_torchvisions_networks() -> None:
+    model = create_model(ModelConfig(arch="torchvision/convnext_tiny", drop_path=0.2), 7)
+    rates = [module.p for module in model.modules() if type(module).__name__ == "StochasticDepth"]
+    assert max(rates) == pytest.approx(0.2)
+    for arch in ("resnet18", "cifar_resnet20", "timm/vgg11"):
+        with pytest.raises(UserError, match="has no stochastic depth"):
+            create_model(ModelConfig(arch=arch, drop_path=0.1), 7)
+
+
+def test_deits_groups_equal_timms() -> None:
+    recipe = load_config(RunConfig, ["--config-file", str(ROOT / "deit_configs/deit_small_maxsup.yaml")])
+    model = timm.create_model("deit_small_patch16_224")
+    groups = create_optimizer(model, recipe.training, "cpu").param_groups
+    theirs: list[dict[str, Any]] = timm.optim.param_groups_weight_decay(
+        model, 0.05, no_weight_decay_list=model.no_weight_decay()
+    )
+    of = {group["weight_decay"]: {id(p) for p in group["params"]} for group in theirs}
+    assert {group["weight_decay"]: {id(p) for p in group["params"]} for group in groups} == of
+    assert all(group["betas"] == (0.9, 0.999) and group["eps"] == 1e-8 for group in groups)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_equals_deits_definition(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(0, 3, (8, 10)), rng.normal(0, 3, (8, 10))
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    soft = (p * np.log(p / q)).sum() * temperature**2 / student.size
+    hard = -np.log(softmax(student)[np.arange(8), teacher.argmax(axis=1)]).mean()
+    for kind, expected in (("soft", soft), ("hard", hard)):
+        found = distillation_loss(torch.tensor(student), torch.tensor(teacher), kind, temperature)
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+        half = distillation_loss(torch.tensor(student).bfloat16(), torch.tensor(teacher), kind, temperature)
+        assert half.dtype == torch.float32
+
+
+def test_a_teacher_sees_images_in_its_own_normalisation(small_betons: Betons, tmp_path: Path) -> None:
+    run = train(small_betons, tmp_path, "--logging.run=teacher", "--data.mean=0.1,0.2,0.3", "--data.std=0.5,0.6,0.7")
+    settings = DistillConfig(type="hard", teacher=str(run / "final.pt"))
+    student = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    teacher = Teacher(settings, 4, {32}, student, torch.device("cpu"), channels_last=True)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    formats = (torch.device("cpu"), torch.float32, torch.channels_last)
+    expected = teacher.model(Normaliser((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), *formats)(images))
+    torch.testing.assert_close(teacher(Normaliser(*student, *formats)(images)), expected, rtol=1e-4, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_distilled_training(small_betons: Betons, tmp_path: Path, kind: str) -> None:
+    teacher = train(small_betons, tmp_path, "--logging.run=teacher", "--training.epochs=1")
+    more = [*DEIT, "--model.arch=cifar_deit_tiny_distilled", f"--distill.type={kind}", "--training.epochs=1"]
+    more += [f"--distill.teacher={teacher / 'final.pt'}", "--augment.mixup=0.8"]
+    trainer = Trainer(config(small_betons, tmp_path, *more, "--logging.run=student"), ALONE)
+    assert trainer.teacher is not None
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    run = trainer.fit()
+    after = trainer.model.state_dict()
+    for name in ("head.weight", "head_dist.weight", "dist_token"):
+        assert not torch.equal(before[name], after[name])
+    assert log(run)[-1]["count"] == 50
+    foreign = tmp_path / "weights.pt"
+    torch.save(torch.load(teacher / "final.pt", weights_only=True)["model"], foreign)
+    by_arch = [f"--distill.teacher={foreign}", "--distill.teacher_arch=cifar_resnet20"]
+    Trainer(config(small_betons, tmp_path, *more, *by_arch, "--logging.run=other"), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--distill.type=hard"], "needs a teacher"),
+        (["--distill.teacher=x.pt"], "has no use"),
+        (["--distill.type=hard", "--distill.teacher=x.pt"], "cifar_deit_tiny has none"),
+        (
+            ["--model.arch=cifar_deit_tiny_distilled", "--distill.type=hard", "--distill.teacher=x.pt"],
+            "x.pt does not exist",
+        ),
+        (["--loss.name=zipf", "--augment.mixup=0.8"], "loss.name=zipf is not defined for mixed targets"),
+        (["--resolution.min_res=24", "--resolution.step=8"], "does not take images of 24 x 24"),
+    ],
+)
+def test_what_is_refused(small_betons: Betons, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Trainer(config(small_betons, tmp_path, *DEIT, *more), ALONE)
+
+
+def test_a_teacher_of_other_classes_is_refused(small_betons: Betons, tmp_path: Path) -> None:
+    run = train(small_betons, tmp_path, "--logging.run=t", "--training.epochs=1", "--model.num_classes=6")
+    settings = DistillConfig(type="hard", teacher=str(run / "final.pt"))
+    with pytest.raises(UserError, match="has 6 classes, the data set has 4"):
+        Teacher(settings, 4, {32}, ((0.5,) * 3, (0.5,) * 3), torch.device("cpu"), channels_last=False)
+
+
+@pytest.mark.parametrize("loss", [name for name, criterion in CRITERIA.items() if criterion.takes_soft_targets])
+def test_every_criterion_trains_on_mixed_targets(small_betons: Betons, tmp_path: Path, loss: str) -> None:
+    more = ["--augment.mixup=0.8", "--augment.cutmix=1", f"--loss.name={loss}", "--training.epochs=1"]
+    run = train(small_betons, tmp_path, *more, "--lr.lr_peak_epoch=0", "--resolution.min_res=32")
+    assert np.isfinite(log(run)[-1]["train_loss"])
+
+
+def test_deit_by_the_real_script(small_betons: Betons, tmp_path: Path) -> None:
+    done = run_script(options(small_betons, tmp_path, *DEIT, "--training.ema_decay=0.9", "--logging.run=r"))
+    assert done.returncode == 0, done.stderr
+    assert "cifar_deit_tiny, 5.4 M parameters" in done.stdout
+    first, second = log(tmp_path / "r")
+    assert second["train_loss"] < first["train_loss"] and second["ema"]["count"] == 50
