@@ -56,7 +56,7 @@ def mix(images: Tensor, mixture: Mixture) -> Tensor:
     whole = to_device(np.where(mixture.boxes[:, 2] > 0, 1.0, mixture.share).astype(np.float32), images.device).view(
         -1, 1, 1, 1
     )
-    blended = partner.float() + whole * (images.float() - partner.float())
+    blended = torch.lerp(partner.float(), images.float(), whole)
     return torch.where(inside[:, None], partner, blended.to(images.dtype))
 
 

@@ -1,0 +1,155 @@
+"""What augmentation costs per image: our operations on whole batches beside timm's and DeiT III's on Pillow images.
+
+    python benchmarks/augment.py --folder photos --side 224 --json augment.json
+
+Photographs are cut to --side first, which is not counted. In each round every contender has its turn once. On a CPU
+times are the process's CPU time with one thread; on a GPU ours are time of day around a synchronised device, and the
+others are not measured. Normalisation is measured as what erasing and mixing are added to. Medians [quartiles].
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torchvision import transforms
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ffcv_train.augment import erasing, mixing, policy  # noqa: E402
+from ffcv_train.config import AugmentConfig  # noqa: E402
+from ffcv_train.data.sources import IMAGE_SUFFIXES  # noqa: E402
+from ffcv_train.environment import describe_environment  # noqa: E402
+from ffcv_train.errors import UserError, run_main  # noqa: E402
+from ffcv_train.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser  # noqa: E402
+
+Work = Callable[[int], object]
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="folder with photographs, searched in depth")
+    parser.add_argument("--side", type=int, default=224, help="side of the images in pixels (224)")
+    parser.add_argument("--batch", type=int, default=128, help="images (128)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds (9)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute (cpu)")
+    parser.add_argument("--json", type=Path, help="file for the measurements")
+    options = parser.parse_args()
+    if min(options.side, options.batch) < 8 or options.rounds < 2:
+        raise UserError("--side and --batch must be at least 8, --rounds at least 2")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda, but PyTorch sees no GPU; use --device=cpu")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise UserError(f"--json: the folder of {options.json} does not exist; create it first")
+    torch.set_num_threads(1)
+    pillows = photographs(options.folder, options.batch, options.side)
+    device = torch.device(options.device)
+    contenders = ours(pillows, device)
+    if options.device == "cpu":
+        contenders |= theirs(pillows)
+    times = measure(contenders, options.rounds, device)
+    rows = {name: [1e3 * second / options.batch for second in seconds] for name, seconds in times.items()}
+    for name, values in rows.items():
+        low, _, high = quantiles(values, n=4)
+        print(f"{name:<36} {median(values):8.4f} ms/image [{low:.4f}, {high:.4f}]")
+    if options.json is not None:
+        settings = {"side": options.side, "batch": options.batch, "rounds": options.rounds}
+        content = {**settings, "ms_per_image": rows, **describe_environment(device)}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def photographs(folder: Path, count: int, side: int) -> list[Image.Image]:
+    """`count` photographs, cut to squares of `side` pixels; the folder's are taken again where it has fewer."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)[:count]
+    if not files:
+        raise UserError(f"--folder: {folder} holds no images")
+    cut = [ImageOps.fit(Image.open(file).convert("RGB"), (side, side)) for file in files]
+    return [cut[i % len(cut)] for i in range(count)]
+
+
+def ours(pillows: list[Image.Image], device: torch.device) -> dict[str, Work]:
+    """Batches on the device; a number says which epoch's draws are taken."""
+    images = torch.from_numpy(np.stack([np.asarray(image) for image in pillows])).to(device).permute(0, 3, 1, 2)
+    keys, side, labels = np.arange(len(pillows)), pillows[0].width, torch.arange(len(pillows), device=device)
+    normalise = Normaliser(IMAGENET_MEAN, IMAGENET_STD, device, torch.bfloat16, torch.channels_last)
+    normalised = normalise(images)
+
+    def of_policy(name: str) -> Work:
+        config = AugmentConfig(policy=name)
+        return lambda epoch: policy.apply(images, policy.plan(config, 0, epoch, keys))
+
+    def mixed(config: AugmentConfig) -> Work:
+        def work(epoch: int) -> object:
+            mixture = mixing.draw(config, side, 0, epoch, keys)
+            assert mixture is not None
+            return mixing.mix(normalised, mixture), mixing.mixed_targets(labels, mixture, 1000)
+
+        return work
+
+    def erased(epoch: int) -> object:
+        return erasing.erase(normalised.clone(), erasing.boxes(0.25, side, 0, epoch, keys), 0, epoch, keys)
+
+    return {
+        "normalisation": lambda epoch: normalise(images),
+        "rand_augment": of_policy("rand_augment"),
+        "three_augment": of_policy("three_augment"),
+        "erasing, probability 0.25": erased,
+        "Mixup and CutMix": mixed(AugmentConfig(mixup=0.8, cutmix=1.0)),
+    }
+
+
+def theirs(pillows: list[Image.Image]) -> dict[str, Work]:
+    """timm's RandAugment and random erasing, and 3-Augment from torchvision's and Pillow's parts, image by image."""
+    # Below 10: there timm's posterising keeps no bit, which newer Pillows refuse.
+    rand = rand_augment_transform("rand-m9-mstd0.5-inc1", {"img_mean": (124, 116, 104), "magnitude_max": 9.99})
+    jitter = transforms.ColorJitter(0.3, 0.3, 0.3)
+    erase = RandomErasing(probability=0.25, mode="pixel", device="cpu")
+    tensors = [torch.randn(3, *image.size) for image in pillows]
+
+    def three(image: Image.Image) -> Image.Image:
+        kind = random.randrange(3)
+        if kind == 0:
+            image = image.convert("L").convert("RGB")
+        elif kind == 1:
+            image = ImageOps.solarize(image)
+        else:
+            image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+        return jitter(image)
+
+    return {
+        "timm: RandAugment on Pillow": lambda epoch: [rand(image) for image in pillows],
+        "3-Augment on Pillow": lambda epoch: [three(image) for image in pillows],
+        "timm: erasing, probability 0.25": lambda epoch: [erase(image.clone()) for image in tensors],
+    }
+
+
+def measure(contenders: dict[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, the first, which warms up, left out."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for epoch in range(rounds + 1):
+        for name, work in contenders.items():
+            start = clock()
+            work(epoch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if epoch:
+                times[name].append(clock() - start)
+    return times
+
+
+if __name__ == "__main__":
+    run_main(main)
