@@ -93,12 +93,13 @@ def draw_distributions(inputs: Sequence[Named]) -> Figure:
     """
     check_input_count(len(inputs))
     rows = (("max_logit", "largest logit"), ("norm", "norm of the logits"), ("margin", "margin of the largest logit"))
-    figure = Figure(figsize=(max(3.2 * len(inputs) + 0.6, 4.6), 7.2), layout="constrained")
+    bins = min(_BINS, max(12, round(min(len(s) for _, s in inputs) ** 0.5)))
+    figure = Figure(figsize=(max(3.2 * len(inputs) + 0.6, 5.6), 7.2), layout="constrained")
     grid = figure.subplots(len(rows), len(inputs), squeeze=False, sharex="row", sharey="row")
     for (name, text), line in zip(rows, grid, strict=True):
         values = [getattr(s, name) for _, s in inputs]
         low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
-        edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
         for axes, (_, s), value in zip(line, inputs, values, strict=True):
             _draw_apart(axes, value, s.correct, edges)
             axes.set_xlabel(text)
