@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -58,6 +59,15 @@ def device_name(device: "torch.device") -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def peak_memory_gb(device: "torch.device") -> float:
+    """What this process has held at most: tensors on a GPU, or resident memory."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def git_revision() -> str | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -13,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_train import build, distill, schedules
+from ffcv_train import build, distill, parallel, schedules
 from ffcv_train.augment.augmenter import Augmenter
 from ffcv_train.checkpoint import save_checkpoint, unwrap
 from ffcv_train.config import RunConfig, to_dict
 from ffcv_train.data.loader import Batch
 from ffcv_train.distributed import Process, all_reduce_sum, barrier, from_rank_0
 from ffcv_train.ema import WeightAverage
-from ffcv_train.environment import describe_environment, versions
+from ffcv_train.environment import describe_environment, peak_memory_gb, versions
 from ffcv_train.errors import UserError
 from ffcv_train.evaluator import AMP_DTYPES, evaluate
 from ffcv_train.losses import create_criterion
@@ -64,7 +63,7 @@ class Trainer:
                 f"{self.data.train.path} has {len(self.data.train)} samples, fewer than one global batch of "
                 f"{self.sizes.global_batch}; lower --training.batch_size"
             )
-        self._set_up_device()
+        parallel.set_up_device(config.training.amp, process.device)
         self.mean, self.std = build.normalisation(config)
         self.model, self.loaded = build.build_model(config, self.data.num_classes, process.device)
         self.criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs).to(process.device)
@@ -92,7 +91,8 @@ class Trainer:
         self.run = self._resume()
         # After the copy for the averaged weights: hooks are the trained network's alone.
         self.criterion.attach(self.model, schedules.resolution(config.resolution, 0))
-        self.wrapped = self._wrap()
+        self.wrapped = parallel.wrap(self.model, config, process)
+        assert unwrap(self.wrapped) is self.model
         self.board = StatusBoard(process)
         self.train_loader = build.train_loader(config, self.data.train, self.sizes, process)
         self.val_loader = build.val_loader(config, self.data.val, config.validation.resolution[0], process)
@@ -187,7 +187,7 @@ class Trainer:
             **self.criterion.scalars(),
             "images_per_s": (self.steps - first) * self.sizes.global_batch / seconds if self.steps > first else None,
             "data_wait": min(1.0, waited / seconds),
-            "peak_memory_gb": self._peak_memory_gb(),
+            "peak_memory_gb": peak_memory_gb(self.process.device),
             "seconds": seconds,
             "stop": status.stop,
         }
@@ -201,7 +201,7 @@ class Trainer:
         # Dropout and the like depend on (seed, epoch, step, rank) alone, so a resumed run draws the same numbers.
         torch.manual_seed(hash((config.seed, epoch, step, self.process.rank)) % 2**63)
         for number, batch in enumerate(islice(batches, self.sizes.accumulate), start=1):
-            with self._gradients_stay_local() if number < self.sizes.accumulate else contextlib.nullcontext():
+            with parallel.gradients_stay_local(self.wrapped, number < self.sizes.accumulate):
                 with torch.autocast(self.process.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
                     loss = self._loss(*self.augment(batch, epoch))
                 self.scaler.scale(loss / self.sizes.accumulate).backward()
@@ -251,7 +251,7 @@ class Trainer:
                 self.log.progress(epoch, self.config.training.epochs, step, len(self.val_loader), stage="validate")
 
     def _finish_epoch(self, epoch: int, record: dict[str, Any]) -> None:
-        self._average_buffers()
+        self._agree_on_statistics()
         stop = record.pop("stop")
         self.epoch, self.step, self.mean_loss = epoch + 1, 0, 0.0
         due = epoch + 1 == self.config.training.epochs or (epoch + 1) % self.config.validation.every == 0
@@ -306,7 +306,7 @@ class Trainer:
         finite = math.isfinite(self.mean_loss)
         self._act_on(Status(self.mean_loss, finite, True), epoch, self.step - 1, self.optimizer.param_groups[0]["lr"])
         self._check_weights(epoch, self.optimizer.param_groups[0]["lr"])
-        self._average_buffers()
+        self._agree_on_statistics()
         self._save("last.pt")
         barrier()
         raise Stopped(number, self.folder / "last.pt")
@@ -387,72 +387,36 @@ class Trainer:
             config.distill, self.data.num_classes, sides, student, device, config.model.channels_last
         )
 
-    def _wrap(self) -> nn.Module:
-        """The model as the step calls it: compiled and data-parallel where asked for."""
-        model = self.model
-        self.data_parallel: nn.parallel.DistributedDataParallel | None = None
-        if self.process.world_size > 1:
-            on_gpu = self.process.device.type == "cuda"
-            model = self.data_parallel = nn.parallel.DistributedDataParallel(
-                model,
-                device_ids=[self.process.device.index] if on_gpu else None,
-                gradient_as_bucket_view=True,
-                # Running statistics are averaged once an epoch instead of being sent with every step.
-                forward_sync_buffers=False,
-            )
-        if self.config.model.compile:
-            sides = {schedules.resolution(self.config.resolution, e) for e in range(self.config.training.epochs)}
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(sides))
-            model = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-        assert unwrap(model) is self.model
-        return model
-
-    def _gradients_stay_local(self) -> contextlib.AbstractContextManager:
-        return self.data_parallel.no_sync() if self.data_parallel is not None else contextlib.nullcontext()
-
-    def _average_buffers(self) -> None:
+    def _agree_on_statistics(self) -> None:
         """Give every rank the mean of the ranks' running statistics, so that all evaluate the same network."""
         if self.ema is not None:
             self.ema.copy_counters()
-        if self.process.world_size == 1:
-            return
         models = [self.model] + ([self.ema.module] if self.ema is not None else [])
-        for buffer in (b for model in models for b in model.buffers() if b.is_floating_point()):
-            all_reduce_sum(buffer)
-            buffer /= self.process.world_size
-
-    def _set_up_device(self) -> None:
-        if self.process.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = True
-            torch.set_float32_matmul_precision("high")
-            if self.config.training.amp == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-                raise UserError("this GPU only emulates bf16, which is slow; use --training.amp=fp16")
+        parallel.average_buffers(models, self.process.world_size)
 
     def _announce(self, resumed: int | None) -> None:
-        config, sizes, process = self.config, self.sizes, self.process
-        environment = describe_environment(process.device)
-        parameters = sum(p.numel() for p in self.model.parameters())
-        self.log.params(
-            {
-                "config": to_dict(config),
-                **environment,
-                "world_size": process.world_size,
-                "batch_per_device": sizes.per_device,
-                "global_batch": sizes.global_batch,
-                "steps_per_epoch": self.steps,
-                "peak_lr": self.peak_lr,
-                "parameters": parameters,
-                "num_classes": self.data.num_classes,
-                "train_samples": len(self.data.train),
-                "val_samples": len(self.data.val),
-            }
-        )
+        """What the run is, to its folder and to the user."""
+        environment = describe_environment(self.process.device)
+        facts = {
+            "config": to_dict(self.config),
+            **environment,
+            "world_size": self.process.world_size,
+            "batch_per_device": self.sizes.per_device,
+            "global_batch": self.sizes.global_batch,
+            "steps_per_epoch": self.steps,
+            "peak_lr": self.peak_lr,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "num_classes": self.data.num_classes,
+            "train_samples": len(self.data.train),
+            "val_samples": len(self.data.val),
+        }
+        self.log.params(facts)
+        config, sizes = self.config, self.sizes
         lines = [
             f"run {self.folder}",
-            f"{config.model.arch}, {parameters / 1e6:.1f} M parameters, {self.data.num_classes} classes, "
+            f"{config.model.arch}, {facts['parameters'] / 1e6:.1f} M parameters, {self.data.num_classes} classes, "
             f"{len(self.data.train):,} training and {len(self.data.val):,} validation images",
-            f"batch {sizes.per_device} per device × {process.world_size} devices × {sizes.accumulate} passes = "
+            f"batch {sizes.per_device} per device × {self.process.world_size} devices × {sizes.accumulate} passes = "
             f"{sizes.global_batch} globally, {self.steps} steps an epoch, peak lr {self.peak_lr:.4g}, "
             f"{config.loss.name}, {config.training.amp} on {environment['device']}",
         ]
@@ -465,8 +429,3 @@ class Trainer:
             lines.append(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
         for line in lines:
             self.log.message(line)
-
-    def _peak_memory_gb(self) -> float:
-        if self.process.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.process.device) / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
