@@ -202,8 +202,10 @@ class Trainer:
         torch.manual_seed(hash((config.seed, epoch, step, self.process.rank)) % 2**63)
         for number, batch in enumerate(islice(batches, self.sizes.accumulate), start=1):
             with parallel.gradients_stay_local(self.wrapped, number < self.sizes.accumulate):
+                # Outside of autocast, which would blur images in 8 bits of precision.
+                images, targets = self.augment(batch, epoch)
                 with torch.autocast(self.process.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                    loss = self._loss(*self.augment(batch, epoch))
+                    loss = self._loss(images, targets)
                 self.scaler.scale(loss / self.sizes.accumulate).backward()
             self.board.add(loss.detach())
         if config.clip_grad:

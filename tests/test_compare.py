@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT, crops_of_photographs
@@ -265,6 +266,23 @@ def test_interrupted_and_continued(fake: Fake, number: signal.Signals) -> None:
     fake.seconds = 0.0
     assert running.run_all(fake.plan) == []
     assert all(running.is_finished(fake.plan, run) for run in fake.plan.runs)
+
+
+def test_a_killed_comparison_leaves_no_training_behind() -> None:
+    program = (
+        "import os, signal, subprocess; from ffcv_train.comparison.run import end_with_parent\n"
+        "print(subprocess.Popen(['sleep', '60'], preexec_fn=end_with_parent, start_new_session=True).pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # Not a pipe to the end: the child would hold it open.
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert parent.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the child lives on"
+        time.sleep(0.05)
 
 
 def test_second_comparison_in_one_folder_is_refused(fake: Fake) -> None:

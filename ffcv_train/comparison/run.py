@@ -1,6 +1,7 @@
 """Running a comparison: a process per run and device, stopped and continued without loss."""
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -135,9 +136,21 @@ def _start(plan: Plan, run: Run, stage: str, device: str | None) -> _Job:
         start = log.tell()
     # A session of its own: Ctrl-C goes to this process alone, which then asks each run to stop, once.
     process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
     )
     return _Job(run, stage, process, log, start)
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies, of SIGKILL too."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))
 
 
 def _stop(jobs: dict[str | None, _Job], line: ProgressLine, number: signal.Signals) -> None:
