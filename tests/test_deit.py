@@ -152,7 +152,7 @@ def test_distilled_training(small_betons: Betons, tmp_path: Path, kind: str) -> 
             "x.pt does not exist",
         ),
         (["--loss.name=zipf", "--augment.mixup=0.8"], "loss.name=zipf is not defined for mixed targets"),
-        (["--resolution.min_res=24", "--resolution.step=8"], "does not take images of 24 x 24"),
+        (["--resolution.min_res=26", "--resolution.step=2"], "does not take images of 26 x 26"),
     ],
 )
 def test_what_is_refused(small_betons: Betons, tmp_path: Path, more: list[str], message: str) -> None:

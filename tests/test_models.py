@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -119,8 +120,21 @@ def test_cifar_resnet18_keeps_the_side_until_its_second_stage() -> None:
 # Resolutions
 
 
+@pytest.mark.parametrize("arch", ["deit_tiny_patch16_224", "cifar_deit_tiny"])
+def test_transformers_take_other_sides_and_are_timms_at_their_own(arch: str) -> None:
+    model = create_model(ModelConfig(arch=arch), 10).eval()
+    own = 32 if arch.startswith("cifar") else 224
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, own // 2, own // 2)).shape == (1, 10)
+        if own == 224:
+            theirs = timm.create_model(arch, num_classes=10).eval()
+            theirs.load_state_dict(model.state_dict())
+            images = torch.randn(2, 3, own, own)
+            assert torch.equal(model(images), theirs(images))
+
+
 @pytest.mark.parametrize(
-    ("arch", "side"), [("deit_tiny_patch16_224", 160), ("inception_v3", 32), ("vit_b_32", 224 + 1)]
+    ("arch", "side"), [("deit_tiny_patch16_224", 150), ("inception_v3", 32), ("vit_b_32", 224 + 1)]
 )
 def test_a_refused_side_is_named(arch: str, side: int) -> None:
     model = create_model(ModelConfig(arch=arch), 10)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 _TINY: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+_TINY |= {"dynamic_img_size": True}
 
 
 def _deit(distilled: bool, num_classes: int, drop_path: float) -> nn.Module:

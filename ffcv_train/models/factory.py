@@ -1,5 +1,6 @@
 """From `model.arch` to a network."""
 
+import contextlib
 import copy
 import difflib
 import warnings
@@ -68,10 +69,13 @@ def _create(library: str, name: str, num_classes: int, drop_path: float) -> nn.M
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     import timm
 
-    rates: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    options = {"drop_path_rate": drop_path} if drop_path else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's notes on renamed models do not concern the user of a run
-        return timm.create_model(name, pretrained=False, num_classes=num_classes, **rates)
+        # Transformers with position embeddings take images of other sides when told to; other networks do not know it.
+        with contextlib.suppress(TypeError):
+            return timm.create_model(name, num_classes=num_classes, dynamic_img_size=True, **options)
+        return timm.create_model(name, num_classes=num_classes, **options)
 
 
 def find_arch(arch: str) -> tuple[str, str]:
