@@ -1,6 +1,8 @@
 """A progress line: redrawn in place on a terminal, printed now and then elsewhere."""
 
 import math
+import os
+import sys
 import time
 
 from rich.console import Console
@@ -9,15 +11,24 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 _REDRAW_SECONDS = 0.2
 
 
+class _Console(Console):
+    """Says when nobody reads any more, where rich ends the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class ProgressLine:
     """One line of progress; `plain_interval` seconds lie between lines where stdout is no terminal.
+
+    Where stdout goes away, a pipe's reader or a terminal, the work goes on in silence.
 
     `due` says whether a call of `show` would show anything, so that its text need not be made for nothing. Nothing
     runs in the background: the line moves when `show` is called.
     """
 
     def __init__(self, plain_interval: float = 30.0, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or _Console(highlight=False, soft_wrap=True)
         self._interval = _REDRAW_SECONDS if self.console.is_terminal else plain_interval
         # A plain line comes after an interval, when there is something to say.
         self._shown_at = -math.inf if self.console.is_terminal else time.monotonic()
@@ -36,6 +47,12 @@ class ProgressLine:
         if not self.console.is_terminal:
             self.print(f"{head} {step}/{steps}  {details}")
             return
+        try:
+            self._redraw(head, step, steps, details)
+        except OSError:
+            self._fall_silent()
+
+    def _redraw(self, head: str, step: int, steps: int, details: str) -> None:
         if self._bar is None:
             columns = (
                 TextColumn("{task.fields[head]}", markup=False),
@@ -50,13 +67,31 @@ class ProgressLine:
 
     def print(self, text: str) -> None:
         """Print a line of its own, above the progress line."""
-        self.console.print(text, markup=False, highlight=False)
+        try:
+            self.console.print(text, markup=False, highlight=False)
+        except OSError:
+            self._fall_silent()
 
     def close(self) -> None:
         """Remove the line from the terminal; a later `show` starts a new one."""
         if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+            bar, self._bar = self._bar, None
+            try:
+                bar.stop()
+            except OSError:
+                self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        self.console.quiet = True
+        if self.console.file is sys.stdout:
+            silence_stdout()
+
+
+def silence_stdout() -> None:
+    """Let stdout go nowhere from now on, because nobody reads it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

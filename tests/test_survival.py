@@ -315,3 +315,27 @@ def test_ranks_that_do_not_see_the_checkpoint_do_not_wait_for_ever(
     monkeypatch.setattr(trainer_module, "from_rank_0", answer_of_rank_0)
     trainer = Trainer(config(small_betons, tmp_path, "--logging.run=r", "--training.resume=auto"), ALONE)
     assert asked[0] == run / "last.pt" and (trainer.epoch, trainer.step) == (1, 2)
+
+
+def test_training_goes_on_when_nobody_reads_its_output(small_betons: Betons, tmp_path: Path) -> None:
+    command = [sys.executable, "train_imagenet.py", *options(small_betons, tmp_path, "--logging.run=r")]
+    with (tmp_path / "stderr").open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0, (tmp_path / "stderr").read_text()
+    assert (tmp_path / "r" / "final.pt").is_file()
+    assert (tmp_path / "stderr").read_text() == ""
+
+
+def test_a_script_whose_reader_leaves_says_nothing(tmp_path: Path) -> None:
+    program = "from ffcv_train.errors import run_main\nrun_main(lambda: [print('line') for _ in range(100_000)])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr.read() == ""
