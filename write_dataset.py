@@ -3,6 +3,7 @@
 python write_dataset.py --cfg.dataset=imagenet --cfg.split=train --cfg.data_dir=ImageNet --cfg.write_path=train.beton \
     --cfg.max_resolution=500 --cfg.write_mode=jpg
 python write_dataset.py --verify train.beton
+python write_dataset.py --make-zip ImageNet --output zips
 """
 
 import sys

@@ -10,14 +10,11 @@ import json
 import os
 import secrets
 import shutil
-import signal
-import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import cv2
@@ -28,9 +25,11 @@ import simplejpeg  # type: ignore[import-untyped]
 from ffcv_train.config import load_config, option, to_dict
 from ffcv_train.data.beton import open_beton, sidecar_path
 from ffcv_train.data.encoding import MAX_SAMPLE_BYTES, EncodedChunk, Encoding, Task
+from ffcv_train.data.make_zip import make_zips
 from ffcv_train.data.pagefile import DEFAULT_PAGE_SIZE, MIN_PAGE_SIZE, PageFile, tables_crc
 from ffcv_train.data.pool import WorkerPool, usable_cores
 from ffcv_train.data.sources import SOURCES, Request, Source, open_source
+from ffcv_train.data.stop_signals import StopSignals
 from ffcv_train.data.verify import verify
 from ffcv_train.environment import versions
 from ffcv_train.errors import UserError
@@ -92,14 +91,20 @@ class Written:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Run write_dataset.py's command line: `--verify F.beton`, or options that say what to write."""
+    """Run write_dataset.py's command line: `--verify F.beton`, `--make-zip DIR …`, or what to write, and how."""
     if argv and argv[0].split("=")[0] == "--verify":
         files = [*argv[0].split("=", 1)[1:], *argv[1:]]
         if len(files) != 1:
             raise UserError("--verify takes one .beton file and nothing else")
         verify(files[0])
         return
-    description = "Write images into a .beton file. With --verify F.beton alone: check one, decoding every image."
+    if argv and argv[0].split("=")[0] == "--make-zip":
+        make_zips(argv)
+        return
+    description = (
+        "Write images into a .beton file. With --verify F.beton alone: check one, decoding every image. With "
+        "--make-zip DIR --output OUT: pack an image folder into the zipped layout that --data.format=zip trains on."
+    )
     write_dataset(load_config(WriterRun, argv, description).cfg)
 
 
@@ -128,7 +133,7 @@ def write_dataset(config: WriteConfig, progress: ProgressLine | None = None) -> 
         progress.print(f"note: {stale} is of a run that was killed, or is still at work; if killed, delete it")
 
     temporary = target.with_name(f"{target.name}{_TEMPORARY}{secrets.token_hex(4)}")
-    with _StopSignals(target) as signals, contextlib.ExitStack() as cleanup:
+    with StopSignals(target) as signals, contextlib.ExitStack() as cleanup:
         try:
             cleanup.callback(_remove, temporary, sidecar_path(temporary))
             pages = PageFile(temporary, count, config.page_size)
@@ -153,47 +158,6 @@ def write_dataset(config: WriteConfig, progress: ProgressLine | None = None) -> 
         f"{count / seconds:.0f} images/s"
     )
     return target
-
-
-class _StopSignals:
-    """A context in which SIGTERM and SIGHUP interrupt as Ctrl-C does, so that they too leave nothing behind.
-
-    Only the first signal does; what follows would cut the cleaning short.
-    """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "_StopSignals":
-        # Python handles signals in the main thread only; elsewhere they are not ours to take.
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.getsignal(number) for number in self._SIGNALS}
-            for number, handler in self._previous.items():
-                if handler is not signal.SIG_IGN:  # nohup
-                    signal.signal(number, self._interrupt)
-        return self
-
-    def ignore(self) -> None:
-        """From here on no signal interrupts."""
-        for number in self._previous:
-            signal.signal(number, signal.SIG_IGN)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self._received not in (None, signal.SIGINT) and isinstance(error, KeyboardInterrupt):
-            raise UserError(f"stopped by {self._received.name}; {self._target} is as it was before") from None
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
-        self.ignore()
-        raise KeyboardInterrupt
 
 
 def _check_target(config: WriteConfig) -> Path:
