@@ -8,8 +8,10 @@ from torch import nn
 
 from ffcv_train import distill, schedules
 from ffcv_train.config import RunConfig
-from ffcv_train.data.beton import Beton, check_labels, open_beton
+from ffcv_train.data.beton import Beton, check_labels
+from ffcv_train.data.data_set import DataSet, open_data_set
 from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
+from ffcv_train.data.image_loader import ImageLoader
 from ffcv_train.data.loader import Loader
 from ffcv_train.data.memory import available_bytes, check_fits
 from ffcv_train.distributed import Process, share_of_cores
@@ -33,8 +35,8 @@ class BatchSizes:
 class DataSets:
     """The opened data sets and what they say about the classes."""
 
-    train: Beton
-    val: Beton
+    train: DataSet
+    val: DataSet
     num_classes: int
     class_names: tuple[str, ...] | None
 
@@ -62,6 +64,10 @@ def check_config(config: RunConfig) -> None:
             raise UserError(f"data.{name}={low},{high} must be two positive numbers, the smaller first")
     if bool(config.data.mean) != bool(config.data.std):
         raise UserError("data.mean and data.std belong together; set both or neither")
+    if config.data.cache and config.data.format != "zip":
+        raise UserError(
+            f"data.cache=1 holds zip archives in memory, and data.format is {config.data.format}; set it to 0"
+        )
     augment = config.augment
     if (augment.mixup or augment.cutmix) and augment.mix_prob:
         criterion = CRITERIA.get(config.loss.name)
@@ -78,7 +84,9 @@ def open_data_sets(config: RunConfig) -> DataSets:
     for name in ("train_dataset", "val_dataset"):
         if not getattr(config.data, name):
             raise UserError(f"data.{name} is not set; give the .beton file with --data.{name}=FILE")
-    train, val = open_beton(config.data.train_dataset), open_beton(config.data.val_dataset)
+    train, val = (
+        open_data_set(path, config.data.format) for path in (config.data.train_dataset, config.data.val_dataset)
+    )
     names = train.class_names
     if names is not None and val.class_names is not None and names != val.class_names:
         longer = max(names, val.class_names, key=len)
@@ -92,14 +100,14 @@ def open_data_sets(config: RunConfig) -> DataSets:
         )
     num_classes = config.model.num_classes or (len(names) if names is not None else 0)
     if not num_classes:
-        raise UserError(f"{train.path} has no sidecar that names its classes; set --model.num_classes")
+        raise UserError(f"nothing names the classes of {train.path}; set --model.num_classes")
     if names is not None and num_classes < len(names):
         raise UserError(
             f"model.num_classes={num_classes}, but {train.path} has {len(names)} classes; leave it at 0 to take theirs"
         )
-    for beton in (train, val):
-        check_labels(beton, num_classes)
-    if config.data.in_memory:
+    for data_set in (train, val):
+        check_labels(data_set, num_classes)
+    if config.data.in_memory and isinstance(train, Beton):
         check_fits(train, available_bytes())
     return DataSets(train, val, num_classes, names)
 
@@ -126,7 +134,7 @@ def build_model(config: RunConfig, num_classes: int, device: torch.device) -> tu
     return model.to(device, memory_format=memory_format), loaded  # type: ignore[call-overload]
 
 
-def train_loader(config: RunConfig, beton: Beton, sizes: BatchSizes, process: Process) -> Loader:
+def train_loader(config: RunConfig, data_set: DataSet, sizes: BatchSizes, process: Process) -> Loader | ImageLoader:
     """Random crops and flips in a random order."""
     data = config.data
     crop = RandomResizedCrop(
@@ -136,8 +144,21 @@ def train_loader(config: RunConfig, beton: Beton, sizes: BatchSizes, process: Pr
         data.interpolation,
         data.dct_scaling,
     )
+    if not isinstance(data_set, Beton):
+        return ImageLoader(
+            data_set,
+            sizes.per_device,
+            crop=crop,
+            resolution=config.resolution.max_res,
+            process=process,
+            num_workers=data.num_workers or share_of_cores(process),
+            augment=config.augment,
+            seed=config.training.seed,
+            batches_ahead=data.batches_ahead,
+            cache=data.cache,
+        )
     return Loader(
-        beton,
+        data_set,
         sizes.per_device,
         crop=crop,
         resolution=config.resolution.max_res,
@@ -152,12 +173,24 @@ def train_loader(config: RunConfig, beton: Beton, sizes: BatchSizes, process: Pr
     )
 
 
-def val_loader(config: RunConfig, beton: Beton, resolution: int, process: Process) -> Loader:
+def val_loader(config: RunConfig, data_set: DataSet, resolution: int, process: Process) -> Loader | ImageLoader:
     """Centre crops of every sample once."""
+    crop = CenterCrop(config.validation.crop_ratio, config.validation.interpolation)
+    if not isinstance(data_set, Beton):
+        return ImageLoader(
+            data_set,
+            config.validation.batch_size,
+            crop=crop,
+            resolution=resolution,
+            process=process,
+            num_workers=config.data.num_workers or share_of_cores(process),
+            batches_ahead=config.data.batches_ahead,
+            cache=config.data.cache,
+        )
     return Loader(
-        beton,
+        data_set,
         config.validation.batch_size,
-        crop=CenterCrop(config.validation.crop_ratio, config.validation.interpolation),
+        crop=crop,
         resolution=resolution,
         device=process.device,
         order="sequential",
@@ -175,7 +208,7 @@ def comparable(config: dict[str, Any], *, files_may_move: bool = False) -> dict[
     """
     kept = {section: dict(values) for section, values in config.items() if section != "logging"}
     free = {
-        "data": ["num_workers", "batches_ahead"],
+        "data": ["num_workers", "batches_ahead", "cache"],
         "training": ["resume", "device", "batch_size", "global_batch_size", "accumulate"],
         # Not channels_last: the optimizer's state has the memory format of the weights.
         "model": ["compile"],

@@ -15,7 +15,9 @@ from torch import nn
 
 from ffcv_train.build import val_loader
 from ffcv_train.config import RunConfig
-from ffcv_train.data.beton import Beton, check_labels, open_beton
+from ffcv_train.data.beton import check_labels
+from ffcv_train.data.data_set import DataSet, open_data_set
+from ffcv_train.data.image_loader import ImageLoader
 from ffcv_train.data.loader import Batch, Loader
 from ffcv_train.distributed import Process
 from ffcv_train.environment import describe_environment
@@ -40,13 +42,13 @@ class Network:
     std: tuple[float, ...]
 
 
-def load_network(request: Request, device: torch.device, beton: Beton | None) -> Network:
-    """The network that `request` names, checked against every resolution asked for and the classes of `beton`.
+def load_network(request: Request, device: torch.device, data_set: DataSet | None) -> Network:
+    """The network that `request` names, checked against every resolution asked for and the classes of `data_set`.
 
-    Without `beton`, for features of other classes, the class count is the checkpoint's. Raises `UserError`.
+    Without `data_set`, for features of other classes, the class count is the checkpoint's. Raises `UserError`.
     """
     config = request.config
-    model, num_classes = _load_model(request, beton)
+    model, num_classes = _load_model(request, data_set)
     for resolution in config.validation.resolution:
         check_resolution(model, resolution, config.model.arch)
     memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
@@ -64,14 +66,14 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
     Everything that can be wrong is checked before the first batch. Raises `UserError`.
     """
     subject, config = request.subject, request.config
-    beton = open_beton(config.data.val_dataset)
-    network = load_network(request, process.device, beton)
+    data_set = open_data_set(config.data.val_dataset, config.data.format)
+    network = load_network(request, process.device, data_set)
     environment = describe_environment(process.device)
 
     results = []
     sides = list(dict.fromkeys(config.validation.resolution))
     line = ProgressLine() if process.is_main else None
-    with contextlib.closing(val_loader(config, beton, max(sides), process)) as loader:
+    with contextlib.closing(val_loader(config, data_set, max(sides), process)) as loader:
         for side in sides:
             loader.set_resolution(side)
             start = time.perf_counter()
@@ -83,10 +85,10 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
                     normalise=network.normalise,
                     amp_dtype=network.amp_dtype,
                     tta=config.validation.lr_tta,
-                    num_samples=len(beton),
+                    num_samples=len(data_set),
                 )
             seconds = time.perf_counter() - start
-            speed = {"seconds": seconds, "images_per_s": len(beton) / seconds}
+            speed = {"seconds": seconds, "images_per_s": len(data_set) / seconds}
             results.append({"resolution": side, **metrics, **speed})
     return {
         "format": 1,
@@ -96,8 +98,8 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         "arch": config.model.arch,
         "use_blurpool": config.model.use_blurpool,
         "num_classes": network.num_classes,
-        "data_set": str(beton.path),
-        "samples": len(beton),
+        "data_set": str(data_set.path),
+        "samples": len(data_set),
         "normalisation": {"mean": network.mean, "std": network.std},
         "crop_ratio": config.validation.crop_ratio,
         "interpolation": config.validation.interpolation,
@@ -135,33 +137,33 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
 
 
-def _load_model(request: Request, beton: Beton | None) -> tuple[nn.Module, int]:
+def _load_model(request: Request, data_set: DataSet | None) -> tuple[nn.Module, int]:
     """The network with the checkpoint's weights on the CPU and its class count, checked against the data set's."""
     subject, config = request.subject, request.config
-    if beton is None:
+    if data_set is None:
         expected = subject.num_classes or config.model.num_classes or 1
         model, file_classes = _load(request, expected)
         return (model, expected) if file_classes == expected else _load(request, file_classes)
-    names = beton.class_names
+    names = data_set.class_names
     if subject.ours:
         num_classes = subject.num_classes
         if not request.ignore_class_names:
-            _check_classes(subject, beton)
-        check_labels(beton, num_classes)
+            _check_classes(subject, data_set)
+        check_labels(data_set, num_classes)
         return _load(request, num_classes)
     # Only the file's tensors know its class count, so a head that does not fit tells it.
-    expected = config.model.num_classes or (len(names) if names else int(beton.labels.max()) + 1)
+    expected = config.model.num_classes or (len(names) if names else int(data_set.labels.max()) + 1)
     model, file_classes = _load(request, expected)
     if file_classes != expected:
         if config.model.num_classes:
             raise UserError(f"{subject.path} has {file_classes} classes, but model.num_classes is {expected}")
         if names and not request.ignore_class_names:
             raise UserError(
-                f"{subject.path} has {file_classes} classes, {beton.path} has {expected}; if the data set's labels are "
-                f"nevertheless the model's, pass --model.num_classes={file_classes}"
+                f"{subject.path} has {file_classes} classes, {data_set.path} has {expected}; if the data set's labels "
+                f"are nevertheless the model's, pass --model.num_classes={file_classes}"
             )
         model, _ = _load(request, file_classes)
-    check_labels(beton, file_classes)
+    check_labels(data_set, file_classes)
     return model, file_classes
 
 
@@ -175,21 +177,21 @@ def _load(request: Request, num_classes: int) -> tuple[nn.Module, int]:
     return model, report.file_classes if report.replaced else num_classes
 
 
-def _check_classes(subject: Subject, beton: Beton) -> None:
-    known, found = subject.class_names, beton.class_names
+def _check_classes(subject: Subject, data_set: DataSet) -> None:
+    known, found = subject.class_names, data_set.class_names
     way_out = "if its labels are nevertheless the model's, pass --ignore-class-names"
     if found is None:
         return
     if len(found) != subject.num_classes:
         raise UserError(
-            f"{subject.path} has {subject.num_classes} classes, {beton.path} has {len(found)}; choose the data set "
+            f"{subject.path} has {subject.num_classes} classes, {data_set.path} has {len(found)}; choose the data set "
             f"that belongs to the model, or {way_out}"
         )
     if known is not None and known != found:
         label = next(i for i, (a, b) in enumerate(zip(known, found, strict=True)) if a != b)
         raise UserError(
-            f"{beton.path} calls label {label} {found[label]!r}, {subject.path} calls it {known[label]!r}; write the "
-            f"data set with the model's classes, or {way_out}"
+            f"{data_set.path} calls label {label} {found[label]!r}, {subject.path} calls it {known[label]!r}; write "
+            f"the data set with the model's classes, or {way_out}"
         )
 
 
@@ -201,7 +203,7 @@ def _normalisation(request: Request) -> tuple[tuple[float, ...], tuple[float, ..
     return stated or (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def shown(loader: Loader, line: ProgressLine | None, head: str) -> Generator[Batch, None, None]:
+def shown(loader: Loader | ImageLoader, line: ProgressLine | None, head: str) -> Generator[Batch, None, None]:
     """The loader's batches, with a progress line."""
     steps, start, images = len(loader), time.perf_counter(), 0
     try:

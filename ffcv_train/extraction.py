@@ -13,7 +13,7 @@ from torch import Tensor
 from ffcv_train.analysis.logits_file import RowBuffer, create_logits
 from ffcv_train.build import val_loader
 from ffcv_train.config import RunConfig
-from ffcv_train.data.beton import Beton, open_beton
+from ffcv_train.data.data_set import DataSet, open_data_set
 from ffcv_train.distributed import Process
 from ffcv_train.environment import describe_environment
 from ffcv_train.errors import UserError
@@ -47,16 +47,16 @@ class Output(NamedTuple):
 
 
 def outputs(
-    network: Network, config: RunConfig, beton: Beton, process: Process, layer: LastLayer | None, head: str = ""
+    network: Network, config: RunConfig, data_set: DataSet, process: Process, layer: LastLayer | None, head: str = ""
 ) -> Generator[Output, None, None]:
-    """Yield the outputs of this rank's share of `beton`, centre crops in order, with a progress line.
+    """Yield the outputs of this rank's share of `data_set`, centre crops in order, with a progress line.
 
     The side is the first of `config.validation.resolution`. With `layer`, the features that it reads come along.
     """
     side = config.validation.resolution[0]
     line = ProgressLine() if process.is_main else None
     with contextlib.ExitStack() as stack:
-        loader = stack.enter_context(contextlib.closing(val_loader(config, beton, side, process)))
+        loader = stack.enter_context(contextlib.closing(val_loader(config, data_set, side, process)))
         stack.enter_context(out_of_memory(config, side))
         if layer is not None:
             stack.enter_context(layer.capture())
@@ -88,8 +88,8 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
     """
     config, path = request.config, request.output
     assert path is not None
-    beton = open_beton(config.data.val_dataset)
-    network = load_network(request, process.device, beton)
+    data_set = open_data_set(config.data.val_dataset, config.data.format)
+    network = load_network(request, process.device, data_set)
     side = config.validation.resolution[0]
     if request.options.features:
         layer: LastLayer | None = need_last_layer(network.model, side, config.model.arch, "features")
@@ -101,7 +101,7 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
         "epoch": request.subject.epoch,
         "arch": config.model.arch,
         "loss": config.loss.name if request.subject.ours else None,
-        "data_set": str(beton.path),
+        "data_set": str(data_set.path),
         "resolution": side,
         "crop_ratio": config.validation.crop_ratio,
         "interpolation": config.validation.interpolation,
@@ -117,11 +117,11 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
                 stack.enter_context(
                     create_logits(
                         path,
-                        rows=len(beton),
+                        rows=len(data_set),
                         classes=network.num_classes,
                         features=layer.weight.shape[1] if request.options.features and layer else 0,
                         about=about,
-                        class_names=class_names(request, beton, network.num_classes),
+                        class_names=class_names(request, data_set, network.num_classes),
                         weight=None if layer is None else layer.weight,
                         bias=None if layer is None else layer.bias,
                     )
@@ -129,21 +129,21 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
             )
         if process.world_size > 1:
             torch.distributed.broadcast_object_list(names)
-        batches = outputs(network, config, beton, process, layer if request.options.features else None)
+        batches = outputs(network, config, data_set, process, layer if request.options.features else None)
         count = _fill(Path(str(names[0])), stack.enter_context(contextlib.closing(batches)))
         total = torch.tensor(count, device=process.device)
         if process.world_size > 1:
             torch.distributed.all_reduce(total)  # also waits for the last writer
-        if int(total) != len(beton):
-            raise RuntimeError(f"wrote {int(total)} of {len(beton)} samples")
+        if int(total) != len(data_set):
+            raise RuntimeError(f"wrote {int(total)} of {len(data_set)} samples")
     return about
 
 
-def class_names(request: Request, beton: Beton, num_classes: int) -> tuple[str, ...] | None:
+def class_names(request: Request, data_set: DataSet, num_classes: int) -> tuple[str, ...] | None:
     """The names of the model's classes: the checkpoint's, else the data set's where it has as many; else None."""
     if request.subject.class_names is not None:
         return request.subject.class_names
-    names = beton.class_names
+    names = data_set.class_names
     return names if names is not None and len(names) == num_classes else None
 
 

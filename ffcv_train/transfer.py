@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ffcv_train.analysis.linear_probe import HELD_OUT, Probe, linear_probe
 from ffcv_train.config import RunConfig
-from ffcv_train.data.beton import Beton, check_labels, open_beton
+from ffcv_train.data.beton import check_labels
+from ffcv_train.data.data_set import DataSet, open_data_set
 from ffcv_train.data.memory import available_bytes
 from ffcv_train.distributed import Process
 from ffcv_train.environment import describe_environment
@@ -71,7 +72,7 @@ def run_transfer(request: Request, process: Process) -> dict[str, Any]:
     options, config = request.options, request.config
     if process.world_size > 1:
         raise UserError("linear transfer runs in one process; start it without torchrun")
-    train, val = open_beton(options.train), open_beton(options.val)
+    train, val = (open_data_set(path, config.data.format) for path in (options.train, options.val))
     network = load_network(request, process.device, None)
     layer = need_last_layer(network.model, config.validation.resolution[0], config.model.arch, "frozen features")
     start = time.perf_counter()
@@ -108,8 +109,8 @@ def transfer(
     network: Network,
     layer: LastLayer,
     config: RunConfig,
-    train: Beton,
-    val: Beton,
+    train: DataSet,
+    val: DataSet,
     process: Process,
     *,
     held_out: float = HELD_OUT,
@@ -121,7 +122,7 @@ def transfer(
     """
     num_classes = common_classes(train, val)
     _check_memory(len(train), len(val), layer.weight.shape[1])
-    data = [gather(network, config, beton, process, layer) for beton in (train, val)]
+    data = [gather(network, config, data_set, process, layer) for data_set in (train, val)]
     line = ProgressLine()
 
     def show(done: int, of: int) -> None:
@@ -136,25 +137,27 @@ def transfer(
 
 
 def gather(
-    network: Network, config: RunConfig, beton: Beton, process: Process, layer: LastLayer
+    network: Network, config: RunConfig, data_set: DataSet, process: Process, layer: LastLayer
 ) -> tuple[Tensor, Tensor]:
     """Features float32 [N, D] and labels int64 [N] of a whole data set, on the CPU, in its order.
 
     Raises `UserError` where a feature is not finite.
     """
-    features = torch.empty(len(beton), layer.weight.shape[1])
-    labels = torch.empty(len(beton), dtype=torch.int64)
-    with contextlib.closing(outputs(network, config, beton, process, layer, f"features of {beton.path.name}")) as all_:
+    features = torch.empty(len(data_set), layer.weight.shape[1])
+    labels = torch.empty(len(data_set), dtype=torch.int64)
+    with contextlib.closing(
+        outputs(network, config, data_set, process, layer, f"features of {data_set.path.name}")
+    ) as all_:
         for batch in all_:
             assert batch.features is not None
             features[batch.indices.cpu()] = batch.features.cpu()
             labels[batch.indices.cpu()] = batch.labels.cpu()
     if not bool(torch.isfinite(features.sum(dim=1)).all()):
-        raise UserError(f"the network's features of {beton.path} are not finite; its training diverged")
+        raise UserError(f"the network's features of {data_set.path} are not finite; its training diverged")
     return features, labels
 
 
-def common_classes(train: Beton, val: Beton) -> int:
+def common_classes(train: DataSet, val: DataSet) -> int:
     """The number of classes of a probe. Raises `UserError` where `train` and `val` do not have the same, or but one."""
     if train.class_names is not None and val.class_names is not None and train.class_names != val.class_names:
         raise UserError(f"{train.path} and {val.path} name different classes; write both from the same set of classes")

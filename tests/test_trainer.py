@@ -294,7 +294,7 @@ def test_data_sets_that_do_not_fit_each_other_are_refused(small_betons: Betons, 
     with pytest.raises(UserError, match="different classes"):
         train((small_betons[0], other), tmp_path)
     bare = write_stock_beton(tmp_path / "b.beton", Samples(crops_of_photographs(40, 32, 32), [9] * 40), "raw")
-    with pytest.raises(UserError, match=r"no sidecar.*num_classes"):
+    with pytest.raises(UserError, match=r"nothing names the classes of .*num_classes"):
         train((bare, bare), tmp_path)
     with pytest.raises(UserError, match=r"label 9.*4 classes"):
         train((bare, bare), tmp_path, "--model.num_classes=4")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ffcv_train.comparison.plan import Plan, Run, devices
 from ffcv_train.comparison.run import is_finished
-from ffcv_train.data.beton import open_beton
+from ffcv_train.data.data_set import open_data_set
 from ffcv_train.distributed import process_group
 from ffcv_train.doctor.examination import examine
 from ffcv_train.doctor.request import Request
@@ -44,7 +44,7 @@ def estimate_run(plan: Plan) -> Estimate:
     validation = config.validation
     pixels = (validation.resolution[0] / last["resolution"]) ** 2
     views = 2 if validation.lr_tta else 1
-    images = len(open_beton(config.data.val_dataset))
+    images = len(open_data_set(config.data.val_dataset, config.data.format))
     passes = -(-config.training.epochs // validation.every)
     once = images * views * pixels * _FORWARD_SHARE / last["step_images_per_s"]
     return Estimate(
@@ -61,7 +61,11 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     if not todo:
         console.print("nothing is left to train; without --dry-run the report is written again")
         return
-    estimate, slots = estimate_run(plan), len(devices(plan.config))
+    slots = len(devices(plan.config))
+    if plan.config.data.format != "beton" and len(todo) == len(plan.runs):
+        console.print(f"{slots} at a time; there is no estimate of time for data.format={plan.config.data.format}")
+        return
+    estimate = estimate_run(plan)
     rounds = -(-len(todo) // slots)
     console.print(
         f"about {duration(estimate.seconds)} a run ({estimate.source}), {slots} at a time: about "

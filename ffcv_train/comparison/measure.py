@@ -12,7 +12,7 @@ from typing import Any
 from ffcv_train.analysis.features import FeatureSums
 from ffcv_train.analysis.linear_probe import GRID, HELD_OUT
 from ffcv_train.config import RunConfig
-from ffcv_train.data.beton import Beton, open_beton
+from ffcv_train.data.data_set import DataSet, open_data_set
 from ffcv_train.distributed import Process, process_group
 from ffcv_train.environment import describe_environment
 from ffcv_train.errors import UserError, run_main
@@ -65,11 +65,13 @@ def measure(request: Request, process: Process) -> dict[str, Any]:
         config, validation=validation, training=dataclasses.replace(config.training, amp="off")
     )
     request = dataclasses.replace(request, config=precise)
-    network = load_network(request, process.device, open_beton(config.data.val_dataset))
+    network = load_network(request, process.device, open_data_set(config.data.val_dataset, config.data.format))
     layer = need_last_layer(network.model, side, config.model.arch, "features")
     features, metrics = {}, {}
     for name, path in (("train", config.data.train_dataset), ("val", config.data.val_dataset)):
-        features[name], metrics[name] = _features(network, precise, open_beton(path), process, layer, name)
+        features[name], metrics[name] = _features(
+            network, precise, open_data_set(path, config.data.format), process, layer, name
+        )
     found = None
     if request.options.transfer_train:
         files = (request.options.transfer_train, request.options.transfer_val)
@@ -106,12 +108,12 @@ def is_measured(path: Path, transfer: tuple[Path, Path] | None) -> bool:
 
 
 def _features(
-    network: Network, config: RunConfig, beton: Beton, process: Process, layer: LastLayer, head: str
+    network: Network, config: RunConfig, data_set: DataSet, process: Process, layer: LastLayer, head: str
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Feature metrics and plain metrics of all samples of `beton`."""
+    """Feature metrics and plain metrics of all samples of `data_set`."""
     sums = FeatureSums(network.num_classes, layer.weight.shape[1], process.device)
     metrics = MetricSums(process.device)
-    with contextlib.closing(outputs(network, config, beton, process, layer, head)) as batches:
+    with contextlib.closing(outputs(network, config, data_set, process, layer, head)) as batches:
         for batch in batches:
             assert batch.features is not None
             sums.update(batch.features, batch.labels)
@@ -119,9 +121,9 @@ def _features(
     try:
         found = sums.compute()
     except ValueError as error:
-        raise UserError(f"features on {beton.path}: {error}; this run has diverged") from None
-    if found.samples != len(beton):
-        raise RuntimeError(f"saw {found.samples} of {len(beton)} samples")
+        raise UserError(f"features on {data_set.path}: {error}; this run has diverged") from None
+    if found.samples != len(data_set):
+        raise RuntimeError(f"saw {found.samples} of {len(data_set)} samples")
     plain = metrics.compute()
     return dataclasses.asdict(found), {key: plain[key] for key in _METRICS}
 
@@ -129,7 +131,7 @@ def _features(
 def _transfer(
     network: Network, config: RunConfig, process: Process, layer: LastLayer, files: tuple[str, str]
 ) -> dict[str, Any]:
-    train, test = (open_beton(file) for file in files)
+    train, test = (open_data_set(file, config.data.format) for file in files)
     probe = transfer(network, layer, config, train, test, process)
     return {
         "files": [str(Path(file).resolve()) for file in files],

@@ -16,7 +16,7 @@ import torch
 
 from ffcv_train import build
 from ffcv_train.config import RunConfig, load_config, to_dict
-from ffcv_train.data.beton import open_beton
+from ffcv_train.data.data_set import open_data_set
 from ffcv_train.errors import UserError
 from ffcv_train.losses import CRITERIA, create_criterion
 from ffcv_train.models.factory import create_model
@@ -168,7 +168,7 @@ def check_plan(plan: Plan) -> None:
         named = dataclasses.replace(plan.config.loss, name=loss)
         create_criterion(named, data.num_classes, plan.config.training.epochs)
     if plan.transfer:
-        common_classes(*(open_beton(path) for path in plan.transfer))
+        common_classes(*(open_data_set(str(path), plan.config.data.format) for path in plan.transfer))
     torch.manual_seed(0)
     model = create_model(plan.config.model, data.num_classes)
     need_last_layer(model, plan.config.validation.resolution[0], plan.config.model.arch, "a comparison's features")

@@ -14,7 +14,7 @@ from ffcv_train.analysis.reliability import save_figure
 from ffcv_train.comparison.plan import Plan, Run, command_line
 from ffcv_train.comparison.published import SOURCE, published
 from ffcv_train.comparison.run import Failure, is_finished
-from ffcv_train.data.beton import open_beton
+from ffcv_train.data.data_set import open_data_set
 from ffcv_train.environment import describe_environment
 from ffcv_train.records import replace_text, write_json
 
@@ -80,10 +80,12 @@ def summarise(plan: Plan, measures: Mapping[Run, Mapping[str, Any]], failures: S
     criteria: dict[str, Any] = {}
     num_classes, transfer_classes = 0, None
     if measures:
-        beton = open_beton(plan.config.data.train_dataset)
+        beton = open_data_set(plan.config.data.train_dataset, plan.config.data.format)
         names = beton.class_names
         num_classes = plan.config.model.num_classes or (len(names) if names is not None else 0)
-        transfer_classes = open_beton(plan.transfer[0]).class_names if plan.transfer else None
+        transfer_classes = (
+            open_data_set(str(plan.transfer[0]), plan.config.data.format).class_names if plan.transfer else None
+        )
     for loss in plan.losses:
         runs = [run for run in measures if run.loss == loss]
         if not runs:

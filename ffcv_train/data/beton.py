@@ -4,7 +4,7 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -124,13 +124,22 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     return beton
 
 
-def check_labels(beton: Beton, num_classes: int) -> None:
+class Labelled(Protocol):
+    """What has labels, int64 [N], and can name a sample."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def describe(self, index: int) -> str: ...
+
+
+def check_labels(samples: Labelled, num_classes: int) -> None:
     """Raise `UserError` where a label is not in 0 … num_classes − 1."""
-    wrong = np.flatnonzero((beton.labels < 0) | (beton.labels >= num_classes))
+    wrong = np.flatnonzero((samples.labels < 0) | (samples.labels >= num_classes))
     if len(wrong):
         first = int(wrong[0])
         raise UserError(
-            f"{beton.describe(first)} has the label {beton.labels[first]}, but the model has {num_classes} classes "
+            f"{samples.describe(first)} has the label {samples.labels[first]}, but the model has {num_classes} classes "
             f"(labels 0 … {num_classes - 1}); set --model.num_classes or write the data set anew"
         )
 

@@ -176,22 +176,34 @@ def zipped(request: Request) -> Source:
     Class names come from `classes`, or `classes.txt` beside, or the class folders in `train_map.txt`, or are numbers.
     """
     root = _existing_folder(request)
-    archive, map_file = root / f"{request.split}.zip", root / f"{request.split}_map.txt"
+    return open_zip(root / f"{request.split}.zip", root / f"{request.split}_map.txt", request.classes)
+
+
+def open_zip(archive: Path, map_file: Path, classes: str = "") -> "ArchiveSource":
+    """The images that `map_file` lists, in `archive` by these paths or within a folder of the archive's name.
+
+    Class names as `zipped` takes them. Raises `UserError`, for a line of the map with its number.
+    """
     for file in (archive, map_file):
         if not file.is_file():
-            raise UserError(f"{file} does not exist; --cfg.dataset=zip wants {archive.name} and {map_file.name}")
+            raise UserError(
+                f"{file} does not exist; a zipped data set is {archive.name} with {map_file.name} beside it"
+            )
     entries = read_map(map_file)
     index = index_zip(archive)
     members = []
     for path, _ in entries:
-        member = index.get(f"{request.split}/{path}") or index.get(path)
+        member = index.get(f"{archive.stem}/{path}") or index.get(path)
         if member is None:
-            raise UserError(f"{map_file} lists {path}, which {archive} does not hold; do they belong together?")
+            raise UserError(
+                f"line {map_line(map_file, path)} of {map_file} lists {path}, which {archive} does not hold; do they "
+                "belong together?"
+            )
         members.append((path, member))
     labels = [label for _, label in entries]
-    class_names = _listed_classes(request, root)
+    class_names = _listed_classes(Request("", "", classes), archive.parent)
     if class_names is None:
-        train_map = root / "train_map.txt"
+        train_map = archive.with_name("train_map.txt")
         class_names = _classes_from_map(read_map(train_map) if train_map.is_file() else entries, max(labels, default=0))
     _check_labels(labels, class_names, str(map_file))
     return ArchiveSource(members, class_names, labels)
@@ -275,6 +287,12 @@ def parse_map(text: str, origin: str) -> list[tuple[str, int]]:
             raise UserError(f"line {number} of {origin} is not <path>, a tab and a label from 0 on: {line[:80]!r}")
         entries.append((path, int(label)))
     return entries
+
+
+def map_line(file: Path, path: str) -> int:
+    """The number of the line of a map file that lists `path`; 0 where none does."""
+    lines = enumerate(_read_text(file).split("\n"), 1)
+    return next((number for number, line in lines if line.rpartition("\t")[0] == path), 0)
 
 
 def _existing_folder(request: Request) -> Path:

@@ -41,6 +41,11 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
             f"the doctor measures one device in one process; start it without torchrun, with "
             f"--devices={process.local_world_size}"
         )
+    if config.data.format != "beton":
+        raise UserError(
+            f"the doctor measures .beton files, and data.format is {config.data.format}; write one with "
+            "write_dataset.py, or see docs/data.md for what the formats cost"
+        )
     devices = request.devices or (torch.cuda.device_count() if process.device.type == "cuda" else 1)
     sizes = build.batch_sizes(config, devices)
     if not config.data.val_dataset:  # no part of what is measured
@@ -64,7 +69,9 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
     )
     config = replace(config, "training", resume="", batch_size=sizes.per_device, global_batch_size=0)
     trainer = Trainer(config, process)
-    beton = trainer.data.train
+    data_set = trainer.data.train
+    assert isinstance(data_set, Beton)
+    beton = data_set
     steps = len(beton) // sizes.global_batch
     with contextlib.closing(trainer.train_loader), contextlib.closing(trainer.val_loader):
         if not steps:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from ffcv_train.data.image_loader import ImageLoader
 from ffcv_train.data.loader import Batch, Loader
 from ffcv_train.doctor.balance import Speed, Stage
 from ffcv_train.trainer import Trainer
@@ -79,7 +80,7 @@ def times(one: Speed, devices: int) -> Speed:
     return dataclasses.replace(one, images_per_s=one.images_per_s * devices)
 
 
-def time_loader(loader: Loader, resolution: int, seconds: float, epoch: int) -> Sample:
+def time_loader(loader: Loader | ImageLoader, resolution: int, seconds: float, epoch: int) -> Sample:
     """Read epochs from `epoch` on, at `resolution` pixels a side, for about `seconds`, a few batches at least."""
     loader.set_resolution(resolution)
     images, wall, cpu = 0, 0.0, 0.0
@@ -92,7 +93,7 @@ def time_loader(loader: Loader, resolution: int, seconds: float, epoch: int) -> 
     return Sample(images, wall, cpu)
 
 
-def _time_epoch(loader: Loader, end: float) -> Sample:
+def _time_epoch(loader: Loader | ImageLoader, end: float) -> Sample:
     """An epoch, or the part of it until the time `end`.
 
     A whole epoch counts from its call to its end. Of a part, all from the first batch on counts: batches ahead are

@@ -1,0 +1,71 @@
+"""Image files in a zip archive or a folder as a data set of their own, for --data.format=zip and folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ffcv_train.data.archives import ZipBlob
+from ffcv_train.data.sources import Request, Source, class_folders, map_line, open_zip
+from ffcv_train.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """The names, places and labels of all images; none of them is read before it is asked for."""
+
+    path: Path
+    """The archive, or the folder"""
+    source: Source
+    map_file: Path | None
+    class_names: tuple[str, ...] | None
+    """In label order; None where nothing names them"""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]"""
+        return self.source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def describe(self, index: int) -> str:
+        """Image `index` in words, with the line of the map where there is one."""
+        name = self.source.name(index)
+        if self.map_file is None:
+            return f"{name} in {self.path}"
+        return f"{name} (line {map_line(self.map_file, name)} of {self.map_file}) in {self.path}"
+
+
+def open_image_set(path: str | Path, kind: str) -> ImageSet:
+    """Open what `data.format` calls a zip or a folder.
+
+    A zip X.zip comes with X_map.txt beside it, whose lines are a path within the archive, or within its folder X, a
+    tab and a label. A folder holds a folder per class. Raises `UserError` for what is missing or does not fit.
+    """
+    path = Path(path)
+    if kind == "folder":
+        if not path.is_dir():
+            what = "is not a folder" if path.exists() else "does not exist"
+            raise UserError(f"the data set {path} {what}; --data.format=folder wants one with a folder per class")
+        # The labels of a folder called val come from train beside it.
+        split = path.name if path.name in ("train", "val") else "train"
+        source: Source = class_folders(Request(str(path), split))
+        return _filled(ImageSet(path, source, None, source.class_names))
+    if path.is_dir() or path.suffix != ".zip":
+        raise UserError(f"the data set {path} is no .zip file; --data.format=zip wants one, with its map beside it")
+    map_file = path.with_name(f"{path.stem}_map.txt")
+    source = open_zip(path, map_file)
+    names = None if all(name == str(label) for label, name in enumerate(source.class_names)) else source.class_names
+    return _filled(ImageSet(path, source, map_file, names))
+
+
+def archive_of(images: ImageSet) -> Path | None:
+    """The archive that the images lie in; None for a folder."""
+    return images.path if isinstance(images.source.place(0), ZipBlob) else None
+
+
+def _filled(images: ImageSet) -> ImageSet:
+    if not len(images):
+        raise UserError(f"{images.map_file or images.path} lists no images")
+    return images

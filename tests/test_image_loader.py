@@ -1,0 +1,429 @@
+"""Training from zip archives and folders: the same crops as from a .beton, faults named by line, the cache shared."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import ROOT, crops_of_photographs
+from PIL import Image
+from test_trainer import ALONE, free_port, log, run_script, same_weights
+
+from ffcv_train.config import AugmentConfig
+from ffcv_train.data import archive_cache
+from ffcv_train.data.beton import open_beton
+from ffcv_train.data.data_set import open_data_set
+from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
+from ffcv_train.data.image_loader import ImageLoader
+from ffcv_train.data.image_set import ImageSet, open_image_set
+from ffcv_train.data.loader import Batch, Loader
+from ffcv_train.data.make_zip import make_zips
+from ffcv_train.data.writer import WriteConfig, write_dataset
+from ffcv_train.distributed import Process
+from ffcv_train.errors import UserError
+
+CROP = RandomResizedCrop((0.3, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 training and 13 validation photographs of three classes as a folder, zips, and .beton files of raw pixels."""
+    root = tmp_path_factory.mktemp("sets")
+    for split, count in (("train", 30), ("val", 13)):
+        for number, pixels in enumerate(crops_of_photographs(count, 34, 90, seed=len(split))):
+            path = root / "folder" / split / ("ant", "bee", "cow")[number % 3] / f"{number:02d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, quality=92)
+    make_zips(["--make-zip", str(root / "folder"), "--output", str(root)])
+    for split in ("train", "val"):
+        settings = {"data_dir": str(root / "folder"), "write_path": str(root / f"{split}.beton")}
+        write_dataset(WriteConfig(split=split, write_mode="raw", num_workers=1, **settings))
+    return root
+
+
+def path_of(sets: Path, kind: str, split: str) -> str:
+    return str(
+        {"beton": sets / f"{split}.beton", "zip": sets / f"{split}.zip", "folder": sets / "folder" / split}[kind]
+    )
+
+
+def process(rank: int = 0, world_size: int = 1) -> Process:
+    return Process(rank, world_size, rank, world_size, torch.device("cpu"))
+
+
+def image_loader(
+    images: ImageSet, training: bool = True, workers: int = 1, rank: int = 0, ranks: int = 1, **more: object
+):
+    """A loader of batches of 4."""
+    augment = more.pop("augment", AugmentConfig()) if training else None
+    crop = CROP if training else CenterCrop(0.9)
+    options = {"process": process(rank, ranks), "num_workers": workers, "seed": 3, "resolution": 24, **more}
+    return ImageLoader(images, 4, crop=crop, augment=augment, **options)  # type: ignore[arg-type]
+
+
+def equal(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x.images, y.images)
+        and torch.equal(x.labels, y.labels)
+        and torch.equal(x.indices, y.indices)
+        and np.array_equal(x.keys, y.keys)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_batches_equal_those_of_a_beton(sets: Path, kind: str) -> None:
+    beton, images = open_beton(sets / "train.beton"), open_data_set(path_of(sets, kind, "train"), kind)
+    assert isinstance(images, ImageSet)
+    assert images.class_names == beton.class_names and np.array_equal(images.labels, beton.labels)
+    common = {"resolution": 24, "seed": 3}
+    with contextlib.ExitStack() as stack:
+        for repeats, rank, ranks in ((1, 0, 1), (3, 0, 1), (1, 1, 2), (3, 1, 2)):
+            theirs = Loader(
+                *(beton, 4),
+                **{"crop": CROP, "device": torch.device("cpu"), "order": "random", "num_workers": 1, **common},
+                repeats=repeats,
+                rank=rank,
+                world_size=ranks,
+            )
+            ours = image_loader(images, rank=rank, ranks=ranks, augment=AugmentConfig(repeats=repeats))
+            stack.callback(theirs.close)
+            stack.callback(ours.close)
+            for epoch, first, side in ((0, 0, 24), (5, 2, 32), (5, 0, 24)):
+                for loader in (ours, theirs):
+                    loader.set_epoch(epoch, first)
+                    loader.set_resolution(side)
+                found = list(ours.epoch())
+                assert equal(found, list(theirs.epoch())) and len(found) == len(ours) - first == len(theirs) - first
+                assert found[0].images.shape == (4, 3, side, side)
+                assert found[0].images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_validation_sees_every_image_once(sets: Path, ranks: int) -> None:
+    beton, images = open_beton(sets / "val.beton"), open_image_set(sets / "val.zip", "zip")
+    # The archive holds val/FILE, so its order and the folder's are the same here.
+    seen = []
+    for rank in range(ranks):
+        ours = image_loader(images, training=False, workers=2, rank=rank, ranks=ranks)
+        theirs = Loader(
+            *(beton, 4),
+            crop=CenterCrop(0.9),
+            device=torch.device("cpu"),
+            order="sequential",
+            num_workers=1,
+            resolution=24,
+            rank=rank,
+            world_size=ranks,
+        )
+        with contextlib.closing(ours), contextlib.closing(theirs):
+            found = list(ours.epoch())
+            assert equal(found, list(theirs.epoch())) and len(found) == len(ours)
+        seen += [int(index) for batch in found for index in batch.indices]
+    assert sorted(seen) == list(range(13))
+
+
+@pytest.mark.parametrize("policy", ["rand_augment", "three_augment"])
+def test_the_policy_does_not_depend_on_the_workers(sets: Path, policy: str) -> None:
+    images = open_image_set(sets / "train.zip", "zip")
+    config = AugmentConfig(policy=policy)
+    epochs = []
+    for workers in (1, 2):
+        with contextlib.closing(image_loader(images, workers=workers, augment=config)) as loader:
+            epochs.append(list(loader.epoch()))
+            loader.set_epoch(1)
+            other = list(loader.epoch())
+    assert equal(*epochs) and not equal(epochs[0], other)
+    with contextlib.closing(image_loader(images)) as loader:
+        plain = list(loader.epoch())
+    changed = [bool((a.images != b.images).any()) for a, b in zip(plain, epochs[0], strict=True)]
+    assert all(changed)
+
+
+def test_leaving_early_and_starting_again(sets: Path) -> None:
+    images = open_image_set(sets / "folder/train", "folder")
+    with contextlib.closing(image_loader(images, workers=2)) as loader:
+        whole = list(loader.epoch())
+        for _ in range(3):
+            early = loader.epoch()
+            next(early)
+            with pytest.raises(RuntimeError, match="being iterated already"):
+                next(loader.epoch())
+            early.close()
+        assert equal(list(loader.epoch()), whole)
+        state = torch.get_rng_state()
+        list(loader.epoch())
+        assert torch.equal(torch.get_rng_state(), state), "the trainer's generator was moved"
+
+
+def damaged(sets: Path, tmp_path: Path, name: str = "train") -> tuple[Path, Path]:
+    for file in (f"{name}.zip", f"{name}_map.txt"):
+        shutil.copy(sets / file, tmp_path / file)
+    return tmp_path / f"{name}.zip", tmp_path / f"{name}_map.txt"
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda archive, listed: archive.unlink(), r"train\.zip does not exist"),
+        (lambda archive, listed: listed.unlink(), r"train_map\.txt does not exist"),
+        (lambda archive, listed: archive.write_bytes(archive.read_bytes()[:-900]), r"train\.zip.*is it complete\?"),
+        (lambda archive, listed: archive.write_bytes(b""), r"train\.zip.*is it complete\?"),
+        (lambda archive, listed: edit(listed, "bee/01.jpg\t1", "bee/01.jpg 1"), r"line 11 of .*train_map\.txt is not"),
+        (
+            lambda archive, listed: edit(listed, "bee/01.jpg\t1", "bee/01.jpg\t-1"),
+            r"line 11 of .*train_map\.txt is not",
+        ),
+        (lambda archive, listed: edit(listed, "bee/01.jpg", "bee/99.jpg"), r"line 11 of .* lists bee/99\.jpg, which"),
+        (lambda archive, listed: listed.write_text(""), "lists no images"),
+    ],
+)
+def test_faults_of_archives_and_maps(sets: Path, tmp_path: Path, fault: object, message: str) -> None:
+    archive, listed = damaged(sets, tmp_path)
+    fault(archive, listed)  # type: ignore[operator]
+    with pytest.raises(UserError, match=message):
+        open_image_set(archive, "zip")
+
+
+def test_an_encrypted_archive_is_refused(sets: Path, tmp_path: Path) -> None:
+    archive, _ = damaged(sets, tmp_path)
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # of the first entry in the archive's directory: encrypted
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="is encrypted"):
+        open_image_set(archive, "zip")
+
+
+def test_a_folder_or_zip_of_the_wrong_kind(sets: Path, tmp_path: Path) -> None:
+    for path, kind, message in (
+        (sets / "train.zip", "folder", "is not a folder"),
+        (sets / "nowhere", "folder", "does not exist"),
+        (sets / "folder", "zip", r"is no \.zip file"),
+        (sets / "train.beton", "zip", r"is no \.zip file"),
+        (tmp_path, "folder", "holds no class folders"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_image_set(path, kind)
+
+
+@pytest.mark.parametrize("content", [b"no image", b"\xff\xd8\xff\xe0 cut"])
+def test_an_undecodable_image_is_named_with_its_line(sets: Path, tmp_path: Path, content: bytes) -> None:
+    damaged(sets, tmp_path)
+    with zipfile.ZipFile(sets / "train.zip") as whole, zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for name in whole.namelist():
+            archive.writestr(name, content if name.endswith("bee/04.jpg") else whole.read(name))
+    named = r"bee/04\.jpg \(line 12 of .*train_map\.txt\) in .*train\.zip cannot be read"
+    with pytest.raises(UserError, match=named):
+        read_all(tmp_path / "train.zip")
+    flipped = bytearray((sets / "train.zip").read_bytes())
+    flipped[len(flipped) // 2] ^= 255
+    (tmp_path / "train.zip").write_bytes(flipped)
+    with pytest.raises(UserError, match=r"\(line \d+ of .* cannot be read: .*its checksum does not fit"):
+        read_all(tmp_path / "train.zip")
+
+
+def read_all(archive: Path) -> list[Batch]:
+    with contextlib.closing(image_loader(open_image_set(archive, "zip"))) as loader:
+        return list(loader.epoch())
+
+
+def test_a_killed_worker_is_a_sentence(sets: Path) -> None:
+    images = open_image_set(sets / "train.zip", "zip")
+    with contextlib.closing(image_loader(images, workers=2)) as loader:
+        next(batches := loader.epoch())
+        iterator = loader._workers._iterator
+        assert iterator is not None
+        os.kill(iterator._workers[0].pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        with pytest.raises(UserError, match="a worker process of the loader has ended"):
+            for epoch in range(1, 9):
+                list(batches)
+                loader.set_epoch(epoch)
+                batches = loader.epoch()
+
+
+def test_the_cache_gives_the_same_and_leaves_nothing(sets: Path) -> None:
+    images = open_image_set(sets / "train.zip", "zip")
+    with contextlib.closing(image_loader(images)) as plain:
+        expected = list(plain.epoch())
+    loader = image_loader(images, cache=True, workers=2)
+    assert loader._cache is not None and Path(loader._cache.path).stat().st_size == (sets / "train.zip").stat().st_size
+    assert memory_files() == 1
+    assert equal(list(loader.epoch()), expected)
+    loader.close()
+    assert memory_files() == 0
+
+
+def memory_files() -> int:
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(entry.readlink()))
+    return sum("memfd:train.zip" in link for link in links)
+
+
+def test_a_cache_that_does_not_fit_is_refused(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_cache, "available_bytes", lambda: 1000)
+    with pytest.raises(UserError, match=r"train with --data\.cache=0"):
+        image_loader(open_image_set(sets / "train.zip", "zip"), cache=True)
+
+
+CACHE_PROGRAM = """
+import sys, time, torch
+from pathlib import Path
+from ffcv_train.data.archive_cache import ArchiveCache
+from ffcv_train.distributed import process_group
+with process_group("cpu") as process:
+    torch.distributed.barrier()
+    cache = ArchiveCache(Path(sys.argv[1]), process)
+    import os
+    for _ in range(2):
+        if os.fork() == 0:
+            with open(cache.path, "rb") as file:
+                assert file.read(9) == b"beginning"
+                while file.read(1 << 20): pass
+            time.sleep(60)
+    time.sleep(60)
+"""
+
+
+def test_ranks_and_workers_share_one_copy(tmp_path: Path) -> None:
+    """Two ranks with two workers each hold one archive between them; it is gone when they are killed."""
+    archive, size = tmp_path / "a.zip", 256 << 20
+    with archive.open("wb") as file:
+        file.write(b"beginning")
+        file.truncate(size)
+    shared = _shared_memory()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    (tmp_path / "program.py").write_text(CACHE_PROGRAM)
+    launcher = subprocess.Popen(
+        [*command, str(tmp_path / "program.py"), str(archive)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while len(psutil.Process(launcher.pid).children(recursive=True)) < 6 or _shared_memory() - shared < 0.9 * size:
+            assert launcher.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        time.sleep(1.0)
+        assert _shared_memory() - shared < 1.4 * size, "a copy for each process"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            children = psutil.Process(launcher.pid).children(recursive=True)
+            os.killpg(launcher.pid, signal.SIGKILL)
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        launcher.wait()
+    deadline = time.monotonic() + 20
+    while _shared_memory() - shared > 0.3 * size:
+        assert time.monotonic() < deadline, "the memory outlived its processes"
+        time.sleep(0.2)
+
+
+def _shared_memory() -> int:
+    """Bytes of memory files and the like on this machine."""
+    return int(psutil.virtual_memory().shared)
+
+
+def script_options(sets: Path, folder: Path, kind: str, *more: str) -> list[str]:
+    return [
+        *("--model.arch=cifar_resnet20", f"--data.format={kind}", "--data.num_workers=1", "--data.crop_scale=0.35,1"),
+        f"--data.train_dataset={path_of(sets, kind, 'train')}",
+        f"--data.val_dataset={path_of(sets, kind, 'val')}",
+        *("--lr.lr=0.05", "--lr.lr_peak_epoch=1", "--resolution.min_res=24", "--resolution.max_res=32"),
+        *("--resolution.end_ramp=1", "--resolution.step=8", "--training.epochs=2", "--training.batch_size=5"),
+        *("--training.device=cpu", "--validation.resolution=32", "--validation.batch_size=5"),
+        *(f"--logging.folder={folder}", "--logging.tensorboard=0", *more),
+    ]
+
+
+def test_training_from_a_zip_equals_training_from_a_beton(sets: Path, tmp_path: Path) -> None:
+    for kind, more in (("zip", ["--data.cache=1"]), ("beton", [])):
+        done = run_script(script_options(sets, tmp_path, kind, *more, f"--logging.run={kind}"))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+    assert same_weights(tmp_path / "zip/final.pt", tmp_path / "beton/final.pt")
+    a, b = (log(tmp_path / kind) for kind in ("zip", "beton"))
+    for first, second in zip(a, b, strict=True):
+        assert {key: first[key] for key in ("train_loss", "top_1", "nll", "count")} == {
+            key: second[key] for key in ("train_loss", "top_1", "nll", "count")
+        }
+    found = tmp_path / "metrics.json"
+    evaluated = subprocess.run(
+        [sys.executable, "eval.py", "--checkpoint", str(tmp_path / "zip/final.pt"), "--output", str(found)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(found.read_text())["results"][0]["top_1"] == pytest.approx(a[-1]["top_1"])
+    logits = subprocess.run(
+        [
+            *(sys.executable, "viz/logits.py", "--checkpoint", str(tmp_path / "zip/final.pt"), "--features"),
+            *("--output", str(tmp_path / "logits.pt")),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert logits.returncode == 0, logits.stderr
+    assert torch.load(tmp_path / "logits.pt", weights_only=True)["logits"].shape == (13, 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_loses_no_step(sets: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and schedulers signal the workers as well."""
+    arguments = script_options(
+        sets, tmp_path, "zip", "--logging.run=r", "--training.epochs=400", "--validation.every=400"
+    )
+    with (tmp_path / "errors").open("w") as errors:
+        run = subprocess.Popen(
+            [sys.executable, "train_imagenet.py", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "r/last.pt").is_file():
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(run.pid, number)
+        assert run.wait(timeout=60) == 128 + number
+    text = (tmp_path / "errors").read_text()
+    assert "stopped by" in text and "Traceback" not in text
+    resumed = run_script(
+        [*arguments[:-2], "--training.epochs=400", "--training.resume=auto", "--logging.run=r", "--bad"]
+    )
+    assert resumed.returncode == 2
+
+
+def test_cache_wants_a_zip(sets: Path, tmp_path: Path) -> None:
+    done = run_script(script_options(sets, tmp_path, "folder", "--data.cache=1"))
+    assert done.returncode == 2 and "data.cache=1 holds zip archives" in done.stderr
+
+
+def test_one_process_is_alone() -> None:
+    assert process() == ALONE
