@@ -30,6 +30,8 @@ LEVELS = {
     "evaluator": 5,
     "evaluation_run": 6,
     "extraction": 6,
+    "gradcam": 6,
+    "gradcam_images": 6,
     "transfer": 6,
     "doctor": 6,
     "quickstart": 7,

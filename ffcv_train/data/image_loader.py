@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class ImageLoader:
         if self._augment is None:
             return -(-len(range(self._rank, len(self._images), self._world_size)) // self._batch_size)
         return len(self._images) // (self._batch_size * self._world_size)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the cached archive holds of this machine's memory, once for all ranks; 0 without a cache."""
+        return Path(self._cache.path).stat().st_blocks * 512 if self._cache is not None else 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """What the next iteration yields: epoch `epoch` from its batch `first_batch` on."""

@@ -1,0 +1,162 @@
+"""What else lies in a run's folder: pictures, files of logits, metrics of eval.py, JSON of viz/."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ffcv_train.analysis.feature_figure import draw_features, feature_table
+from ffcv_train.analysis.features import FeatureMetrics, metrics_of
+from ffcv_train.analysis.logit_figures import draw_distributions, draw_near_zero
+from ffcv_train.analysis.logit_report import logit_table
+from ffcv_train.analysis.logits import THRESHOLD, statistics_of, summarise
+from ffcv_train.analysis.logits_file import LogitsFile, read_logits
+from ffcv_train.analysis.reliability import Calibration, calibration_of, draw_reliability, read_calibration
+from ffcv_train.analysis.report.content import Item, Picture, Section, Text, data_address, picture, tables_of
+from ffcv_train.analysis.report.runs import Run, read_json
+from ffcv_train.analysis.style import MAX_INPUTS
+from ffcv_train.analysis.transfer_figure import transfer_table
+from ffcv_train.errors import UserError
+
+_CHECKPOINTS = ("last.pt", "best.pt", "final.pt")
+_PICTURES = (".png", ".svg")
+# What draw_computed draws anew where there are logits.
+_COMPUTED = ("near_zero", "distributions", "reliability", "features")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in one run's folder, or was named on the command line; labels begin with the run's name."""
+
+    pictures: list[tuple[str, Path]] = field(default_factory=list)
+    logits: list[tuple[str, LogitsFile]] = field(default_factory=list)
+    curves: list[Calibration] = field(default_factory=list)
+    features: list[tuple[str, FeatureMetrics, str]] = field(default_factory=list)
+    transfers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_extras(run: Run) -> Found:
+    """What lies in `run.folder`, its folders figures/ (at any depth) and logits/.
+
+    Pictures are all .png and .svg, of two with one name the smaller file; logits all .pt but the run's checkpoints. A
+    file that cannot be read is noted.
+    """
+    folder, found = run.folder, Found()
+    deep = sorted((folder / "figures").rglob("*")) if (folder / "figures").is_dir() else []
+    files = [*sorted(folder.glob("*")), *deep, *sorted((folder / "logits").glob("*"))]
+    by_name: dict[Path, list[Path]] = {}
+    for path in files:
+        if path.suffix.lower() in _PICTURES and path.is_file():
+            by_name.setdefault(path.with_suffix(""), []).append(path)
+    for name, paths in by_name.items():
+        found.pictures.append((name.name, min(paths, key=lambda path: path.stat().st_size)))
+    logits = []
+    for path in files:
+        if path.suffix == ".pt" and path.name not in _CHECKPOINTS:
+            # What is no file of logits is another checkpoint.
+            with contextlib.suppress(UserError):
+                logits.append(read_logits(path))
+    for file in logits:
+        found.logits.append((run.name if len(logits) == 1 else f"{run.name}: {file.path.stem}", file))
+    for path in files:
+        if path.suffix == ".json" and path.stem.partition(".")[0] not in ("params", "measures"):
+            _read_json_of_viz(run, path, found)
+    return found
+
+
+def _read_json_of_viz(run: Run, path: Path, found: Found) -> None:
+    content, problem = read_json(path)
+    if problem:
+        found.notes.append(f"{run.name}: {path.name} cannot be read and was left out.")
+        return
+    try:
+        if "results" in content:
+            found.curves.append(read_calibration(path, label=run.name))
+        elif path.name == "features.json":
+            for one in content["inputs"]:
+                numbers = {key: one[key] for key in FeatureMetrics.__dataclass_fields__}
+                numbers["r_squared"] = float("nan") if numbers["r_squared"] is None else numbers["r_squared"]
+                data_set = Path(str(one.get("about", {}).get("data_set", ""))).name
+                found.features.append((f"{run.name}: {one['label']}", FeatureMetrics(**numbers), data_set))
+        elif path.name == "transfer.json":
+            transfer_table(content)  # raises where it is another file
+            found.transfers.append((run.name, content))
+    except (UserError, KeyError, TypeError, ValueError):
+        found.notes.append(f"{run.name}: {path.name} is not what viz/ or eval.py writes and was left out.")
+
+
+def extra_sections(found: Sequence[Found], titles: Sequence[str]) -> list[Section]:
+    """Sections of all that was found in the folders of several runs; `titles` are the runs' names."""
+    logits = [one for extras in found for one in extras.logits]
+    curves = [one for extras in found for one in extras.curves]
+    features = [one for extras in found for one in extras.features]
+    sections = []
+    named = {label.partition(":")[0] for label, _ in logits}
+    computed = _computed(logits, [curve for curve in curves if curve.label not in named], features)
+    if computed.items:
+        sections.append(computed)
+    transfers = [one for extras in found for one in extras.transfers]
+    if transfers:
+        items: list[Item] = []
+        for label, report in transfers:
+            result, _, _ = transfer_table(report).partition("\n\n")
+            items += [Text(label), *tables_of(result)]
+        sections.append(Section("Linear transfer", items))
+    pictures: list[Item] = []
+    notes = [note for extras in found for note in extras.notes]
+    for title, extras in zip(titles, found, strict=True):
+        for name, path in extras.pictures:
+            if logits and name in _COMPUTED:
+                continue
+            try:
+                pictures.append(picture(path, f"{title}: {name}"))
+            except UserError as error:
+                notes.append(f"{title}: {error}.")
+    if pictures:
+        sections.append(Section("Figures", pictures))
+    if notes:
+        sections.append(Section("Left out", [Text(note) for note in notes]))
+    return sections
+
+
+def _computed(
+    logits: Sequence[tuple[str, LogitsFile]],
+    curves: Sequence[Calibration],
+    features: Sequence[tuple[str, FeatureMetrics, str]],
+) -> Section:
+    """Figures and tables of logits, calibration and features; what a figure has no room for is named."""
+    section = Section("Logits, calibration and features")
+    items = section.items
+    if len(logits) > MAX_INPUTS:
+        items.append(Text(f"Only the first {MAX_INPUTS} of {len(logits)} files of logits are shown.", note=True))
+        logits = logits[:MAX_INPUTS]
+    curves = list(curves)
+    for classes in dict.fromkeys(file.num_classes for _, file in logits):
+        named = [(label, statistics_of(file, THRESHOLD)) for label, file in logits if file.num_classes == classes]
+        items += tables_of(logit_table([(label, summarise(statistics)) for label, statistics in named]))
+        items.append(_drawn("Near-zero logits", draw_near_zero(named)))
+        items.append(_drawn("Distributions of logits", draw_distributions(named)))
+        curves += [calibration_of(s.metrics, label, f"{len(s):,} samples") for label, s in named]
+    if curves:
+        if len(curves) > MAX_INPUTS:
+            items.append(Text(f"Only the first {MAX_INPUTS} of {len(curves)} reliability curves are shown.", note=True))
+        items.append(_drawn("Reliability", draw_reliability(curves[:MAX_INPUTS])))
+    own = [(label, metrics_of(file), file.data_set) for label, file in logits if file.features is not None]
+    rows = own or list(features)
+    if rows:
+        pairs = [(label, metrics) for label, metrics, _ in rows]
+        items += tables_of(feature_table(pairs, [data_set for _, _, data_set in rows]))
+        items.append(_drawn("Features", draw_features(pairs)))
+    return section
+
+
+def _drawn(title: str, figure: Figure) -> Picture:
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", dpi=100)
+    width = round(96 * float(figure.get_size_inches()[0]))
+    return Picture(title, data_address("image/svg+xml", content.getvalue()), width)

@@ -1,0 +1,110 @@
+"""From folders to the page."""
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import jinja2
+
+from ffcv_train.analysis.logits_file import read_logits
+from ffcv_train.analysis.report.content import Item, Section, Text, group_findings, picture, tables_of
+from ffcv_train.analysis.report.curves import draw_groups, draw_runs
+from ffcv_train.analysis.report.extras import Found, extra_sections, find_extras
+from ffcv_train.analysis.report.rules import find
+from ffcv_train.analysis.report.runs import Comparison, Run, is_comparison, read_comparison, read_runs
+from ffcv_train.analysis.report.tables import metrics_table, settings_tables
+from ffcv_train.errors import UserError
+
+NOTHING_WRONG = "None of the rules found anything wrong."
+
+
+def make_page(folders: Sequence[str], logits: Sequence[str] = ()) -> str:
+    """The page of runs, or of one folder of compare.py, as HTML that needs no other file and no network.
+
+    `logits` are files of viz/logits.py to be shown besides those in the runs' folders. Raises `UserError`.
+    """
+    paths = [Path(folder) for folder in folders]
+    named = Found(logits=[(Path(path).stem, read_logits(path)) for path in logits])
+    comparisons = [path for path in paths if is_comparison(path)]
+    if comparisons and len(paths) > 1:
+        raise UserError(f"{comparisons[0]} is a folder of compare.py and needs a page of its own; give it alone")
+    if comparisons:
+        comparison = read_comparison(paths[0])
+        title = f"Comparison of {', '.join(name for name, _ in comparison.groups)}"
+        return render(title, _subtitle(comparison.runs), comparison_sections(comparison, named))
+    runs = read_runs(paths)
+    return render(", ".join(run.name for run in runs), _subtitle(runs), run_sections(runs, named))
+
+
+def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """The template, filled; every text is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    )
+    written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template("page.html").render(
+        title=title, subtitle=subtitle, sections=sections, written=written
+    )
+
+
+def run_sections(runs: Sequence[Run], named: Found) -> list[Section]:
+    """Results, findings, curves, what else lies in the folders, settings."""
+    results: list[Item] = [*_notes(runs), metrics_table(runs)]
+    return [
+        Section("Results", results),
+        Section("What to try next", _findings(runs)),
+        Section("Curves", [draw_runs(runs)]),
+        *_extras(runs, named),
+        Section("Settings", [*settings_tables(runs)]),
+    ]
+
+
+def comparison_sections(comparison: Comparison, named: Found) -> list[Section]:
+    """The comparison's tables and figure, then findings, curves per criterion, every run, settings."""
+    runs = comparison.runs
+    results: list[Item] = [Text(note, note=True) for note in comparison.notes]
+    results += tables_of(comparison.markdown)
+    if comparison.figure is not None:
+        results.append(picture(comparison.figure, "A dot per seed, a bar at the mean; hollow: training set"))
+    groups = [(name, [runs[i] for i in members]) for name, members in comparison.groups]
+    lines = Text("Lines are means over seeds, bands reach from the least to the largest value.")
+    return [
+        Section("Comparison", results),
+        Section("What to try next", _findings(runs)),
+        Section("Curves", [lines, draw_groups(groups)]),
+        Section("Runs", [*_notes(runs), metrics_table(runs)]),
+        *_extras(runs, named),
+        Section("Settings", [*settings_tables(runs)]),
+    ]
+
+
+def _extras(runs: Sequence[Run], named: Found) -> list[Section]:
+    return extra_sections([named, *map(find_extras, runs)], ["", *(run.name for run in runs)])
+
+
+def _findings(runs: Sequence[Run]) -> list[Item]:
+    found = [(run.name, finding) for run in runs for finding in find(run)]
+    return [group_findings(found)] if found else [Text(NOTHING_WRONG)]
+
+
+def _notes(runs: Sequence[Run]) -> list[Item]:
+    notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    sets = dict.fromkeys(run.val_set for run in runs if run.val_set)
+    if len(sets) > 1:
+        notes.append(
+            f"The runs were validated on different data sets ({', '.join(sets)}); do not compare their metrics."
+        )
+    return [Text(note, note=True) for note in notes]
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
+    """Architectures and data sets."""
+    parts = [
+        dict.fromkeys(str(run.config.get("model", {}).get("arch", "")) for run in runs),
+        dict.fromkeys(run.val_set for run in runs),
+    ]
+    return ", validated on ".join(text for part in parts if (text := ", ".join(filter(None, part))))
