@@ -6,8 +6,8 @@ All hold the same photographs: the folder's files as they are in folder and zip;
 write_dataset.py makes them, in the .beton. All yield uint8 batches of the same random resized crops with flips; with
 --policy, augmented: in the worker processes for zip and folder, on the batch (in this process) for the .beton. Every
 contender keeps its workers; in each round every one of them runs one epoch of --repeats passes, in turn. Files are in
-the page cache. Medians, and the spread. memory: what --memory-workers worker processes hold after an epoch, their shares
-of shared memory included (Pss of smaps_rollup), and what the archive's cache holds besides, once.
+the page cache. Medians, and the spread. memory: what --memory-workers worker processes hold after an epoch, their
+shares of shared memory included (Pss of smaps_rollup), and what the archive's cache holds besides, once.
 """
 
 import argparse
