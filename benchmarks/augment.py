@@ -9,7 +9,6 @@ others are not measured. Normalisation is measured as what erasing and mixing ar
 
 import argparse
 import json
-import random
 import sys
 import time
 from collections.abc import Callable
@@ -18,16 +17,15 @@ from statistics import median, quantiles
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
-from timm.data.auto_augment import rand_augment_transform
+from PIL import Image, ImageOps
 from timm.data.random_erasing import RandomErasing
-from torchvision import transforms
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ffcv_train.augment import erasing, mixing, policy  # noqa: E402
 from ffcv_train.config import AugmentConfig  # noqa: E402
+from ffcv_train.data import image_worker  # noqa: E402
 from ffcv_train.data.sources import IMAGE_SUFFIXES  # noqa: E402
 from ffcv_train.environment import describe_environment  # noqa: E402
 from ffcv_train.errors import UserError, run_main  # noqa: E402
@@ -112,23 +110,10 @@ def ours(pillows: list[Image.Image], device: torch.device) -> dict[str, Work]:
 
 
 def theirs(pillows: list[Image.Image]) -> dict[str, Work]:
-    """timm's RandAugment and random erasing, and 3-Augment from torchvision's and Pillow's parts, image by image."""
-    # Below 10: there timm's posterising keeps no bit, which newer Pillows refuse.
-    rand = rand_augment_transform("rand-m9-mstd0.5-inc1", {"img_mean": (124, 116, 104), "magnitude_max": 9.99})
-    jitter = transforms.ColorJitter(0.3, 0.3, 0.3)
+    """What worker processes of zip and folder do image by image, and timm's random erasing."""
+    rand, three = (image_worker.policy(AugmentConfig(policy=name)) for name in ("rand_augment", "three_augment"))
     erase = RandomErasing(probability=0.25, mode="pixel", device="cpu")
     tensors = [torch.randn(3, *image.size) for image in pillows]
-
-    def three(image: Image.Image) -> Image.Image:
-        kind = random.randrange(3)
-        if kind == 0:
-            image = image.convert("L").convert("RGB")
-        elif kind == 1:
-            image = ImageOps.solarize(image)
-        else:
-            image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-        return jitter(image)
-
     return {
         "timm: RandAugment on Pillow": lambda epoch: [rand(image) for image in pillows],
         "3-Augment on Pillow": lambda epoch: [three(image) for image in pillows],
