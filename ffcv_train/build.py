@@ -109,6 +109,8 @@ def open_data_sets(config: RunConfig) -> DataSets:
         check_labels(data_set, num_classes)
     if config.data.in_memory and isinstance(train, Beton):
         check_fits(train, available_bytes())
+    if names is not None:  # outputs beyond the classes that the data has
+        names += tuple(str(label) for label in range(len(names), num_classes))
     return DataSets(train, val, num_classes, names)
 
 

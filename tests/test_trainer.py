@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, Samples, crops_of_photographs, write_stock_beton
 
 from ffcv_train import trainer as trainer_module
+from ffcv_train.analysis.logits_file import read_logits
 from ffcv_train.checkpoint import load_checkpoint
 from ffcv_train.config import RunConfig, load_config
 from ffcv_train.distributed import Process, process_group
@@ -375,3 +376,16 @@ def test_compiled_training_recompiles_once_per_resolution(
     torch._dynamo.reset()
     train(small_betons, tmp_path, "--model.compile=1", "--training.epochs=4", "--resolution.end_ramp=2")
     assert len(compiled) == 2  # 24 and 32 pixels
+
+
+def test_a_network_with_more_outputs_than_named_classes(small_betons: Betons, tmp_path: Path) -> None:
+    """As for a part of ImageNet's classes with the labels of the whole: evaluation and logits take it as it is."""
+    run = train(small_betons, tmp_path, "--model.num_classes=6", "--training.epochs=1", "--logging.run=r")
+    assert load_checkpoint(run / "final.pt")["class_names"] == ["class0", "class1", "class2", "class3", "4", "5"]
+    for command in (
+        ["eval.py", "--checkpoint", str(run / "final.pt")],
+        ["viz/logits.py", "--checkpoint", str(run / "final.pt"), "--output", str(tmp_path / "logits.pt")],
+    ):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert read_logits(tmp_path / "logits.pt").class_names == ("class0", "class1", "class2", "class3", "4", "5")

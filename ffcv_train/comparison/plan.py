@@ -39,7 +39,7 @@ are kept: the same command continues an interrupted comparison, and with more cr
 
 # What tells the runs of one comparison apart, or says where and how fast they run, but not what is trained.
 _OWN_OPTIONS = ("loss.name", "training.seed", "training.resume", "logging.folder", "logging.run")
-_FREE = {"loss": ["name"], "training": ["seed", "resume"], "data": ["num_workers", "batches_ahead"]}
+_FREE = {"loss": ["name"], "training": ["seed", "resume"], "data": ["num_workers", "batches_ahead", "cache"]}
 _FILES = (("data", "train_dataset"), ("data", "val_dataset"), ("model", "weights"))
 
 
