@@ -289,7 +289,9 @@ def test_class_names_that_differ(
     assert "'class1'" in message
     report = evaluate("--checkpoint", checkpoint, f"--data.val_dataset={other}", "--ignore-class-names")
     assert report["samples"] == 50
-    fewer = with_names(small_betons[1], tmp_path, ["class0", "class1", "class2"])
+    first = with_names(small_betons[1], tmp_path, ["class0", "class1", "class2"])
+    assert evaluate("--checkpoint", checkpoint, f"--data.val_dataset={first}")["samples"] == 50
+    fewer = with_names(small_betons[1], tmp_path, ["class0", "class2", "class1"])
     message = error_of("--checkpoint", checkpoint, f"--data.val_dataset={fewer}")
     assert "has 4 classes" in message
     assert "has 3" in message
