@@ -1,5 +1,6 @@
 """What a worker process does with an image: read, decode, crop, resize, flip, and the policy of augmentation."""
 
+import math
 import os
 import random
 import signal
@@ -68,7 +69,7 @@ class ImageFiles(Dataset):
         if self._archive and isinstance(place, ZipBlob):
             place = place._replace(path=self._archive)
         assert not isinstance(place, np.ndarray)
-        pixels = contiguous(decode_rgb(place.read()))
+        pixels = contiguous(decode_rgb(place.read(), bgr=False))
         height, width = pixels.shape[:2]
         target = np.empty((1, order.side, order.side, 3), np.uint8)
         position, _ = decode_samples(
@@ -129,8 +130,18 @@ def policy(config: AugmentConfig) -> Policy:
 
 def collate(images: list[np.ndarray | Failure]) -> torch.Tensor | Failure:
     """uint8 [B, side, side, 3], or the first failure."""
-    failure = next((image for image in images if isinstance(image, Failure)), None)
-    return failure or torch.from_numpy(np.stack(images))  # type: ignore[arg-type]
+    pixels = []
+    for image in images:
+        if isinstance(image, Failure):
+            return image
+        pixels.append(image)
+    # In shared memory from the start, so that it is not copied there on its way to the trainer.
+    batch = torch.empty(0, dtype=torch.uint8)
+    shape = (len(pixels), *pixels[0].shape)
+    storage = batch._typed_storage()._new_shared(math.prod(shape), device="cpu")
+    batch = batch.new(storage).view(shape)
+    np.stack(pixels, out=batch.numpy())
+    return batch
 
 
 def set_up_worker(worker: int) -> None:

@@ -34,17 +34,17 @@ class ImageError(ValueError):
     """Why an image cannot be stored, in words that follow the image's name."""
 
 
-def decode_rgb(data: bytes) -> np.ndarray:
+def decode_rgb(data: bytes, *, bgr: bool = True) -> np.ndarray:
     """The image in an image file's bytes as uint8 [height, width, 3], RGB, upright.
 
     Grey, palette, CMYK (as Adobe stores it, inverted) and bilevel images become RGB by Pillow's rules; an alpha
     channel is dropped, not blended, as torchvision's loader does; 16-bit grey is scaled to 8 bits; Exif orientation is
-    applied; colour profiles are not. Of several frames the first counts. The array may be a view of one in BGR order.
-    Raises `ImageError`.
+    applied; colour profiles are not. Of several frames the first counts. With `bgr` the array may be a view of one in
+    BGR order, which OpenCV encodes. Raises `ImageError`.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = _decode_plain_jpeg(data, image)
+            pixels = _decode_plain_jpeg(data, image, bgr)
             if pixels is None:
                 image.load()
                 pixels = np.asarray(image if image.mode == "RGB" else _to_rgb(image))
@@ -120,12 +120,13 @@ def _is_bgr(image: np.ndarray) -> bool:
     return not image.flags.c_contiguous and image[:, :, ::-1].flags.c_contiguous
 
 
-def _decode_plain_jpeg(data: bytes, image: Image.Image) -> np.ndarray | None:
+def _decode_plain_jpeg(data: bytes, image: Image.Image, bgr: bool) -> np.ndarray | None:
     """The pixels of `data`, which Pillow opened as `image`, or None where Pillow should have the last word."""
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
     try:
-        return simplejpeg.decode_jpeg(data, "BGR", strict=True)[:, :, ::-1]
+        pixels = simplejpeg.decode_jpeg(data, "BGR" if bgr else "RGB", strict=True)
+        return pixels[:, :, ::-1] if bgr else pixels
     except ValueError:
         return None
 
