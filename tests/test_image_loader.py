@@ -21,7 +21,7 @@ from test_trainer import ALONE, free_port, log, run_script, same_weights
 
 from ffcv_train.config import AugmentConfig
 from ffcv_train.data import archive_cache
-from ffcv_train.data.beton import open_beton
+from ffcv_train.data.beton import check_labels, open_beton
 from ffcv_train.data.data_set import open_data_set
 from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
 from ffcv_train.data.image_loader import ImageLoader
@@ -178,6 +178,28 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+def name_classes(archive: Path, names: str) -> None:
+    archive.with_name("classes.txt").write_text(names.replace(" ", "\n"))
+
+
+def test_a_label_beyond_the_named_classes(sets: Path, tmp_path: Path) -> None:
+    archive, listed = damaged(sets, tmp_path)
+    name_classes(archive, "ant bee cow")
+    assert open_image_set(archive, "zip").class_names == ("ant", "bee", "cow")
+    edit(listed, "bee/01.jpg\t1", "bee/01.jpg\t7")
+    with pytest.raises(UserError, match=r"line 11 of .*train_map\.txt has the label 7, but 3 classes are named"):
+        open_image_set(archive, "zip")
+
+
+def test_labels_without_names_are_checked_against_the_model(sets: Path, tmp_path: Path) -> None:
+    archive, listed = damaged(sets, tmp_path, "val")
+    edit(listed, "\t2", "\t9")
+    images = open_image_set(archive, "zip")
+    assert images.class_names is None
+    with pytest.raises(UserError, match=r"\(line \d+ of .*val_map\.txt\) in .* has the label 9, but the model has 3"):
+        check_labels(images, 3)
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -192,6 +214,10 @@ def edit(path: Path, old: str, new: str) -> None:
         ),
         (lambda archive, listed: edit(listed, "bee/01.jpg", "bee/99.jpg"), r"line 11 of .* lists bee/99\.jpg, which"),
         (lambda archive, listed: listed.write_text(""), "lists no images"),
+        (
+            lambda archive, listed: name_classes(archive, "ant bee"),
+            r"line 21 of .*train_map\.txt has the label 2, but 2",
+        ),
     ],
 )
 def test_faults_of_archives_and_maps(sets: Path, tmp_path: Path, fault: object, message: str) -> None:

@@ -205,7 +205,9 @@ def open_zip(archive: Path, map_file: Path, classes: str = "") -> "ArchiveSource
     if class_names is None:
         train_map = archive.with_name("train_map.txt")
         class_names = _classes_from_map(read_map(train_map) if train_map.is_file() else entries, max(labels, default=0))
-    _check_labels(labels, class_names, str(map_file))
+    beyond = next((path for path, label in entries if label >= len(class_names)), None)
+    origin = f"line {map_line(map_file, beyond)} of {map_file}" if beyond is not None else str(map_file)
+    _check_labels(labels, class_names, origin)
     return ArchiveSource(members, class_names, labels)
 
 
