@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -44,14 +43,14 @@ def data(count: int = SAMPLES) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
-    return Batch(images.contiguous(memory_format=torch.channels_last), labels, torch.arange(count), np.arange(count))
+    return Batch(images.contiguous(memory_format=torch.channels_last), labels, torch.arange(count))
 
 
 def batches(whole: Batch, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
     """A rank's share as the loader gives it: every world_size-th sample, the last batch smaller, nothing padded."""
     for share in torch.arange(len(whole.labels))[rank::world_size].split(size):
         if len(share):
-            yield Batch(whole.images[share], whole.labels[share], whole.indices[share], whole.keys[share])
+            yield Batch(whole.images[share], whole.labels[share], whole.indices[share])
 
 
 def network() -> nn.Module:
@@ -98,7 +97,7 @@ def test_flip_averaging_is_a_mean_of_logits() -> None:
 
     image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     image[..., :4] = 255
-    batch = Batch(image, torch.tensor([0]), torch.tensor([41]), np.array([41]))
+    batch = Batch(image, torch.tensor([0]), torch.tensor([41]))
     (found,) = predict(LeftHalf(), [batch], CPU, Normaliser((0.0,) * 3, (0.25,) * 3), flip=True)
     torch.testing.assert_close(found.logits, torch.tensor([[4.0, -4.0]]))
     assert found.flip_averaged is not None
@@ -196,7 +195,7 @@ def test_modes_come_back() -> None:
 
     # After an error, and after a consumer that leaves early, too.
     with pytest.raises((IndexError, RuntimeError)):
-        run(model, Batch(data(10).images, torch.full((10,), CLASSES), torch.arange(10), np.arange(10)))
+        run(model, Batch(data(10).images, torch.full((10,), CLASSES), torch.arange(10)))
     assert [module.training for module in model.modules()] == before
     predictions = predict(model, batches(data(10), 2), CPU, normaliser())
     next(predictions)
