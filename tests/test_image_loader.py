@@ -248,6 +248,12 @@ def test_a_folder_or_zip_of_the_wrong_kind(sets: Path, tmp_path: Path) -> None:
             open_image_set(path, kind)
 
 
+@pytest.mark.parametrize(("kind", "split"), [("zip", "train"), ("folder", "val")])
+def test_images_given_as_a_beton_are_told_apart(sets: Path, kind: str, split: str) -> None:
+    with pytest.raises(UserError, match=f"train from it with --data.format={kind}, or convert it"):
+        open_data_set(path_of(sets, kind, split), "beton")
+
+
 @pytest.mark.parametrize("content", [b"no image", b"\xff\xd8\xff\xe0 cut"])
 def test_an_undecodable_image_is_named_with_its_line(sets: Path, tmp_path: Path, content: bytes) -> None:
     damaged(sets, tmp_path)
