@@ -295,18 +295,10 @@ def test_the_cache_gives_the_same_and_leaves_nothing(sets: Path) -> None:
         expected = list(plain.epoch())
     loader = image_loader(images, cache=True, workers=2)
     assert loader._cache is not None and Path(loader._cache.path).stat().st_size == (sets / "train.zip").stat().st_size
-    assert memory_files() == 1
+    assert len(memory_file_inodes(psutil.Process(), "train.zip")) == 1
     assert equal(list(loader.epoch()), expected)
     loader.close()
-    assert memory_files() == 0
-
-
-def memory_files() -> int:
-    links = []
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            links.append(str(entry.readlink()))
-    return sum("memfd:train.zip" in link for link in links)
+    assert memory_file_inodes(psutil.Process(), "train.zip") == []
 
 
 def test_a_cache_that_does_not_fit_is_refused(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,11 +316,12 @@ with process_group("cpu") as process:
     torch.distributed.barrier()
     cache = ArchiveCache(Path(sys.argv[1]), process)
     import os
-    for _ in range(2):
+    for worker in range(2):
         if os.fork() == 0:
             with open(cache.path, "rb") as file:
                 assert file.read(9) == b"beginning"
                 while file.read(1 << 20): pass
+            Path(sys.argv[1]).with_name(f"read{2 * process.rank + worker}").touch()
             time.sleep(60)
     time.sleep(60)
 """
@@ -340,7 +333,6 @@ def test_ranks_and_workers_share_one_copy(tmp_path: Path) -> None:
     with archive.open("wb") as file:
         file.write(b"beginning")
         file.truncate(size)
-    shared = _shared_memory()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     (tmp_path / "program.py").write_text(CACHE_PROGRAM)
     launcher = subprocess.Popen(
@@ -349,30 +341,39 @@ def test_ranks_and_workers_share_one_copy(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
+    processes: list[psutil.Process] = []
     try:
         deadline = time.monotonic() + 90
-        while len(psutil.Process(launcher.pid).children(recursive=True)) < 6 or _shared_memory() - shared < 0.9 * size:
+        while not all((tmp_path / f"read{number}").exists() for number in range(4)):
             assert launcher.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
-        time.sleep(1.0)
-        assert _shared_memory() - shared < 1.4 * size, "a copy for each process"
+            time.sleep(0.1)
+        processes = psutil.Process(launcher.pid).children(recursive=True)
+        assert len(processes) == 6
+        found = [inode for process in processes for inode in memory_file_inodes(process, "a.zip")]
+        assert len(found) == 6 and len(set(found)) == 1, "all have it open, and it is one"
+        own = sorted(process.memory_full_info().uss for process in processes)
+        assert own[3] < 0.5 * size, "workers hold no copy"
+        assert own[5] - own[4] < 0.5 * size, "nor does one of the ranks"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            children = psutil.Process(launcher.pid).children(recursive=True)
             os.killpg(launcher.pid, signal.SIGKILL)
-            for child in children:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         launcher.wait()
-    deadline = time.monotonic() + 20
-    while _shared_memory() - shared > 0.3 * size:
-        assert time.monotonic() < deadline, "the memory outlived its processes"
-        time.sleep(0.2)
+    assert psutil.wait_procs(processes, timeout=20)[1] == []
+    assert not any(memory_file_inodes(process, "a.zip") for process in psutil.process_iter())
 
 
-def _shared_memory() -> int:
-    """Bytes of memory files and the like on this machine."""
-    return int(psutil.virtual_memory().shared)
+def memory_file_inodes(process: psutil.Process, name: str) -> list[int]:
+    """The anonymous memory files of that name that a process has open."""
+    inodes = []
+    with contextlib.suppress(OSError, psutil.Error):
+        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if f"memfd:{name}" in str(entry.readlink()):
+                    inodes.append(entry.stat().st_ino)
+    return inodes
 
 
 def script_options(sets: Path, folder: Path, kind: str, *more: str) -> list[str]:

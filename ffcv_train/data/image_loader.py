@@ -59,10 +59,10 @@ class ImageLoader:
         archive = archive_of(images)
         self._cache = ArchiveCache(archive, process) if cache and archive is not None else None
         path = self._cache.path if self._cache is not None else ""
-        self._orders: list[list[Order]] = []
+        self._plan = _Plan()
         self._workers = DataLoader(
             ImageFiles(images, crop_parameters(crop), augment, seed, path),
-            batch_sampler=_Plan(self._orders),
+            batch_sampler=self._plan,
             collate_fn=collate,
             num_workers=num_workers,
             worker_init_fn=set_up_worker,
@@ -102,8 +102,7 @@ class ImageLoader:
         self._busy = True
         try:
             batches = self._batches()
-            epoch, side = self._epoch, self._resolution
-            self._orders[:] = [[Order(key, epoch, side) for key in keys.tolist()] for keys in batches]
+            self._plan.set(batches, self._epoch, self._resolution)
             start = time.perf_counter()
             with _worker_ends():
                 results = iter(self._workers)
@@ -154,16 +153,21 @@ class ImageLoader:
 
 
 class _Plan:
-    """The batches of the next iteration; the loader changes the list between iterations."""
+    """The batches of the next iteration, as DataLoader asks a sampler for them."""
 
-    def __init__(self, orders: list[list[Order]]) -> None:
-        self._orders = orders
+    def __init__(self) -> None:
+        self.set([], 0, 0)
+
+    def set(self, batches: list[np.ndarray], epoch: int, side: int) -> None:
+        self._batches, self._epoch, self._side = batches, epoch, side
 
     def __iter__(self) -> Iterator[list[Order]]:
-        return iter(list(self._orders))
+        # Made as they are asked for: an epoch of ImageNet would be a hundred megabytes of them.
+        batches, epoch, side = self._batches, self._epoch, self._side
+        return ([Order(key, epoch, side) for key in keys.tolist()] for keys in batches)
 
     def __len__(self) -> int:
-        return len(self._orders)
+        return len(self._batches)
 
 
 @contextlib.contextmanager
