@@ -25,7 +25,7 @@ from ffcv_train.data.beton import check_labels, open_beton
 from ffcv_train.data.data_set import open_data_set
 from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
 from ffcv_train.data.image_loader import ImageLoader
-from ffcv_train.data.image_set import ImageSet, open_image_set
+from ffcv_train.data.image_set import ImageSet, Places, open_image_set
 from ffcv_train.data.loader import Batch, Loader
 from ffcv_train.data.make_zip import make_zips
 from ffcv_train.data.writer import WriteConfig, write_dataset
@@ -148,6 +148,14 @@ def test_the_policy_does_not_depend_on_the_workers(sets: Path, policy: str) -> N
         plain = list(loader.epoch())
     changed = [bool((a.images != b.images).any()) for a, b in zip(plain, epochs[0], strict=True)]
     assert all(changed)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_places_are_the_sources(sets: Path, kind: str) -> None:
+    for split in ("train", "val"):
+        images = open_image_set(path_of(sets, kind, split), kind)
+        places = Places(images.source)
+        assert [places[index] for index in range(len(images))] == [images.source.place(i) for i in range(len(images))]
 
 
 def test_leaving_early_and_starting_again(sets: Path) -> None:

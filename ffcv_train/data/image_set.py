@@ -1,13 +1,17 @@
 """Image files in a zip archive or a folder as a data set of their own, for --data.format=zip and folder."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ffcv_train.data.archives import ZipBlob
+from ffcv_train.data.archives import Blob, ZipBlob
 from ffcv_train.data.sources import Request, Source, class_folders, map_line, open_zip
 from ffcv_train.errors import UserError
+
+# ZipBlob but for its path.
+_MEMBER = np.dtype([("offset", "i8"), ("size", "i8"), ("deflated", "?"), ("full_size", "i8"), ("crc", "u4")])
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,32 @@ def open_image_set(path: str | Path, kind: str) -> ImageSet:
     source = open_zip(path, map_file)
     names = None if all(name == str(label) for label, name in enumerate(source.class_names)) else source.class_names
     return _filled(ImageSet(path, source, map_file, names))
+
+
+class Places:
+    """Where each image lies, in a few arrays.
+
+    Worker processes are forks that share the parent's memory until either writes to it, and reading a list of objects
+    writes to their reference counts: each worker would end up with a copy of the list.
+    """
+
+    def __init__(self, source: Source) -> None:
+        places = [source.place(index) for index in range(len(source))]
+        self._members: np.ndarray | None = None
+        if isinstance(places[0], ZipBlob):
+            self._archive = places[0].path
+            self._members = np.array([place[1:] for place in places], _MEMBER)
+            return
+        names = [os.fsencode(place.path) for place in places if isinstance(place, Blob)]
+        assert len(names) == len(places)
+        self._names = np.frombuffer(b"".join(names), np.uint8)
+        self._ends = np.cumsum([len(name) for name in names])
+
+    def __getitem__(self, index: int) -> Blob | ZipBlob:
+        if self._members is not None:
+            return ZipBlob(self._archive, *self._members[index].item())
+        start = self._ends[index - 1] if index else 0
+        return Blob(os.fsdecode(self._names[start : self._ends[index]].tobytes()))
 
 
 def archive_of(images: ImageSet) -> Path | None:

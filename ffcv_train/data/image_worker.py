@@ -1,7 +1,7 @@
 """What a worker process does with an image: read, decode, crop, resize, flip, and the policy of augmentation."""
 
+import gc
 import math
-import os
 import random
 import signal
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ffcv_train.config import AugmentConfig
 from ffcv_train.data.archives import ZipBlob
 from ffcv_train.data.decoders import Scratch, decode_samples
-from ffcv_train.data.image_set import ImageSet
+from ffcv_train.data.image_set import ImageSet, Places
 from ffcv_train.data.images import ImageError, contiguous, decode_rgb
 
 Policy = Callable[[Image.Image], Image.Image]
@@ -50,6 +50,7 @@ class ImageFiles(Dataset):
         self, images: ImageSet, parameters: np.ndarray, augment: AugmentConfig | None, seed: int, archive: str = ""
     ) -> None:
         self._images, self._parameters, self._seed = images, parameters, seed
+        self._places = Places(images.source)
         self._archive = archive
         self._augment = augment
         self._policy: Policy | None = None
@@ -65,10 +66,9 @@ class ImageFiles(Dataset):
             return Failure(f"{self._images.describe(index)} {reason}; repair it, or take it out of the data set")
 
     def _make(self, order: Order, index: int) -> np.ndarray:
-        place = self._images.source.place(index)
+        place = self._places[index]
         if self._archive and isinstance(place, ZipBlob):
             place = place._replace(path=self._archive)
-        assert not isinstance(place, np.ndarray)
         pixels = contiguous(decode_rgb(place.read(), bgr=False))
         height, width = pixels.shape[:2]
         target = np.empty((1, order.side, order.side, 3), np.uint8)
@@ -148,8 +148,8 @@ def set_up_worker(worker: int) -> None:
     """Signals are the parent's to act on: it finishes its step, and its end ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    gc.freeze()  # a collection would write to every object that is shared with the parent
 
 
 def _seed_generators(seed: int, order: Order) -> None:
