@@ -276,6 +276,18 @@ def test_a_sample_is_augmented_alike_in_any_batch(photographs: Tensor) -> None:
     assert not torch.equal(elsewhere(batch_of(photographs, keys), 3)[0], whole)
 
 
+def test_erasing_draws_anew_in_every_epoch(photographs: Tensor) -> None:
+    normalise = Normaliser(IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"), torch.float32, torch.channels_last)
+    augment = Augmenter(AugmentConfig(erase=1.0), normalise, 5, seed=0)
+    keys = np.arange(12)
+    corners = []
+    for epoch in (3, 4):
+        images, _ = augment(batch_of(photographs, keys), epoch)
+        top, left = erasing.boxes(1.0, SIDE, 0, epoch, keys)[:, :2].T
+        corners.append(images[keys, 0, top, left])
+    assert (corners[0] != corners[1]).all()
+
+
 def test_mixed_batches_have_soft_targets(photographs: Tensor) -> None:
     normalise = Normaliser(IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"), torch.bfloat16, torch.channels_last)
     augment = Augmenter(AugmentConfig(mixup=0.8, cutmix=1.0), normalise, 5, seed=0)

@@ -126,9 +126,17 @@ def test_a_teacher_sees_images_in_its_own_normalisation(small_betons: Betons, tm
 def test_distilled_training(small_betons: Betons, tmp_path: Path, kind: str) -> None:
     teacher = train(small_betons, tmp_path, "--logging.run=teacher", "--training.epochs=1")
     more = [*DEIT, "--model.arch=cifar_deit_tiny_distilled", f"--distill.type={kind}", "--training.epochs=1"]
+    more += ["--distill.weight=0.3"]
     more += [f"--distill.teacher={teacher / 'final.pt'}", "--augment.mixup=0.8"]
     trainer = Trainer(config(small_betons, tmp_path, *more, "--logging.run=student"), ALONE)
     assert trainer.teacher is not None
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 4
+    torch.manual_seed(0)
+    loss = trainer._loss(images, labels)
+    torch.manual_seed(0)
+    logits, imitated = trainer.wrapped(images)
+    imitation = distillation_loss(imitated, trainer.teacher(images), kind, 1.0)
+    assert float(loss) == pytest.approx(0.7 * float(trainer.criterion(logits, labels)) + 0.3 * float(imitation))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     run = trainer.fit()
     after = trainer.model.state_dict()
