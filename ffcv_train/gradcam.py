@@ -18,7 +18,7 @@ from ffcv_train.errors import UserError
 from ffcv_train.evaluation_request import Request, add_class_names_option, parse_request, read_subject
 from ffcv_train.evaluation_run import Network, load_network
 from ffcv_train.evaluator import evaluation_mode
-from ffcv_train.gradcam_images import MAX_IMAGES, BetonImages, FolderImages, open_images
+from ffcv_train.gradcam_images import MAX_IMAGES, Images, open_images
 from ffcv_train.models.class_names import ClassNames, read_names
 from ffcv_train.models.feature_map import FeatureMap, need_feature_map
 
@@ -28,11 +28,12 @@ DESCRIPTION = f"""Draw Grad-CAM, where the evidence for a class lies: a row per 
 
 python viz/gradcam.py --checkpoint maxsup.pt ls.pt --labels MaxSup LS --images photographs --output gradcam.png
 
---images is a folder of images (folders in it give their images' class by name) or a .beton file; at most {MAX_IMAGES}
-images. Each checkpoint runs with its own configuration: images are cut as eval.py does at its resolution, the first of
-validation.resolution. Maps are of a ConvNet's last features before pooling, of a transformer's last norm whose patch
-tokens reach the logits; each is scaled to its own largest value. The network runs in float32 unless --training.amp says
-otherwise. Other checkpoints than train_imagenet.py's need --model.arch. Writes the figure as .png and .svg, and .json.
+--images is a folder of images (folders in it give their images' class by name), a .beton file or a .zip with its map;
+at most {MAX_IMAGES} images. Each checkpoint runs with its own configuration: images are cut as eval.py does at its
+resolution, the first of validation.resolution. Maps are of a ConvNet's last features before pooling, of a transformer's
+last norm whose patch tokens reach the logits; each is scaled to its own largest value. The network runs in float32
+unless --training.amp says otherwise. Other checkpoints than train_imagenet.py's need --model.arch. Writes the figure as
+.png and .svg, and .json.
 """
 
 
@@ -61,7 +62,7 @@ def parse_gradcam_request(argv: Sequence[str]) -> GradcamRequest:
         group.add_argument(
             "--labels", nargs="+", metavar="TEXT", help="a name per checkpoint [the run's or file's name]"
         )
-        group.add_argument("--images", metavar="PATH", help="folder of image files, or a .beton file")
+        group.add_argument("--images", metavar="PATH", help="folder of image files, .beton file, or .zip with its map")
         group.add_argument("--output", dest="figure", metavar="FILE.png", help="figure to write")
         group.add_argument(
             "--class",
@@ -69,9 +70,9 @@ def parse_gradcam_request(argv: Sequence[str]) -> GradcamRequest:
             metavar="CLASS",
             help="class that is explained: true, predicted, a name or a label [true where known, else predicted]",
         )
-        group.add_argument("--count", type=int, metavar="N", help="draw N of the images [folder: all; .beton: 6]")
+        group.add_argument("--count", type=int, metavar="N", help="draw N of the images [folder: all; else 6]")
         group.add_argument("--seed", type=int, default=0, metavar="N", help="which images --count draws [0]")
-        group.add_argument("--indices", nargs="+", type=int, metavar="I", help="samples of the .beton, instead")
+        group.add_argument("--indices", nargs="+", type=int, metavar="I", help="samples of the .beton or .zip, instead")
         group.add_argument(
             "--names", metavar="FILE", help="class names, a line each in label order; imagenet: those of ImageNet-1k"
         )
@@ -109,10 +110,9 @@ def run_gradcam(request: GradcamRequest, process: Process) -> list[Row]:
     images = open_images(options.images, count=options.count, seed=options.seed, indices=options.indices)
     if request.output.resolve() in (path.resolve() for path in images.files):
         raise UserError(f"--output {request.output} would replace an image that is read; name another file")
-    beton = images.beton if isinstance(images, BetonImages) else None
     networks, layers = [], []
     for one in request.requests:
-        network = load_network(one, process.device, beton)
+        network = load_network(one, process.device, images.data_set)
         networks.append(network)
         layers.append(need_feature_map(network.model, one.config.validation.resolution[0], one.config.model.arch))
     names = _class_names(request, networks, images)
@@ -243,7 +243,7 @@ def _default_labels(paths: Sequence[str]) -> list[str]:
 
 def _check_options(options: argparse.Namespace) -> None:
     if not options.images:
-        raise UserError("no images to explain; give a folder or a .beton file with --images PATH")
+        raise UserError("no images to explain; give a folder, a .beton file or a .zip with --images PATH")
     if not options.figure:
         raise UserError("nowhere to write the figure to; give --output FILE.png")
     if Path(options.figure).suffix.lower() != ".png":
@@ -256,9 +256,7 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--seed must be at least 0, not {options.seed}")
 
 
-def _class_names(
-    request: GradcamRequest, networks: Sequence[Network], images: BetonImages | FolderImages
-) -> ClassNames | None:
+def _class_names(request: GradcamRequest, networks: Sequence[Network], images: Images) -> ClassNames | None:
     """The names of the classes, which all checkpoints must share. Raises `UserError`."""
     first, counts = request.requests[0].subject.path, [network.num_classes for network in networks]
     for one, count in zip(request.requests[1:], counts[1:], strict=True):

@@ -1,4 +1,4 @@
-"""The images of a Grad-CAM figure: a few of a folder or of a .beton file, cut as each checkpoint's evaluation does."""
+"""The images of a Grad-CAM figure: a few of a folder, a .beton file or an archive, cut as evaluation does."""
 
 import contextlib
 import dataclasses
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from ffcv_train.build import val_loader
 from ffcv_train.config import RunConfig
+from ffcv_train.data.archives import ZipBlob
 from ffcv_train.data.beton import Beton, open_beton
 from ffcv_train.data.decoders import center_crop
+from ffcv_train.data.image_set import ImageSet, open_image_set
 from ffcv_train.data.images import ImageError, contiguous, decode_rgb
 from ffcv_train.distributed import Process
 from ffcv_train.errors import UserError
 from ffcv_train.models.class_names import ClassNames
 
 MAX_IMAGES = 12
-_BETON_COUNT = 6
+_DRAWN = 6
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -29,7 +31,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 class BetonImages:
     """Samples of a .beton file."""
 
-    beton: Beton
+    data_set: Beton
     """With these samples alone"""
     files: tuple[Path, ...] = ()
     texts: tuple[str, ...] = ()
@@ -37,18 +39,18 @@ class BetonImages:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        return self.beton.class_names
+        return self.data_set.class_names
 
     def labels(self, names: ClassNames | None) -> list[int | None]:
         """The true labels."""
-        return [int(label) for label in self.beton.labels]
+        return [int(label) for label in self.data_set.labels]
 
     def read(self, config: RunConfig, process: Process) -> Tensor:
         """uint8 [B, 3, R, R] on the device: centre crops at the first of `config.validation.resolution`."""
-        validation = dataclasses.replace(config.validation, batch_size=len(self.beton))
+        validation = dataclasses.replace(config.validation, batch_size=len(self.data_set))
         config = dataclasses.replace(config, validation=validation)
         side = validation.resolution[0]
-        with contextlib.closing(val_loader(config, self.beton, side, process)) as loader:
+        with contextlib.closing(val_loader(config, self.data_set, side, process)) as loader:
             (batch,) = list(loader.epoch())
             return batch.images.clone()
 
@@ -61,6 +63,7 @@ class FolderImages:
     texts: tuple[str, ...]
     """The folder's name; empty for files without"""
     class_names: tuple[str, ...] | None = None
+    data_set: None = None
 
     def labels(self, names: ClassNames | None) -> list[int | None]:
         """The true labels; None where a file lies in no class folder, or the names of the classes are not known.
@@ -81,18 +84,55 @@ class FolderImages:
 
     def read(self, config: RunConfig, process: Process) -> Tensor:
         """uint8 [B, 3, R, R] on the device: centre crops at the first of `config.validation.resolution`."""
-        validation = config.validation
-        crops = [
-            centre_crop(read_image(file), validation.resolution[0], validation.crop_ratio, validation.interpolation)
-            for file in self.files
-        ]
-        images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-        return images.to(process.device, memory_format=torch.channels_last)
+        return centre_crops([read_image(file) for file in self.files], config, process)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArchiveImages:
+    """Images of a zip archive with a map."""
+
+    data_set: ImageSet
+    """With all images"""
+    indices: tuple[int, ...]
+    """Those of the figure"""
+    files: tuple[Path, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.data_set.class_names
+
+    def labels(self, names: ClassNames | None) -> list[int | None]:
+        """The true labels."""
+        return [int(self.data_set.labels[index]) for index in self.indices]
+
+    def read(self, config: RunConfig, process: Process) -> Tensor:
+        """uint8 [B, 3, R, R] on the device: centre crops at the first of `config.validation.resolution`."""
+        return centre_crops([self._decode(index) for index in self.indices], config, process)
+
+    def _decode(self, index: int) -> np.ndarray:
+        place = self.data_set.source.place(index)
+        assert isinstance(place, ZipBlob)
+        try:
+            return contiguous(decode_rgb(place.read()))
+        except (ImageError, OSError) as error:
+            raise UserError(f"{self.data_set.describe(index)}: {error}; repair it, or name other --indices") from None
+
+
+Images = BetonImages | FolderImages | ArchiveImages
+
+
+def centre_crops(pixels: Sequence[np.ndarray], config: RunConfig, process: Process) -> Tensor:
+    """uint8 [B, 3, R, R] on the device, of uint8 `pixels` [H, W, 3] each; as `config.validation` says."""
+    how = config.validation
+    crops = [centre_crop(image, how.resolution[0], how.crop_ratio, how.interpolation) for image in pixels]
+    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+    return images.to(process.device, memory_format=torch.channels_last)
 
 
 def open_images(
     path: str | Path, *, count: int | None = None, seed: int = 0, indices: Sequence[int] | None = None
-) -> BetonImages | FolderImages:
+) -> Images:
     """The images that `path` holds, or `count` of them, drawn by `seed`, or the samples `indices`, in that order.
 
     Raises `UserError` where there are none, too many, or `indices` do not fit.
@@ -100,19 +140,24 @@ def open_images(
     path = Path(path)
     if path.is_dir():
         if indices is not None:
-            raise UserError(f"--indices are samples of a .beton file, and {path} is a folder; use --count")
+            raise UserError(f"--indices are samples of a .beton file or a .zip, and {path} is a folder; use --count")
         return _open_folder(path, count, seed)
-    if path.suffix.lower() != ".beton" and path.is_file():
-        raise UserError(f"--images {path} is neither a folder nor a .beton file; put the images into a folder")
-    beton = open_beton(path)
+    archive = path.suffix.lower() == ".zip"
+    if path.suffix.lower() != ".beton" and not archive and path.is_file():
+        raise UserError(
+            f"--images {path} is neither a folder nor a .beton file or a .zip; put the images into a folder"
+        )
+    data_set = open_image_set(path, "zip") if archive else open_beton(path)
     if indices is None:
-        return BetonImages(subset(beton, _draw(len(beton), min(count or _BETON_COUNT, len(beton)), seed)))
+        indices = _draw(len(data_set), min(count or _DRAWN, len(data_set)), seed)
     if len(indices) > MAX_IMAGES:
         raise UserError(f"a figure has at most {MAX_IMAGES} columns, not {len(indices)}; give fewer --indices")
     for index in indices:
-        if not 0 <= index < len(beton):
-            raise UserError(f"--indices {index}: {path} has samples 0 to {len(beton) - 1}")
-    return BetonImages(subset(beton, indices))
+        if not 0 <= index < len(data_set):
+            raise UserError(f"--indices {index}: {path} has samples 0 to {len(data_set) - 1}")
+    if isinstance(data_set, ImageSet):
+        return ArchiveImages(data_set, tuple(indices))
+    return BetonImages(subset(data_set, indices))
 
 
 def subset(beton: Beton, indices: Sequence[int]) -> Beton:

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ffcv_train.analysis.gradcam_figure import overlay, percent
 from ffcv_train.checkpoint import save_checkpoint
 from ffcv_train.config import ModelConfig, RunConfig, load_config, to_dict
+from ffcv_train.distributed import Process
 from ffcv_train.evaluation_run import Network
 from ffcv_train.gradcam import gradcam
 from ffcv_train.gradcam_images import centre_crop, open_images
@@ -306,6 +308,40 @@ def test_foreign_weights_and_names(tmp_path: Path, photographs: Path, error_of: 
     assert "is a checkpoint of cifar_resnet32" in error_of("--checkpoint", ours, *rest)
 
 
+def test_archives(
+    checkpoints: tuple[Path, Path], photographs: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    files = [photographs / "class1/a.jpg", photographs / "class3/b.png"]
+    archive, lines = tmp_path / "val.zip", ["a.jpg\t1", "b.png\t3"]
+    with zipfile.ZipFile(archive, "w") as content:
+        for file in files:
+            content.write(file, file.name)
+    (tmp_path / "val_map.txt").write_text("\n".join(lines))
+    found = open_images(archive, indices=[1, 0])
+    assert found.labels(None) == [3, 1]
+    config = load_config(RunConfig, ["--training.device=cpu", "--validation.resolution=48"])
+    process = Process(0, 1, 0, 1, torch.device("cpu"))
+    pixels = [np.asarray(Image.open(file).convert("RGB")) for file in reversed(files)]
+    how = config.validation
+    expected = [centre_crop(image, 48, how.crop_ratio, how.interpolation) for image in pixels]
+    assert np.array_equal(found.read(config, process).permute(0, 2, 3, 1).numpy(), np.stack(expected))
+
+    run_script("--checkpoint", *checkpoints, "--images", archive, "--output", tmp_path / "g.png")
+    rows = json.loads((tmp_path / "g.json").read_text())["rows"]
+    assert [cell["true"] for row in rows for cell in row["images"]] == ["class1", "class3"] * 2
+    given = ("--checkpoint", checkpoints[0], "--images", archive, "--output", tmp_path / "g.png")
+    assert "has samples 0 to 1" in error_of(*given, "--indices", 2)
+    (tmp_path / "val_map.txt").write_text("a.jpg\t1\nb.png\t4")
+    assert "label" in error_of(*given)
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("a.jpg", files[0].read_bytes()[:300])
+        content.write(files[1], "b.png")
+    (tmp_path / "val_map.txt").write_text("\n".join(lines))
+    line = error_of(*given)
+    assert "a.jpg (line 1 of " in line
+    assert "cannot be read" in line
+
+
 def test_refusals(
     checkpoints: tuple[Path, Path],
     photographs: Path,
@@ -324,7 +360,7 @@ def test_refusals(
     assert "--class 4 is no class" in error_of(*both, "--class", "4")
     assert "2 --labels do not name 1" in error_of(*both, "--labels", "a", "b")
     assert "--count must be from 1 to 12" in error_of(*both, "--count", 13)
-    assert "samples of a .beton file" in error_of(*both, "--indices", 0)
+    assert "samples of a .beton file or a .zip" in error_of(*both, "--indices", 0)
     assert "has samples 0 to 49" in error_of(*conv, "--images", small_betons[1], *output, "--indices", 50)
     assert "neither a folder nor" in error_of(*conv, "--images", photographs / "c.jpg", *output)
     assert "would replace an image" in error_of(

@@ -161,7 +161,7 @@ def test_logits_refusals(checkpoint: Path, error_of: Script, tmp_path: Path, sma
     foreign = ("--checkpoint", weights, "--model.arch=squeezenet1_0", f"--data.val_dataset={small_betons[1]}")
     foreign = (*foreign, "--output", tmp_path / "L.pt", "--validation.resolution=32", "--validation.batch_size=16")
     line = error_of("logits.py", *foreign, "--features")
-    assert "no single linear layer of squeezenet1_0 gives its logits" in line
+    assert "no linear layer of squeezenet1_0 gives its logits" in line
     assert not (tmp_path / "L.pt").exists()
     run_script("logits.py", *foreign)  # without features it goes
     assert read_logits(tmp_path / "L.pt").weight is None
@@ -177,12 +177,14 @@ def test_logits_refusals(checkpoint: Path, error_of: Script, tmp_path: Path, sma
         ("tf_efficientnet_lite0", "classifier", 1280),
         ("vit_tiny_patch16_224", "head", 192),
         ("squeezenet1_0", None, 0),
-        ("deit_tiny_distilled_patch16_224", None, 0),  # the mean of two heads
+        ("deit_tiny_distilled_patch16_224", "head + head_dist", 384),  # the mean of two heads
+        ("cifar_deit_tiny_distilled", "head + head_dist", 384),
     ],
 )
 def test_the_last_layer_is_found(arch: str, name: str | None, width: int) -> None:
     model = create_model(ModelConfig(arch=arch), 5).train()
-    layer = find_last_layer(model, 224 if "patch16" in arch else 48)
+    side = 224 if "patch16" in arch else 32 if "cifar_deit" in arch else 48
+    layer = find_last_layer(model, side)
     assert all(module.training for module in model.modules())
     if name is None:
         assert layer is None
@@ -190,12 +192,12 @@ def test_the_last_layer_is_found(arch: str, name: str | None, width: int) -> Non
     assert layer is not None
     assert (layer.name, tuple(layer.weight.shape)) == (name, (5, width))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    side = 224 if "patch16" in arch else 48
     with layer.capture(), torch.no_grad():
         expected = model.eval()(torch.randn(2, 3, side, side))
         assert layer.features is not None
         torch.testing.assert_close(layer.features @ layer.weight.T + layer.bias, expected)
-    assert not layer.module._forward_pre_hooks
+    assert layer.features is None
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_analysis(logits: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,9 @@
 """A network's last layer and the features that it reads, for networks of any make."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -11,58 +12,66 @@ from torch import Tensor, nn
 from ffcv_train.errors import UserError
 
 
-@dataclass(eq=False)
 class LastLayer:
-    """The linear layer whose output are the logits; its input are the penultimate features."""
+    """The linear map whose output are the logits; its input are the penultimate features.
 
-    name: str
-    """Its dotted name in the model"""
-    module: nn.Module
-    """`nn.Linear`, or a convolution of 1 × 1 over one position"""
-    features: Tensor | None = None
-    """float32 [B, D]: its input in the model's last pass, while `capture` lasts"""
+    Mostly one layer. Where the logits are the mean of several layers' outputs, as with DeiT's distillation head, the
+    features are the layers' inputs one after the other, and the weights theirs side by side over the number of layers.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        """`layers` by name: `nn.Linear`s, or convolutions of 1 × 1 over one position."""
+        self.name = " + ".join(layers)
+        self._layers: list[Any] = list(layers.values())
+        self._inputs: list[Tensor | None] = [None] * len(self._layers)
+
+    @property
+    def features(self) -> Tensor | None:
+        """float32 [B, D]: what it read in the model's last pass, while `capture` lasts."""
+        inputs = [kept for kept in self._inputs if kept is not None]
+        return torch.cat(inputs, dim=1) if len(inputs) == len(self._layers) else None
 
     @property
     def weight(self) -> Tensor:
         """[K, D]; row k is the template of class k."""
-        weight: Any = self.module.weight
-        return weight.detach().flatten(1)
+        return torch.cat([layer.weight.detach().flatten(1) for layer in self._layers], dim=1) / len(self._layers)
 
     @property
     def bias(self) -> Tensor | None:
-        """[K], or None where the layer has none."""
-        bias: Any = self.module.bias
-        return None if bias is None else bias.detach()
+        """[K], or None where there is none."""
+        found = [layer.bias.detach() for layer in self._layers if layer.bias is not None]
+        return torch.stack(found).sum(dim=0) / len(self._layers) if found else None
 
     @contextmanager
     def capture(self) -> Iterator[None]:
         """While the context lasts, each forward pass leaves its `features`."""
 
-        def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.features = inputs[0].detach().float().flatten(1)
+        def keep(position: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._inputs[position] = inputs[0].detach().float().flatten(1)
 
-        handle = self.module.register_forward_pre_hook(keep)
+        handles = [layer.register_forward_pre_hook(partial(keep, i)) for i, layer in enumerate(self._layers)]
         try:
             yield
         finally:
-            handle.remove()
-            self.features = None
+            for handle in handles:
+                handle.remove()
+            self._inputs = [None] * len(self._layers)
 
 
 def find_last_layer(model: nn.Module, side: int) -> LastLayer | None:
-    """The last layer of `model` for images of `side` pixels, or None where no single linear layer gives the logits.
+    """The last layer of `model` for images of `side` pixels, or None where no linear layer gives the logits.
 
     Nothing is known of the architecture: two images of noise pass through the network in evaluation mode, and the
-    last layer is the last one called whose output the logits are. The model and its mode stay as they are.
+    last layer is the last one called whose output the logits are, or the last two whose mean they are. The model and
+    its mode stay as they are.
     """
-    found: LastLayer | None = None
-    outputs: list[tuple[str, nn.Module, Tensor]] = []
+    outputs: list[tuple[nn.Module, Tensor]] = []
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         # One vector per image: not a layer that is applied at every position.
         vector = isinstance(inputs[0], Tensor) and inputs[0].shape[:1] == (2,) and inputs[0][0].numel() == width(module)
         if vector and isinstance(output, Tensor):
-            outputs.append((names[module], module, output.flatten(1).clone()))
+            outputs.append((module, output.flatten(1).clone()))
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     names: dict[nn.Module, str] = {module: name for name, module in layers.items()}
@@ -78,10 +87,13 @@ def find_last_layer(model: nn.Module, side: int) -> LastLayer | None:
             handle.remove()
         for module, training in modes:
             module.training = training
-    for name, module, output in outputs:
-        if output.shape == logits.shape and torch.allclose(output, logits, rtol=1e-5, atol=1e-6, equal_nan=True):
-            found = LastLayer(name, module)
-    return found
+    fitting = [(module, output) for module, output in outputs if output.shape == logits.shape]
+    for count in (1, 2):
+        for chosen in reversed(list(combinations(fitting, count))):
+            mean = torch.stack([output for _, output in chosen]).mean(dim=0)
+            if torch.allclose(mean, logits, rtol=1e-5, atol=1e-6, equal_nan=True):
+                return LastLayer({names[module]: module for module, _ in chosen})
+    return None
 
 
 def need_last_layer(model: nn.Module, side: int, arch: str, what: str) -> LastLayer:
@@ -89,7 +101,7 @@ def need_last_layer(model: nn.Module, side: int, arch: str, what: str) -> LastLa
     layer = find_last_layer(model, side)
     if layer is None:
         raise UserError(
-            f"{what} need the input of the last linear layer, and no single linear layer of {arch} gives its logits; "
+            f"{what} need the input of the last linear layer, and no linear layer of {arch} gives its logits; "
             "choose an architecture with one"
         )
     return layer
