@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 # Test processes share the cores; PyTorch's threads wait for each other at every operation. Before torch is imported.
@@ -11,6 +12,9 @@ import cv2
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
+
+# A shell's background job ignores Ctrl-C, and so would every program that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
