@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter, ImageOps
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Sampler
 
 from ffcv_train.augment import draws, erasing, mixing, operations, policy
@@ -327,3 +328,36 @@ def test_repeated_augmentation_is_deits(world_size: int, repeats: int) -> None:
     assert len(set(keys)) == len(keys), "each repetition has a key of its own"
     counts = np.bincount(np.array(keys) % n)
     assert set(counts[counts > 0]) == {repeats} and max(keys) < repeats * n
+
+
+class NothingMadeOfHostNumbers(TorchFunctionMode):
+    """Refuses tensors of Python numbers on another device: there the host waits for the copy."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.tensor, torch.as_tensor) and str((kwargs or {}).get("device", "cpu")) != "cpu":
+            raise AssertionError("a copy from pageable memory")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("chosen", ["rand_augment", "three_augment"])
+def test_the_host_does_not_wait_for_the_device(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without values, where asking for one fails."""
+
+    def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+        return torch.empty_like(torch.from_numpy(values), device=device)
+
+    for module in (operations, policy, mixing):
+        monkeypatch.setattr(module, "to_device", to_device)
+    config = AugmentConfig(policy=chosen, mixup=0.8, cutmix=1.0)
+    images = torch.empty(400, 3, 32, 32, dtype=torch.uint8, device="meta")
+    labels = torch.empty(400, dtype=torch.int64, device="meta")
+    layers = policy.plan(config, 1, 2, KEYS[:400])
+    used = {operations for layer in layers for operations in layer.operations.tolist()} - {-1}
+    assert len(used) == (15 if chosen == "rand_augment" else 6)
+    mixture = mixing.draw(config, 32, 1, 2, KEYS[:400])
+    assert mixture is not None
+    with NothingMadeOfHostNumbers():
+        images = policy.apply(images, layers)
+        mixing.mix(images.float(), mixture)
+        mixing.mixed_targets(labels, mixture, 10)
+    assert images.shape == (400, 3, 32, 32)

@@ -7,10 +7,13 @@ Each takes `images` uint8 [n, 3, H, W], RGB, on any device, and `amount` float32
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
+
+from ffcv_train.augment.draws import to_device
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 _BLUR_RADIUS = 6  # pixels: three times the largest sigma, 2
@@ -66,7 +69,8 @@ def saturation(images: Tensor, amount: Tensor) -> Tensor:
 
 def sharpness(images: Tensor, amount: Tensor) -> Tensor:
     """From Pillow's SMOOTH (0) over the image (1) on; the outermost pixels stay as they are."""
-    kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=images.device) / 13
+    kernel = torch.full((3, 3), 1 / 13, device=images.device)
+    kernel[1, 1] = 5 / 13
     smooth = images.float()
     inner = F.conv2d(smooth, kernel.expand(3, 1, 3, 3), groups=3)
     smooth[..., 1:-1, 1:-1] = (inner + 0.5).floor_()
@@ -140,7 +144,7 @@ def _affine(images: Tensor, to_x: tuple[Tensor, ...], to_y: tuple[Tensor, ...]) 
     grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
     found = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     inside = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[:, None]
-    fill = torch.tensor(FILL, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    fill = to_device(np.array(FILL, np.float32), images.device).view(3, 1, 1)
     return torch.where(inside, found + 0.5, fill).to(torch.uint8)
 
 
