@@ -439,7 +439,7 @@ def test_a_worker_that_dies_ends_it_at_once(long_folder: Path, out: Path) -> Non
         while_writing(out, lambda: workers_of(me)[0].kill()) as killed_at,
         pytest.raises(UserError, match="a worker process was ended by SIGKILL before its work was done"),
     ):
-        write(long_folder, out / "a.beton", write_mode="raw", num_workers=2)
+        write(long_folder, out / "a.beton", write_mode="jpg", num_workers=2)
     assert time.monotonic() - killed_at[0] < 10
     assert not workers_of(me)
     unharmed(out)
@@ -452,7 +452,7 @@ def test_sigterm_ends_it(long_folder: Path, out: Path) -> None:
         while_writing(out, lambda: os.kill(os.getpid(), number)) as at,
         pytest.raises(UserError, match=f"stopped by {number.name}"),
     ):
-        write(long_folder, out / "a.beton", write_mode="raw", num_workers=1)
+        write(long_folder, out / "a.beton", write_mode="jpg", num_workers=1)
     assert time.monotonic() - at[0] < 10
     assert signal.getsignal(number) is before and not workers_of(psutil.Process())
     unharmed(out)
@@ -464,7 +464,7 @@ def test_full_disk_ends_it(long_folder: Path, out: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (40 << 20, before[1]))
     try:
         with pytest.raises(UserError, match=r"writing .*a\.beton failed: File too large"):
-            write(long_folder, out / "a.beton", write_mode="raw")
+            write(long_folder, out / "a.beton", write_mode="jpg")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not workers_of(psutil.Process())
@@ -472,7 +472,7 @@ def test_full_disk_ends_it(long_folder: Path, out: Path) -> None:
 
 
 def start(long_folder: Path, out: Path) -> subprocess.Popen:
-    arguments = (f"--cfg.data_dir={long_folder}", f"--cfg.write_path={out / 'a.beton'}", "--cfg.write_mode=raw")
+    arguments = (f"--cfg.data_dir={long_folder}", f"--cfg.write_path={out / 'a.beton'}", "--cfg.write_mode=jpg")
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "write_dataset.py"), *arguments, "--cfg.num_workers=2"],
         stdout=subprocess.PIPE,
