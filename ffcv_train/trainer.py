@@ -16,6 +16,7 @@ from ffcv_train import build, distill, parallel, schedules
 from ffcv_train.augment.augmenter import Augmenter
 from ffcv_train.checkpoint import save_checkpoint, unwrap
 from ffcv_train.config import RunConfig, to_dict
+from ffcv_train.data.beton import Beton
 from ffcv_train.data.loader import Batch
 from ffcv_train.distributed import Process, all_reduce_sum, barrier, from_rank_0
 from ffcv_train.ema import WeightAverage
@@ -77,8 +78,9 @@ class Trainer:
             self.amp_dtype or torch.float32,
             torch.channels_last if config.model.channels_last else torch.contiguous_format,
         )
+        beton = isinstance(self.data.train, Beton)
         self.augment = Augmenter(
-            config.augment, self.normalise, self.data.num_classes, config.training.seed, config.data.format == "beton"
+            config.augment, self.normalise, self.data.num_classes, config.training.seed, on_device=beton
         )
         self.teacher = self._teacher()
         decay = config.training.ema_decay

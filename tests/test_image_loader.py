@@ -19,9 +19,9 @@ from conftest import ROOT, crops_of_photographs
 from PIL import Image
 from test_trainer import ALONE, free_port, log, run_script, same_weights
 
-from ffcv_train.config import AugmentConfig
+from ffcv_train.config import AugmentConfig, RunConfig, load_config
 from ffcv_train.data import archive_cache
-from ffcv_train.data.beton import check_labels, open_beton
+from ffcv_train.data.beton import Beton, check_labels, open_beton
 from ffcv_train.data.data_set import open_data_set
 from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
 from ffcv_train.data.image_loader import ImageLoader
@@ -31,6 +31,7 @@ from ffcv_train.data.make_zip import make_zips
 from ffcv_train.data.writer import WriteConfig, write_dataset
 from ffcv_train.distributed import Process
 from ffcv_train.errors import UserError
+from ffcv_train.trainer import Trainer
 
 CROP = RandomResizedCrop((0.3, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 
@@ -256,6 +257,14 @@ def test_a_folder_or_zip_of_the_wrong_kind(sets: Path, tmp_path: Path) -> None:
             open_image_set(path, kind)
 
 
+@pytest.mark.parametrize("kind", ["beton", "zip", "folder"])
+def test_a_file_named_beton_is_one(sets: Path, tmp_path: Path, kind: str) -> None:
+    assert isinstance(open_data_set(str(sets / "train.beton"), kind), Beton)
+    options = script_options(sets, tmp_path, "beton", f"--data.format={kind}", "--augment.policy=rand_augment")
+    trainer = Trainer(load_config(RunConfig, options), process())
+    assert trainer.augment.on_device
+
+
 @pytest.mark.parametrize(("kind", "split"), [("zip", "train"), ("folder", "val")])
 def test_images_given_as_a_beton_are_told_apart(sets: Path, kind: str, split: str) -> None:
     with pytest.raises(UserError, match=f"train from it with --data.format={kind}, or convert it"):
@@ -417,10 +426,10 @@ def test_training_from_a_zip_equals_training_from_a_beton(sets: Path, tmp_path: 
     )
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(found.read_text())["results"][0]["top_1"] == pytest.approx(a[-1]["top_1"])
-    logits = subprocess.run(
+    logits = subprocess.run(  # a .beton is one, whatever the checkpoint's format
         [
             *(sys.executable, "viz/logits.py", "--checkpoint", str(tmp_path / "zip/final.pt"), "--features"),
-            *("--output", str(tmp_path / "logits.pt")),
+            *(f"--data.val_dataset={sets / 'train.beton'}", "--output", str(tmp_path / "logits.pt")),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -428,7 +437,7 @@ def test_training_from_a_zip_equals_training_from_a_beton(sets: Path, tmp_path: 
         check=False,
     )
     assert logits.returncode == 0, logits.stderr
-    assert torch.load(tmp_path / "logits.pt", weights_only=True)["logits"].shape == (13, 3)
+    assert torch.load(tmp_path / "logits.pt", weights_only=True)["logits"].shape == (30, 3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

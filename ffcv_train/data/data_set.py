@@ -10,9 +10,10 @@ DataSet = Beton | ImageSet
 
 
 def open_data_set(path: str, kind: str) -> DataSet:
-    """Open `path`, whose format is `kind` (data.format). Raises `UserError`."""
+    """Open `path`, whose format is `kind` (data.format), or a .beton file that is named so. Raises `UserError`."""
     if kind != "beton":
-        return open_image_set(path, kind)
+        named_so = path.endswith(".beton") and Path(path).is_file()
+        return open_beton(path) if named_so else open_image_set(path, kind)
     other = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and Path(path).is_file() else ""
     if other:
         raise UserError(
