@@ -1,5 +1,6 @@
 """The DeiT recipe: schedule, stochastic depth and distillation against timm and DeiT's definitions; training by it."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from test_trainer import ALONE, config, log, options, run_script, train
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffcv_train import schedules
 from ffcv_train.config import DistillConfig, LrConfig, ModelConfig, RunConfig, load_config
@@ -188,3 +190,21 @@ def test_deit_by_the_real_script(small_betons: Betons, tmp_path: Path) -> None:
     assert "cifar_deit_tiny, 5.4 M parameters" in done.stdout
     first, second = log(tmp_path / "r")
     assert second["train_loss"] < first["train_loss"] and second["ema"]["count"] == 50
+
+
+class NoWaits(TorchDispatchMode):
+    """Refuses the operations for which the host would wait for a GPU: those that read values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_the_device(small_betons: Betons, tmp_path: Path) -> None:
+    """With all that a step can have; by SGD, as AdamW reads its own counters on a CPU, and does not where it is fused."""
+    more = [*DEIT, "--training.optimizer=sgd", "--augment.erase=1", "--augment.mixup=0.8", "--augment.cutmix=1"]
+    more += ["--training.clip_grad=1", "--training.ema_decay=0.9", "--training.amp=bf16"]
+    trainer = Trainer(config(small_betons, tmp_path, *more), ALONE)
+    with contextlib.closing(trainer.train_loader.epoch()) as batches, NoWaits():
+        trainer.train_step(0, 0, batches)
+        trainer.board.post(False)
