@@ -201,7 +201,7 @@ class NoWaits(TorchDispatchMode):
 
 
 def test_a_step_never_waits_for_the_device(small_betons: Betons, tmp_path: Path) -> None:
-    """With all that a step can have; by SGD, as AdamW reads its own counters on a CPU, and does not where it is fused."""
+    """With all that a step can have; by SGD, as AdamW reads its counters where it is not fused, on a CPU."""
     more = [*DEIT, "--training.optimizer=sgd", "--augment.erase=1", "--augment.mixup=0.8", "--augment.cutmix=1"]
     more += ["--training.clip_grad=1", "--training.ema_decay=0.9", "--training.amp=bf16"]
     trainer = Trainer(config(small_betons, tmp_path, *more), ALONE)
