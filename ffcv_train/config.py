@@ -102,8 +102,11 @@ class AugmentConfig:
     repeats: int = option(1, "repeated augmentation: crops of an image in a row; an epoch has N/repeats images", min=1)
     mixup: float = option(0.0, "Mixup: λ is drawn from Beta(this, this); 0: no Mixup", min=0.0)
     cutmix: float = option(0.0, "CutMix: λ is drawn from Beta(this, this); 0: no CutMix", min=0.0)
-    mix_prob: float = option(1.0, "probability that an image is mixed at all", min=0.0, max=1.0)
+    mix_prob: float = option(1.0, "probability that a batch, or pair, is mixed at all", min=0.0, max=1.0)
     mix_switch: float = option(0.5, "probability of CutMix where both are on", min=0.0, max=1.0)
+    mix_mode: str = option(
+        "batch", "batch: one λ and box for a device's batch, as DeiT; pair: one per pair", choices=("batch", "pair")
+    )
 
 
 @dataclass(frozen=True)

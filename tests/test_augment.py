@@ -209,10 +209,13 @@ def test_erased_is_noise_and_the_rest_is_untouched(photographs: Tensor) -> None:
     assert erasing.erase(before.half(), found, 0, 0, keys).dtype == torch.float16
 
 
+@pytest.mark.parametrize("mode", ["batch", "pair"])
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_mixing_equals_timms(photographs: Tensor, monkeypatch: pytest.MonkeyPatch, mixup: float, cutmix: float) -> None:
+def test_mixing_equals_timms(
+    photographs: Tensor, monkeypatch: pytest.MonkeyPatch, mixup: float, cutmix: float, mode: str
+) -> None:
     keys, labels = np.arange(len(photographs)) + 7, torch.arange(len(photographs)) % 5
-    mixture = mixing.draw(AugmentConfig(mixup=mixup, cutmix=cutmix), SIDE, 0, 0, keys)
+    mixture = mixing.draw(AugmentConfig(mixup=mixup, cutmix=cutmix, mix_mode=mode), SIDE, 0, 0, keys)
     assert mixture is not None
     images = photographs.float()
     ours, targets = mixing.mix(images, mixture), mixing.mixed_targets(labels, mixture, 5)
@@ -226,17 +229,33 @@ def test_mixing_equals_timms(photographs: Tensor, monkeypatch: pytest.MonkeyPatc
         return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / SIDE**2
 
     monkeypatch.setattr("timm.data.mixup.cutmix_bbox_and_lam", given)
-    reference = Mixup(mixup, cutmix, mode="pair", label_smoothing=0.0, num_classes=5)
+    reference = Mixup(mixup, cutmix, mode=mode, label_smoothing=0.0, num_classes=5)
     cut = mixture.boxes[:half, 2] > 0
-    monkeypatch.setattr(reference, "_params_per_elem", lambda count: (mixture.share[:half].astype(np.float32), cut))
+    shares = mixture.share.astype(np.float32)
+    monkeypatch.setattr(reference, "_params_per_elem", lambda count: (shares[:half], cut))
+    monkeypatch.setattr(reference, "_params_per_batch", lambda: (float(shares[0]), bool(cut[0])))
     expected, expected_targets = reference(images.clone(), labels)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(targets, expected_targets.float())
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(keys)))
 
 
+def test_a_batch_shares_its_draw() -> None:
+    """λ and box are one for the whole batch, and those of its first sample alone."""
+    config = AugmentConfig(mixup=0.8, cutmix=1.0)
+    drawn = [mixing.draw(config, 224, 0, 0, KEYS[start : start + 4]) for start in range(0, 4000, 4)]
+    assert all(len(np.unique(m.share)) == len(np.unique(m.boxes, axis=0)) == 1 for m in drawn if m)
+    alone = [mixing.draw(config, 224, 0, 0, KEYS[start : start + 1]) for start in range(0, 4000, 4)]
+    assert [m.share[0] for m in drawn if m] == [m.share[0] for m in alone if m]
+    cut = np.array([m.boxes[0, 2] > 0 for m in drawn if m])
+    assert len(cut) == 1000 and abs(cut.mean() - 0.5) < 0.06
+    share = np.array([m.share[0] for m in drawn if m])
+    assert scipy.stats.kstest(share[~cut], "beta", (0.8, 0.8)).pvalue > 1e-4
+
+
 def test_mixing_draws() -> None:
-    mixture = mixing.draw(AugmentConfig(mixup=0.8, cutmix=1.0, mix_switch=0.3), 224, 0, 0, KEYS)
+    config = AugmentConfig(mixup=0.8, cutmix=1.0, mix_switch=0.3, mix_mode="pair")
+    mixture = mixing.draw(config, 224, 0, 0, KEYS)
     assert mixture is not None
     assert np.array_equal(mixture.share, mixture.share[::-1]) and np.array_equal(mixture.boxes, mixture.boxes[::-1])
     half = len(KEYS) // 2
@@ -246,7 +265,7 @@ def test_mixing_draws() -> None:
     height = mixture.boxes[:half, 2] - mixture.boxes[:half, 0]
     width = mixture.boxes[:half, 3] - mixture.boxes[:half, 1]
     assert np.allclose(mixture.share[:half][cut], 1 - (height * width)[cut] / 224**2)
-    rarely = mixing.draw(AugmentConfig(mixup=0.8, mix_prob=0.25), 224, 0, 0, KEYS)
+    rarely = mixing.draw(AugmentConfig(mixup=0.8, mix_prob=0.25, mix_mode="pair"), 224, 0, 0, KEYS)
     assert rarely is not None and abs((rarely.share < 1).mean() - 0.25) < 0.04
     assert mixing.draw(AugmentConfig(), 224, 0, 0, KEYS) is None
     assert mixing.draw(AugmentConfig(mixup=0.8, mix_prob=0.0), 224, 0, 0, KEYS) is None

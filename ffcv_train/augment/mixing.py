@@ -1,4 +1,4 @@
-"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) within a batch, drawn per pair of samples."""
+"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) within a batch."""
 
 from dataclasses import dataclass
 
@@ -23,13 +23,15 @@ class Mixture:
 def draw(config: AugmentConfig, side: int, seed: int, epoch: int, keys: np.ndarray) -> Mixture | None:
     """The mixture of the samples `keys` of one batch; None where nothing is ever mixed.
 
-    Both samples of a pair share λ and box, drawn from the stream of the one that stands first (timm's mode "pair"; in
-    its mode "batch" all pairs share one λ). CutMix takes λ from the area that the box really has.
+    In `config.mix_mode` pair both samples of a pair share λ and box, drawn from the stream of the one that stands
+    first; in mode batch all do, from the stream of the batch's first (timm's modes of these names). CutMix takes λ from
+    the area that the box really has.
     """
     if not (config.mixup or config.cutmix) or not config.mix_prob:
         return None
     count = len(keys)
-    first = np.minimum(np.arange(count), np.arange(count)[::-1])
+    places = np.arange(count)
+    first = np.zeros_like(places) if config.mix_mode == "batch" else np.minimum(places, places[::-1])
     applied, switch, own, down, right = uniforms(seed, epoch, keys[first], MIXING, 5).T
     cut = (switch < config.mix_switch) if config.mixup and config.cutmix else np.full(count, bool(config.cutmix))
     share = np.ones(count)
