@@ -15,6 +15,7 @@ from ffcv_train.data.image_loader import ImageLoader
 from ffcv_train.data.loader import Loader
 from ffcv_train.data.memory import available_bytes, check_fits
 from ffcv_train.distributed import Process, share_of_cores
+from ffcv_train.ema import check_decay
 from ffcv_train.errors import UserError
 from ffcv_train.losses import CRITERIA
 from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
@@ -45,14 +46,20 @@ def batch_sizes(config: RunConfig, world_size: int) -> BatchSizes:
     """Resolve training.batch_size, training.global_batch_size and training.accumulate."""
     training = config.training
     passes = world_size * training.accumulate
-    if not training.global_batch_size:
-        return BatchSizes(training.batch_size, training.accumulate, training.batch_size * passes)
+    per_device = training.batch_size
+    if training.global_batch_size:
+        per_device = training.global_batch_size // passes
     if training.global_batch_size % passes:
         raise UserError(
             f"training.global_batch_size={training.global_batch_size} does not divide into {world_size} devices × "
             f"{training.accumulate} passes; choose a multiple of {passes}"
         )
-    return BatchSizes(training.global_batch_size // passes, training.accumulate, training.global_batch_size)
+    if per_device == 1 and (config.augment.mixup or config.augment.cutmix):
+        raise UserError(
+            "a batch of one image has no partner for Mixup and CutMix; raise --training.batch_size, or set "
+            "--augment.mixup=0 --augment.cutmix=0"
+        )
+    return BatchSizes(per_device, training.accumulate, per_device * passes)
 
 
 def check_config(config: RunConfig) -> None:
@@ -112,6 +119,19 @@ def open_data_sets(config: RunConfig) -> DataSets:
     if names is not None:  # outputs beyond the classes that the data has
         names += tuple(str(label) for label in range(len(names), num_classes))
     return DataSets(train, val, num_classes, names)
+
+
+def check_length(config: RunConfig, data: DataSets, sizes: BatchSizes) -> int:
+    """The steps of an epoch. Raises `UserError` where there are none, or options do not fit so many of this batch."""
+    steps = len(data.train) // sizes.global_batch
+    if not steps:
+        raise UserError(
+            f"{data.train.path} has {len(data.train)} samples, fewer than one global batch of {sizes.global_batch}; "
+            "lower --training.batch_size"
+        )
+    check_decay(config.training.ema_decay, config.training.epochs * steps)
+    schedules.check_rates(config.lr, scaled_lr(config, sizes))
+    return steps
 
 
 def normalisation(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

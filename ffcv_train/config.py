@@ -53,7 +53,7 @@ class ModelConfig:
     channels_last: bool = option(True, "memory format of weights and activations")
     compile: bool = option(False, "torch.compile the model; recompiles once per training resolution")
     drop_path: float = option(
-        0.0, "stochastic depth: rate of the last block, rising linearly from 0", min=0.0, max=0.99
+        -1.0, "stochastic depth: rate of the last block, rising from 0; -1: the architecture's own", min=-1.0, max=0.99
     )
 
 

@@ -1,5 +1,8 @@
 """Distillation from a teacher, as DeiT has it (Touvron et al., arXiv:2012.12877)."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,13 +36,23 @@ class Teacher:
         self,
         config: DistillConfig,
         num_classes: int,
+        class_names: tuple[str, ...] | None,
         sides: set[int],
         student: tuple[tuple[float, ...], tuple[float, ...]],
         device: torch.device,
         channels_last: bool,
     ) -> None:
-        """Load the teacher; `student` is its (mean, std), `sides` those of its images in pixels. Raises `UserError`."""
-        model_config, stated = _describe(config)
+        """Load the teacher for a student of these classes, normalised by `student` (mean, std), on images of `sides`.
+
+        Raises `UserError` for a teacher that does not fit.
+        """
+        model_config, stated, names = _describe(config)
+        if names is not None and class_names is not None and names != class_names and len(names) == len(class_names):
+            label = next(i for i, pair in enumerate(zip(names, class_names, strict=True)) if pair[0] != pair[1])
+            raise UserError(
+                f"the teacher {config.teacher} calls label {label} {names[label]!r}, the data set calls it "
+                f"{class_names[label]!r}; choose a teacher of the same classes in the same order"
+            )
         model = create_model(model_config, num_classes)
         report = load_weights(model, config.teacher, model_config.arch, blurred=model_config.use_blurpool)
         if report.replaced:
@@ -76,25 +89,37 @@ def prepare_student(model: nn.Module, arch: str, config: DistillConfig) -> None:
 
 def check(config: DistillConfig) -> None:
     """Raise `UserError` for options that contradict each other."""
-    if config.type == "none" and config.teacher:
-        raise UserError(f"distill.teacher={config.teacher} has no use; set --distill.type=soft or hard as well")
+    for name in ("teacher", "teacher_arch"):
+        if config.type == "none" and getattr(config, name):
+            raise UserError(
+                f"distill.{name}={getattr(config, name)} has no use; set --distill.type=soft or hard as well"
+            )
     if config.type != "none" and not config.teacher:
         raise UserError(f"distill.type={config.type} needs a teacher; give its checkpoint with --distill.teacher")
 
 
-def _describe(config: DistillConfig) -> tuple[ModelConfig, tuple[tuple[float, ...], tuple[float, ...]] | None]:
-    """The teacher's model section and normalisation."""
+class _Description(NamedTuple):
+    model: ModelConfig
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    class_names: tuple[str, ...] | None
+
+
+def _describe(config: DistillConfig) -> _Description:
     if config.teacher_arch:
         model = ModelConfig(arch=config.teacher_arch, weights=config.teacher)
         read_state_dict(config.teacher)
-        return model, pretrained_normalisation(model)
+        return _Description(model, pretrained_normalisation(model), None)
     try:
         content = load_checkpoint(config.teacher)
     except UserError as error:
+        if not Path(config.teacher).is_file():
+            raise
         raise UserError(f"{error}; for a teacher of another program set --distill.teacher_arch") from None
     normalisation = content["normalisation"]
     model = from_dict(RunConfig, content["config"], config.teacher).model
-    return model, (tuple(normalisation["mean"]), tuple(normalisation["std"]))
+    names = content.get("class_names")
+    stated = (tuple(normalisation["mean"]), tuple(normalisation["std"]))
+    return _Description(model, stated, tuple(names) if names is not None else None)
 
 
 def _columns(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from ffcv_train.errors import UserError
+
 
 class WeightAverage:
     """`module`, a copy of `model` whose weights and running statistics follow it: a ← decay · a + (1 − decay) · w.
@@ -35,3 +37,13 @@ class WeightAverage:
         """Copy the integer buffers."""
         for averaged, source in self._counters:
             averaged.copy_(source)
+
+
+def check_decay(decay: float, steps: int) -> None:
+    """Raise `UserError` where, after `steps`, the average would mostly be the first step's weights."""
+    if decay and decay ** (steps - 1) > 0.5:
+        raise UserError(
+            f"training.ema_decay={decay:g} averages weights over about {1 / (1 - decay):,.0f} steps, and this run has "
+            f"{steps:,}: the average, by which best.pt and eval.py go, would stay near the first; lower it to "
+            f"{max(0.0, 1 - 5 / steps):.4g} or less, or set it to 0"
+        )

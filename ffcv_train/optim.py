@@ -9,16 +9,19 @@ from torch import nn
 from ffcv_train.config import TrainingConfig
 from ffcv_train.errors import UserError
 
+# What torchvision's transformers, which state nothing, have of what timm's exempt.
+_EXEMPT = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
+
 
 def parameter_groups(model: nn.Module, weight_decay: float, norm_weight_decay: float) -> list[dict[str, Any]]:
     """The trainable parameters of `model`, split by what decays them; groups without parameters are left out.
 
     Parameters of two and more dimensions (kernels, matrices) take `weight_decay`; those of fewer (norms, biases)
     and those that the model names in `no_weight_decay()` (`*` is a wildcard), as timm's transformers do for position
-    embeddings and class tokens, take `norm_weight_decay`. A parameter that several modules share stands once.
-    `model` bears no wrapper, so that its own names are seen.
+    embeddings and class tokens, take `norm_weight_decay`; so do these of models that name nothing. A parameter that
+    several modules share stands once. `model` bears no wrapper, so that its own names are seen.
     """
-    stated: Any = getattr(model, "no_weight_decay", set)
+    stated: Any = getattr(model, "no_weight_decay", lambda: _EXEMPT)
     exempt = list(stated())
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

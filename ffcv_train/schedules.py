@@ -93,12 +93,23 @@ def check(lr: LrConfig, resolution: ResolutionConfig, epochs: int) -> None:
             f"lr.warmup_epochs={lr.warmup_epochs:g} is longer than training.epochs={epochs}; "
             f"set it to at most {epochs}, or train longer"
         )
-    if kind == "cosine" and not lr.reference_batch and lr.min_lr > lr.lr:
-        raise UserError(f"lr.min_lr={lr.min_lr:g} is above lr.lr={lr.lr:g}; cosine falls from lr.lr to lr.min_lr")
+    if not lr.reference_batch:
+        check_rates(lr, lr.lr)
     if kind == "step" and any(a >= b for a, b in zip(lr.step_epochs, lr.step_epochs[1:], strict=False)):
         listed = ",".join(map(str, lr.step_epochs))
         raise UserError(f"lr.step_epochs={listed} must increase from each epoch to the next")
     _check_resolution(resolution)
+
+
+def check_rates(lr: LrConfig, peak: float) -> None:
+    """Raise `UserError` where a schedule would end or start above `peak`, the rate for this run's global batch."""
+    if lr.lr_schedule_type == "cyclic":
+        return
+    what = f"lr.lr={lr.lr:g}" + (f", which is {peak:.3g} for this run's global batch" if lr.reference_batch else "")
+    if lr.lr_schedule_type == "cosine" and lr.min_lr > peak:
+        raise UserError(f"lr.min_lr={lr.min_lr:g} is above {what}; cosine falls from lr.lr to lr.min_lr")
+    if lr.warmup_epochs and lr.warmup_lr > peak:
+        raise UserError(f"lr.warmup_lr={lr.warmup_lr:g} is above {what}; the warm-up rises from lr.warmup_lr to lr.lr")
 
 
 def _steps_passed(config: LrConfig, epoch: float) -> int:

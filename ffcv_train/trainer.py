@@ -58,12 +58,7 @@ class Trainer:
         self.data = build.open_data_sets(config)
         self.sizes = build.batch_sizes(config, process.world_size)
         self.peak_lr = build.scaled_lr(config, self.sizes)
-        self.steps = len(self.data.train) // self.sizes.global_batch
-        if not self.steps:
-            raise UserError(
-                f"{self.data.train.path} has {len(self.data.train)} samples, fewer than one global batch of "
-                f"{self.sizes.global_batch}; lower --training.batch_size"
-            )
+        self.steps = build.check_length(config, self.data, self.sizes)
         parallel.set_up_device(config.training.amp, process.device)
         self.mean, self.std = build.normalisation(config)
         self.model, self.loaded = build.build_model(config, self.data.num_classes, process.device)
@@ -388,7 +383,13 @@ class Trainer:
         sides = {schedules.resolution(config.resolution, epoch) for epoch in range(config.training.epochs)}
         student, device = (self.mean, self.std), self.process.device
         return distill.Teacher(
-            config.distill, self.data.num_classes, sides, student, device, config.model.channels_last
+            config.distill,
+            self.data.num_classes,
+            self.data.class_names,
+            sides,
+            student,
+            device,
+            config.model.channels_last,
         )
 
     def _agree_on_statistics(self) -> None:

@@ -77,13 +77,12 @@ def test_operations_equal_timms(
     arguments = level_to_arguments(10 * level, timm_ops._HPARAMS_DEFAULT) if level_to_arguments else ()
     index = np.full(len(photographs), policy.OPERATIONS.index(operation))
     amounts = policy._amounts(index, np.full(len(index), level), np.full(len(index), sign))
+    if operation is operations.posterize:
+        arguments = (max(1, arguments[0]),)  # timm keeps no bit at full magnitude, which newer Pillows refuse
     if arguments:
         assert amounts[0] == pytest.approx(arguments[0])
     found = operation(photographs, torch.from_numpy(amounts).float())
     assert found.dtype == torch.uint8 and found.shape == photographs.shape
-    if operation is operations.posterize and not amounts[0]:
-        assert not found.any(), "no bit is kept; newer Pillows refuse that"
-        return
     for image, ours in zip(photographs, found, strict=True):
         theirs = as_tensor(
             timm_ops.NAME_TO_OP[name](

@@ -124,6 +124,7 @@ def test_checks_before_the_first_run(tmp_path: Path, settings: list[str], monkey
     for change, sentence in (
         ("--data.val_dataset=missing.beton", "missing.beton"),
         ("--training.batch_size=500", "fewer than one global batch of 500"),
+        ("--training.ema_decay=0.99996", "averages weights over about 25,000 steps"),
         ("--transfer-train=missing.beton --transfer-val=missing.beton", "missing.beton"),
         ("--model.arch=resnet999", "resnet999"),
     ):

@@ -77,8 +77,20 @@ def test_stochastic_depth_of_torchvisions_networks() -> None:
     rates = [module.p for module in model.modules() if type(module).__name__ == "StochasticDepth"]
     assert max(rates) == pytest.approx(0.2)
     for arch in ("resnet18", "cifar_resnet20", "timm/vgg11"):
+        create_model(ModelConfig(arch=arch, drop_path=0.0), 7)
         with pytest.raises(UserError, match="has no stochastic depth"):
             create_model(ModelConfig(arch=arch, drop_path=0.1), 7)
+
+
+@pytest.mark.parametrize(
+    ("arch", "own"), [("torchvision/swin_t", 0.2), ("torchvision/convnext_tiny", 0.1), ("timm/nest_tiny", 0.5)]
+)
+def test_zero_is_no_stochastic_depth_and_unset_the_librarys(arch: str, own: float) -> None:
+    for wish, expected in ((-1.0, own), (0.0, 0.0), (0.17, 0.17)):
+        with torch.device("meta"):
+            model = create_model(ModelConfig(arch=arch, drop_path=wish), 7)
+        rates = drop_rates(model) + [m.p for m in model.modules() if type(m).__name__ == "StochasticDepth"]
+        assert max(rates, default=0.0) == pytest.approx(expected)
 
 
 def test_deits_groups_equal_timms() -> None:
@@ -116,7 +128,7 @@ def test_a_teacher_sees_images_in_its_own_normalisation(small_betons: Betons, tm
     run = train(small_betons, tmp_path, "--logging.run=teacher", "--data.mean=0.1,0.2,0.3", "--data.std=0.5,0.6,0.7")
     settings = DistillConfig(type="hard", teacher=str(run / "final.pt"))
     student = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    teacher = Teacher(settings, 4, {32}, student, torch.device("cpu"), channels_last=True)
+    teacher = Teacher(settings, 4, None, {32}, student, torch.device("cpu"), channels_last=True)
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     formats = (torch.device("cpu"), torch.float32, torch.channels_last)
     expected = teacher.model(Normaliser((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), *formats)(images))
@@ -156,10 +168,14 @@ def test_distilled_training(small_betons: Betons, tmp_path: Path, kind: str) -> 
     [
         (["--distill.type=hard"], "needs a teacher"),
         (["--distill.teacher=x.pt"], "has no use"),
+        (["--augment.cutmix=1", "--training.batch_size=1"], "a batch of one image has no partner"),
+        (["--distill.teacher_arch=resnet50"], "distill.teacher_arch=resnet50 has no use"),
+        (["--training.ema_decay=0.99996"], "averages weights over about 25,000 steps, and this run has"),
+        (["--lr.reference_batch=65536"], "lr.warmup_lr=1e-06 is above lr.lr=0.001, which is 2.44e-07 for"),
         (["--distill.type=hard", "--distill.teacher=x.pt"], "cifar_deit_tiny has none"),
         (
             ["--model.arch=cifar_deit_tiny_distilled", "--distill.type=hard", "--distill.teacher=x.pt"],
-            "x.pt does not exist",
+            r"x.pt does not exist; a run writes last.pt, best.pt and final.pt$",
         ),
         (["--loss.name=zipf", "--augment.mixup=0.8"], "loss.name=zipf is not defined for mixed targets"),
         (["--resolution.min_res=26", "--resolution.step=2"], "does not take images of 26 x 26"),
@@ -174,7 +190,15 @@ def test_a_teacher_of_other_classes_is_refused(small_betons: Betons, tmp_path: P
     run = train(small_betons, tmp_path, "--logging.run=t", "--training.epochs=1", "--model.num_classes=6")
     settings = DistillConfig(type="hard", teacher=str(run / "final.pt"))
     with pytest.raises(UserError, match="has 6 classes, the data set has 4"):
-        Teacher(settings, 4, {32}, ((0.5,) * 3, (0.5,) * 3), torch.device("cpu"), channels_last=False)
+        Teacher(settings, 4, None, {32}, ((0.5,) * 3, (0.5,) * 3), torch.device("cpu"), channels_last=False)
+
+
+def test_a_teacher_of_other_class_order_is_refused(small_betons: Betons, tmp_path: Path) -> None:
+    run = train(small_betons, tmp_path, "--logging.run=t", "--training.epochs=1")
+    settings = DistillConfig(type="hard", teacher=str(run / "final.pt"))
+    names = tuple(reversed(torch.load(run / "final.pt", weights_only=True)["class_names"]))
+    with pytest.raises(UserError, match="calls label 0 'class0', the data set calls it 'class3'"):
+        Teacher(settings, 4, names, {32}, ((0.5,) * 3, (0.5,) * 3), torch.device("cpu"), channels_last=False)
 
 
 @pytest.mark.parametrize("loss", [name for name, criterion in CRITERIA.items() if criterion.takes_soft_targets])
@@ -203,7 +227,7 @@ class NoWaits(TorchDispatchMode):
 def test_a_step_never_waits_for_the_device(small_betons: Betons, tmp_path: Path) -> None:
     """With all that a step can have; by SGD, as AdamW reads its counters where it is not fused, on a CPU."""
     more = [*DEIT, "--training.optimizer=sgd", "--augment.erase=1", "--augment.mixup=0.8", "--augment.cutmix=1"]
-    more += ["--training.clip_grad=1", "--training.ema_decay=0.9", "--training.amp=bf16"]
+    more += ["--training.clip_grad=1", "--training.ema_decay=0.7", "--training.amp=bf16"]
     trainer = Trainer(config(small_betons, tmp_path, *more), ALONE)
     with contextlib.closing(trainer.train_loader.epoch()) as batches, NoWaits():
         trainer.train_step(0, 0, batches)

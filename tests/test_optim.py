@@ -9,8 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from ffcv_train.config import TrainingConfig
+from ffcv_train.config import ModelConfig, TrainingConfig
 from ffcv_train.errors import UserError
+from ffcv_train.models.factory import create_model
 from ffcv_train.optim import create_optimizer, parameter_groups
 
 
@@ -50,6 +51,22 @@ def test_shared_parameters_stand_once() -> None:
     model[1].weight = model[0].weight
     (only,) = parameter_groups(model, 0.1, 0.0)
     assert len(only["params"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "kept"),
+    [
+        ("vit_b_16", {"class_token", "encoder.pos_embedding"}),
+        ("swin_t", {"features.1.0.attn.relative_position_bias_table"}),
+        ("convnext_tiny", {"features.1.0.layer_scale"}),
+    ],
+)
+def test_embeddings_and_tokens_of_torchvisions_networks_do_not_decay(arch: str, kept: set[str]) -> None:
+    with torch.device("meta"):
+        model = create_model(ModelConfig(arch=f"torchvision/{arch}"), 7)
+    decayed, others = parameter_groups(model, 0.1, 0.02)
+    assert kept <= names(model, others)
+    assert all(name.endswith("weight") for name in names(model, decayed))
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])

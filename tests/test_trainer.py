@@ -95,7 +95,7 @@ def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Pat
     "more",
     [
         [],
-        ["--training.ema_decay=0.9", "--training.accumulate=2", "--training.clip_grad=1", "--training.optimizer=adamw"],
+        ["--training.ema_decay=0.8", "--training.accumulate=2", "--training.clip_grad=1", "--training.optimizer=adamw"],
         ["--training.amp=off", "--data.in_memory=0", "--model.channels_last=0", "--training.nesterov=1"],
         [
             *("--augment.policy=rand_augment", "--augment.erase=0.5", "--augment.repeats=3"),

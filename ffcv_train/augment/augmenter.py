@@ -12,7 +12,7 @@ from ffcv_train.normalise import Normaliser
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Augments batches on their device, each sample as a function of (seed, epoch, key)."""
+    """Augments batches on their device, each sample as a function of (seed, epoch, key), and then mixes the batch."""
 
     augment: AugmentConfig
     normalise: Normaliser

@@ -98,7 +98,8 @@ def _amounts(operations: np.ndarray, level: np.ndarray, sign: np.ndarray) -> np.
     factor = np.maximum(0.1, 1 + 0.9 * sign * level)
     tables = {
         ops.rotate: 30 * sign * level,
-        ops.posterize: 4 - np.floor(4 * level),
+        # timm keeps no bit at full magnitude, which newer Pillows refuse.
+        ops.posterize: np.maximum(1, 4 - np.floor(4 * level)),
         ops.solarize: 256 - np.floor(256 * level),
         ops.solarize_add: np.minimum(128, np.floor(110 * level)),
         ops.saturation: factor,

@@ -158,12 +158,7 @@ def check_plan(plan: Plan) -> None:
         raise UserError("compare.py starts its own processes, a run per GPU; start it without torchrun")
     build.check_config(plan.config)
     data = build.open_data_sets(plan.config)
-    global_batch = build.batch_sizes(plan.config, 1).global_batch
-    if len(data.train) < global_batch:
-        raise UserError(
-            f"{data.train.path} has {len(data.train)} samples, fewer than one global batch of {global_batch}; "
-            "lower --training.batch_size"
-        )
+    build.check_length(plan.config, data, build.batch_sizes(plan.config, 1))
     for loss in plan.losses:
         named = dataclasses.replace(plan.config.loss, name=loss)
         create_criterion(named, data.num_classes, plan.config.training.epochs)

@@ -67,7 +67,7 @@ class Zipf(Criterion):
             raise UserError(
                 f"loss.name=zipf needs a feature map of several positions that the classifier reads through average "
                 f"pooling or a class token, and {type(model).__name__} has none at {side} x {side} pixels; choose "
-                f"another model.arch, larger images or another loss.name"
+                f"another model.arch (distilled ones have two classifiers), larger images or another loss.name"
             )
         head.hook()
         self.head = head

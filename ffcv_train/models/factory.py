@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from ffcv_train.config import ModelConfig
 from ffcv_train.errors import UserError
@@ -41,11 +42,13 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
     try:
         model = _create(library, name, num_classes, config.drop_path)
     except TypeError:
-        if not config.drop_path:
+        if config.drop_path < 0:
             raise
-        raise UserError(
-            f"model.drop_path={config.drop_path:g}: {config.arch} has no stochastic depth; set it to 0"
-        ) from None
+        if config.drop_path > 0:
+            raise UserError(
+                f"model.drop_path={config.drop_path:g}: {config.arch} has no stochastic depth; leave it at -1"
+            ) from None
+        model = _create(library, name, num_classes, -1.0)
     if config.use_blurpool and not apply_blurpool(model):
         raise UserError(
             f"model.use_blurpool=1 changes nothing in {config.arch}, which has no strided convolution of 16 channels "
@@ -55,27 +58,37 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def _create(library: str, name: str, num_classes: int, drop_path: float) -> nn.Module:
-    """The network; `TypeError` where it does not know what `drop_path` is."""
-    if name in CIFAR_TRANSFORMERS and library == "cifar":
-        return CIFAR_TRANSFORMERS[name](num_classes, drop_path)
+    """The network; a negative `drop_path` leaves its own. `TypeError` where it does not know what that is."""
+    rate: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path >= 0 else {}
     if library == "cifar":
-        if drop_path:
-            raise TypeError
-        return CIFAR_MODELS[name](num_classes)
+        return {**CIFAR_MODELS, **CIFAR_TRANSFORMERS}[name](num_classes, **rate)
     if library == "torchvision":
-        options: dict[str, Any] = dict(_TORCHVISION_OPTIONS.get(name, {}))
-        if drop_path:
-            options["stochastic_depth_prob"] = drop_path
-        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+        options: dict[str, Any] = _TORCHVISION_OPTIONS.get(name, {})
+        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+        if drop_path >= 0:
+            _set_stochastic_depth(model, drop_path)
+        return model
     import timm
 
-    options = {"drop_path_rate": drop_path} if drop_path else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's notes on renamed models do not concern the user of a run
         # Transformers with position embeddings take images of other sides when told to; other networks do not know it.
         with contextlib.suppress(TypeError):
-            return timm.create_model(name, num_classes=num_classes, dynamic_img_size=True, **options)
-        return timm.create_model(name, num_classes=num_classes, **options)
+            return timm.create_model(name, num_classes=num_classes, dynamic_img_size=True, **rate)
+        return timm.create_model(name, num_classes=num_classes, **rate)
+
+
+def _set_stochastic_depth(model: nn.Module, rate: float) -> None:
+    """Scale the rates of a torchvision network to `rate` in the last block; `TypeError` where it has none.
+
+    Its builders take the rate under one name, but some (Swin's, MaxViT's) set it themselves and refuse another.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    highest = max((block.p for block in blocks), default=0.0)
+    if not highest:
+        raise TypeError
+    for block in blocks:
+        block.p *= rate / highest
 
 
 def find_arch(arch: str) -> tuple[str, str]:

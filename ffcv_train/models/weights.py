@@ -63,7 +63,7 @@ def load_weights(
     """Load a checkpoint (see `read_state_dict`) into `model`; every key and shape must fit, except in the head.
 
     A classifier head whose class count differs from the file's keeps its initialisation, which the report says.
-    `ema` takes averaged weights where the file has them: those are what its run was validated with. `arch` is the
+    `ema` takes averaged weights where the file has them, as timm does. `arch` is the
     model's name in errors; `blurred` says whether it has BlurPool, None asks nothing. Raises `UserError` where the
     file does not fit, or its network was trained with BlurPool and this one has none.
     """
