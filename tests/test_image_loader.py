@@ -344,6 +344,49 @@ with process_group("cpu") as process:
 """
 
 
+SLOW_PROGRAM = """
+import datetime, sys, time, torch
+from pathlib import Path
+from ffcv_train.data import archive_cache
+from ffcv_train.distributed import Process
+rank, failing = int(sys.argv[1]), sys.argv[4] == "1"
+torch.distributed.init_process_group(
+    "gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=3)
+)
+load = archive_cache._load
+def slow(archive, process):
+    time.sleep(6)
+    if failing:
+        raise archive_cache.UserError("it does not fit")
+    return load(archive, process)
+archive_cache._load = slow
+try:
+    cache = archive_cache.ArchiveCache(Path(sys.argv[3]), Process(rank, 2, rank, 2, torch.device("cpu")))
+    print(Path(cache.path).read_bytes().decode())
+except archive_cache.UserError as error:
+    print(error)
+torch.distributed.barrier()
+"""
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_slow_disk_outlasts_no_collective(tmp_path: Path, failing: bool) -> None:
+    """Reading takes twice as long as one operation of the ranks may."""
+    (tmp_path / "a.zip").write_bytes(b"content")
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SLOW_PROGRAM, str(rank), str(port), str(tmp_path / "a.zip"), str(int(failing))],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=60)[0].strip() for process in ranks]
+    assert said == (["it does not fit"] * 2 if failing else ["content"] * 2)
+
+
 def test_ranks_and_workers_share_one_copy(tmp_path: Path) -> None:
     """Two ranks with two workers each hold one archive between them; it is gone when they are killed."""
     archive, size = tmp_path / "a.zip", 256 << 20

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import threading
+import time
 from pathlib import Path
 
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from ffcv_train.errors import UserError
 from ffcv_train.progress import ProgressLine
 
 _PIECE = 64 << 20
+_MEETING_SECONDS = 0.2
 
 
 class ArchiveCache:
@@ -24,20 +27,9 @@ class ArchiveCache:
     def __init__(self, archive: Path, process: Process) -> None:
         self.archive = archive
         self._descriptor = -1
-        own: tuple[int, int] | str | None = None
-        if process.local_rank == 0:
-            try:
-                self._descriptor = _load(archive, process)
-                own = (os.getpid(), self._descriptor)
-            except UserError as error:
-                own = str(error)
-        found = _gather(own, process)
-        if isinstance(found, str):
-            self.close()
-            raise UserError(found)
-        if self._descriptor < 0:
-            number, descriptor = found
-            self._descriptor = os.open(f"/proc/{number}/fd/{descriptor}", os.O_RDONLY)
+        number, descriptor = _load_once(archive, process)
+        own = number == os.getpid()
+        self._descriptor = descriptor if own else os.open(f"/proc/{number}/fd/{descriptor}", os.O_RDONLY)
         self.path = f"/proc/self/fd/{self._descriptor}"
 
     def close(self) -> None:
@@ -47,17 +39,40 @@ class ArchiveCache:
             self._descriptor = -1
 
 
-def _gather(own: tuple[int, int] | str | None, process: Process) -> tuple[int, int] | str:
-    """What local rank 0 of this machine says, or what went wrong on any machine."""
+def _load_once(archive: Path, process: Process) -> tuple[int, int]:
+    """(process number, descriptor) of the copy that local rank 0 makes. Raises `UserError` on every rank alike."""
     if process.world_size == 1:
-        assert own is not None
-        return own
-    said: list[tuple[int, int] | str | None] = [None] * process.world_size
-    dist.all_gather_object(said, own)
-    failure = next((answer for answer in said if isinstance(answer, str)), None)
-    answer = failure or said[process.rank - process.local_rank]
-    assert answer is not None
-    return answer
+        return os.getpid(), _load(archive, process)
+    # In a thread, while the ranks keep meeting: a slow disk takes longer than a collective operation may.
+    loading = _Loading(archive, process) if process.local_rank == 0 else None
+    said: list[tuple[int, tuple[int, int] | str | None]] = [(0, None)] * process.world_size
+    while True:
+        dist.all_gather_object(said, (process.local_rank, loading.outcome if loading else None))
+        answers = [answer for local_rank, answer in said if local_rank == 0]
+        if all(answer is not None for answer in answers):
+            break
+        time.sleep(_MEETING_SECONDS)
+    failure = next((answer for answer in answers if isinstance(answer, str)), None)
+    own = said[process.rank - process.local_rank][1]
+    if failure is not None or not isinstance(own, tuple):
+        if loading and isinstance(loading.outcome, tuple):
+            os.close(loading.outcome[1])
+        raise UserError(str(failure))
+    return own
+
+
+class _Loading:
+    """`_load` in a thread; `outcome` is None while it runs, then where the copy is, or what went wrong."""
+
+    def __init__(self, archive: Path, process: Process) -> None:
+        self.outcome: tuple[int, int] | str | None = None
+        threading.Thread(target=self._run, args=(archive, process), daemon=True).start()
+
+    def _run(self, archive: Path, process: Process) -> None:
+        try:
+            self.outcome = os.getpid(), _load(archive, process)
+        except Exception as error:  # every rank is waiting for an answer
+            self.outcome = str(error) if isinstance(error, UserError) else f"cannot cache {archive}: {error!r}"
 
 
 def _load(archive: Path, process: Process) -> int:
