@@ -14,6 +14,7 @@ from ffcv_train.analysis.logits_file import RowBuffer, create_logits
 from ffcv_train.build import val_loader
 from ffcv_train.config import RunConfig
 from ffcv_train.data.data_set import DataSet, open_data_set
+from ffcv_train.data.stop_signals import StopSignals
 from ffcv_train.distributed import Process
 from ffcv_train.environment import describe_environment
 from ffcv_train.errors import UserError
@@ -111,6 +112,7 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
         **describe_environment(process.device),
     }
     with contextlib.ExitStack() as stack:
+        stack.enter_context(StopSignals(path))  # so that no unfinished file of full size stays behind
         names: list[str | None] = [None]
         if process.is_main:
             names[0] = str(

@@ -24,7 +24,7 @@ from ffcv_train.data import archive_cache
 from ffcv_train.data.beton import Beton, check_labels, open_beton
 from ffcv_train.data.data_set import open_data_set
 from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
-from ffcv_train.data.image_loader import ImageLoader
+from ffcv_train.data.image_loader import ImageLoader, _worker_ends
 from ffcv_train.data.image_set import ImageSet, Places, open_image_set
 from ffcv_train.data.loader import Batch, Loader
 from ffcv_train.data.make_zip import make_zips
@@ -245,6 +245,34 @@ def test_an_encrypted_archive_is_refused(sets: Path, tmp_path: Path) -> None:
         open_image_set(archive, "zip")
 
 
+@pytest.mark.parametrize(("place", "value"), [(6, 90), (8, 0x808)])
+def test_an_odd_directory_is_a_sentence(tmp_path: Path, place: int, value: int) -> None:
+    """A format of the future; a name that is said to be UTF-8 and is not."""
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("xx.jpg", b"content")
+    raw = bytearray(archive.read_bytes().replace(b"xx.jpg", b"\xff\xfe.jpg"))
+    start = raw.find(b"PK\x01\x02") + place
+    raw[start : start + 2] = value.to_bytes(2, "little")
+    archive.write_bytes(raw)
+    (tmp_path / "a_map.txt").write_text("xx.jpg\t0\n")
+    with pytest.raises(UserError, match="cannot read the archive"):
+        open_image_set(archive, "zip")
+
+
+def test_a_folder_of_all_images_names_no_class(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "val.zip", "w") as content:
+        for name in "ab":
+            content.writestr(f"val/{name}.jpg", b"content")
+    (tmp_path / "val_map.txt").write_text("val/a.jpg\t0\nval/b.jpg\t1\n")
+    assert open_image_set(tmp_path / "val.zip", "zip").class_names is None
+
+
+def test_a_fault_in_a_living_worker_is_not_a_death() -> None:
+    with pytest.raises(RuntimeError, match="the real reason"), _worker_ends():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nthe real reason")
+
+
 def test_a_folder_or_zip_of_the_wrong_kind(sets: Path, tmp_path: Path) -> None:
     for path, kind, message in (
         (sets / "train.zip", "folder", "is not a folder"),
@@ -252,6 +280,7 @@ def test_a_folder_or_zip_of_the_wrong_kind(sets: Path, tmp_path: Path) -> None:
         (sets / "folder", "zip", r"is no \.zip file"),
         (sets / "train.beton", "zip", r"is no \.zip file"),
         (tmp_path, "folder", "holds no class folders"),
+        (sets / "folder", "folder", "holds several splits; name one of them"),
     ):
         with pytest.raises(UserError, match=message):
             open_image_set(path, kind)

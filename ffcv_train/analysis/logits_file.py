@@ -90,10 +90,16 @@ def read_logits(path: str | Path) -> LogitsFile:
         raise UserError(f"{path} holds no logits with labels; give a file that viz/logits.py wrote")
     last_layer = content.get("last_layer") or {}
     names = content.get("class_names")
+    tensors = [content.get("features"), content.get("indices")]
+    if isinstance(last_layer, Mapping):
+        tensors += [last_layer.get("weight"), last_layer.get("bias")]
+    known = all(part is None or isinstance(part, Tensor) for part in tensors)
+    if not known or not all(isinstance(part, Mapping) for part in (last_layer, content.get("about") or {})):
+        raise UserError(f"{path} has other contents than viz/logits.py writes; write it again")
     opened = LogitsFile(
         path=path,
         logits=content["logits"],
-        labels=content["labels"],
+        labels=_integers(content["labels"]),
         features=content.get("features"),
         indices=content.get("indices"),
         weight=last_layer.get("weight"),
@@ -229,6 +235,10 @@ def _check_space(path: Path, size: int) -> None:
 def _writable(temporary: Path) -> dict[str, Any]:
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         return torch.load(temporary, weights_only=True, mmap=True)
+
+
+def _integers(labels: Tensor) -> Tensor:
+    return labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
 
 
 def _fill_last_layer(temporary: Path, last_layer: Mapping[str, Tensor | None]) -> None:

@@ -72,7 +72,8 @@ def index_zip(path: Path) -> dict[str, ZipBlob]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, IndexError, struct.error) as error:
+        # The last four from a directory whose names, versions or fields make no sense.
         raise UserError(f"cannot read the archive {path}: {error}; is it complete?") from None
     index = {}
     for member in members:

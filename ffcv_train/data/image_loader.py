@@ -177,7 +177,9 @@ def _worker_ends() -> Iterator[None]:
         yield
     except (RuntimeError, OSError, EOFError) as error:
         # What a dead worker leaves half-sent ends in one of the latter.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        # "Caught …" is what PyTorch says of an exception in a worker that is alive.
+        died = "DataLoader worker" in str(error) and not str(error).startswith("Caught ")
+        if isinstance(error, RuntimeError) and not died:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
         raise UserError(

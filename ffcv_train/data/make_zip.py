@@ -132,7 +132,11 @@ def _check_output(output: Path, sources: dict[str, Source]) -> None:
         assert isinstance(source, FileSource)
         for index in range(len(source)):
             # Names stand twice in an archive and once in the map.
-            needed += (source.root / source.name(index)).stat().st_size + 3 * len(source.name(index)) + 120
+            try:
+                size = (source.root / source.name(index)).stat().st_size
+            except OSError as error:
+                raise UserError(f"cannot read {source.name(index)}: {error.strerror or error}") from None
+            needed += size + 3 * len(source.name(index)) + 120
     free = shutil.disk_usage(output).free
     if needed > free:
         raise UserError(

@@ -353,6 +353,8 @@ def _classes_from_map(entries: Sequence[tuple[str, int]], last_label: int) -> tu
         folders.setdefault(label, set()).add(path.rpartition("/")[0])
     count = max(last_label, *folders, 0) + 1
     named = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
+    if len(set(named.values())) < len(named):
+        named = {}  # one folder holds several classes, and its name is none of theirs
     return tuple(named.get(label) or str(label) for label in range(count))
 
 

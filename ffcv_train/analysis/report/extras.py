@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,15 @@ def extra_sections(found: Sequence[Found], titles: Sequence[str]) -> list[Sectio
     return sections
 
 
+@contextlib.contextmanager
+def _left_out(label: str, items: list[Item]) -> Iterator[None]:
+    """Say in a note what could not be computed, of a network that diverged say; the rest of the page stands."""
+    try:
+        yield
+    except UserError as error:
+        items.append(Text(f"{label}: {error}.", note=True))
+
+
 def _computed(
     logits: Sequence[tuple[str, LogitsFile]],
     curves: Sequence[Calibration],
@@ -137,7 +146,13 @@ def _computed(
         logits = logits[:MAX_INPUTS]
     curves = list(curves)
     for classes in dict.fromkeys(file.num_classes for _, file in logits):
-        named = [(label, statistics_of(file, THRESHOLD)) for label, file in logits if file.num_classes == classes]
+        named = []
+        for label, file in logits:
+            with _left_out(label, items):
+                if file.num_classes == classes:
+                    named.append((label, statistics_of(file, THRESHOLD)))
+        if not named:
+            continue
         items += tables_of(logit_table([(label, summarise(statistics)) for label, statistics in named]))
         items.append(_drawn("Near-zero logits", draw_near_zero(named)))
         items.append(_drawn("Distributions of logits", draw_distributions(named)))
@@ -146,7 +161,11 @@ def _computed(
         if len(curves) > MAX_INPUTS:
             items.append(Text(f"Only the first {MAX_INPUTS} of {len(curves)} reliability curves are shown.", note=True))
         items.append(_drawn("Reliability", draw_reliability(curves[:MAX_INPUTS])))
-    own = [(label, metrics_of(file), file.data_set) for label, file in logits if file.features is not None]
+    own = []
+    for label, file in logits:
+        with _left_out(f"features of {label}", items):
+            if file.features is not None:
+                own.append((label, metrics_of(file), file.data_set))
     rows = own or list(features)
     if rows:
         pairs = [(label, metrics) for label, metrics, _ in rows]

@@ -105,6 +105,6 @@ def _subtitle(runs: Sequence[Run]) -> str:
     """Architectures and data sets."""
     parts = [
         dict.fromkeys(str(run.config.get("model", {}).get("arch", "")) for run in runs),
-        dict.fromkeys(run.val_set for run in runs),
+        dict.fromkeys(Path(run.val_set).name for run in runs),
     ]
     return ", validated on ".join(text for part in parts if (text := ", ".join(filter(None, part))))

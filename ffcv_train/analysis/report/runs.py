@@ -35,7 +35,7 @@ class Run:
 
     @property
     def val_set(self) -> str:
-        return Path(self.config.get("data", {}).get("val_dataset", "")).name
+        return str(self.config.get("data", {}).get("val_dataset", ""))
 
 
 @dataclass(frozen=True, eq=False)
