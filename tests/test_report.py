@@ -428,3 +428,13 @@ def test_rules_on_measures_and_short_logs() -> None:
     assert rules.still_rising(far, EPOCHS) is None
     # A resolution that grows slows a run down rightly.
     assert rules.slowing_down(healthy()) is None
+
+
+def test_a_diverged_file_costs_its_own_figures_only(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    labels = torch.tensor([0, 1, 2] * 4)
+    torch.save({"logits": torch.full((12, 3), torch.nan), "labels": labels}, run / "bad.pt")
+    torch.save({"logits": torch.randn(12, 3), "labels": labels.int(), "features": torch.ones(12, 2) / 0}, run / "ok.pt")
+    text = texts(page_of(run, output=tmp_path / "r.html"))
+    assert "bad: " in text and "features of " in text and "not finite" in text
+    assert "Distributions of logits" in text
