@@ -1,6 +1,8 @@
 """Batches from image files: torch DataLoader's worker processes behind the interface of `loader.Loader`."""
 
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -104,7 +106,7 @@ class ImageLoader:
             batches = self._batches()
             self._plan.set(batches, self._epoch, self._resolution)
             start = time.perf_counter()
-            with _worker_ends():
+            with _worker_ends(), _no_news_of_children():
                 results = iter(self._workers)
             for keys in batches:
                 with _worker_ends():
@@ -168,6 +170,15 @@ class _Plan:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+
+@contextlib.contextmanager
+def _no_news_of_children() -> Iterator[None]:
+    """Keep PyTorch from raising wherever the main thread is when a worker dies; who waits for data notices anyway."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
