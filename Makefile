@@ -16,7 +16,7 @@ setup: ## make .venv and install what is needed (every target below does this fi
 	@bash tools/setup.sh
 
 quickstart: setup ## handwritten digits from images to a trained, evaluated checkpoint, in minutes
-	$(PY) -m ffcv_train.quickstart
+	$(PY) -m ffcv_train quickstart
 
 test: lint ## linters, types and all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
@@ -30,8 +30,8 @@ format: setup ## fix what the linters can fix
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-docs: setup ## write docs/options.md from ffcv_train/config.py
-	$(PY) -m ffcv_train.options_page > docs/options.md
+docs: setup ## write docs/options.md from ffcv_train/config/schema.py
+	$(PY) -m ffcv_train.config.options_page > docs/options.md
 
 clean: ## remove caches and the quickstart's outputs; .venv and runs/ stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis quickstart_run

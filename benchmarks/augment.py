@@ -20,16 +20,17 @@ import torch
 from PIL import Image, ImageOps
 from timm.data.random_erasing import RandomErasing
 
+from ffcv_train.augment import erasing, mixing, policy
+from ffcv_train.augment.pillow_policy import policy as pillow_policy
+from ffcv_train.cli.main import run_main
+from ffcv_train.config.schema import AugmentConfig
+from ffcv_train.data.sources.folders import IMAGE_SUFFIXES
+from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
+from ffcv_train.system.environment import describe_environment
+from ffcv_train.system.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from ffcv_train.augment import erasing, mixing, policy  # noqa: E402
-from ffcv_train.config import AugmentConfig  # noqa: E402
-from ffcv_train.data import image_worker  # noqa: E402
-from ffcv_train.data.sources import IMAGE_SUFFIXES  # noqa: E402
-from ffcv_train.environment import describe_environment  # noqa: E402
-from ffcv_train.errors import UserError, run_main  # noqa: E402
-from ffcv_train.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser  # noqa: E402
 
 Work = Callable[[int], object]
 
@@ -111,7 +112,7 @@ def ours(pillows: list[Image.Image], device: torch.device) -> dict[str, Work]:
 
 def theirs(pillows: list[Image.Image]) -> dict[str, Work]:
     """What worker processes of zip and folder do image by image, and timm's random erasing."""
-    rand, three = (image_worker.policy(AugmentConfig(policy=name)) for name in ("rand_augment", "three_augment"))
+    rand, three = (pillow_policy(AugmentConfig(policy=name)) for name in ("rand_augment", "three_augment"))
     erase = RandomErasing(probability=0.25, mode="pixel", device="cpu")
     tensors = [torch.randn(3, *image.size) for image in pillows]
     return {

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from sklearn.datasets import load_sample_image
-
-matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
+from sklearn.datasets import load_sample_image
+
+from ffcv_train.data.convert.encoding import encode_jpeg, restart_interval
+from ffcv_train.data.kernels.decode import Scratch
+from ffcv_train.data.kernels.jpeg import cut_tiles, parse_header
+from ffcv_train.data.kernels.resample import BILINEAR, resize_crop
+from ffcv_train.data.kernels.turbojpeg import decode_jpeg
+
+matplotlib.use("agg")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from ffcv_train.data.decoders import Scratch
-from ffcv_train.data.images import encode_jpeg, restart_interval
-from ffcv_train.data.jpeg import cut_tiles, parse_header
-from ffcv_train.data.resample import BILINEAR, resize_crop
-from ffcv_train.data.turbojpeg import decode_jpeg
 
 CROP = (118, 190, 150, 190)  # top, left, height, width
 SIDE = 160

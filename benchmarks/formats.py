@@ -26,22 +26,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from ffcv_train.augment import policy
-from ffcv_train.config import AugmentConfig
-from ffcv_train.data.beton import open_beton
-from ffcv_train.data.decoders import RandomResizedCrop
-from ffcv_train.data.image_loader import ImageLoader
-from ffcv_train.data.image_set import open_image_set
-from ffcv_train.data.loader import Loader
-from ffcv_train.data.make_zip import make_zips
-from ffcv_train.data.pool import usable_cores
-from ffcv_train.data.writer import WriteConfig, write_dataset
-from ffcv_train.distributed import Process
-from ffcv_train.environment import describe_environment
-from ffcv_train.errors import UserError, run_main
-from ffcv_train.records import write_json
+from ffcv_train.cli.main import run_main
+from ffcv_train.config.schema import AugmentConfig
+from ffcv_train.data.convert.make_zip import make_zips
+from ffcv_train.data.convert.write import WriteConfig, write_dataset
+from ffcv_train.data.format.beton import open_beton
+from ffcv_train.data.kernels.crops import RandomResizedCrop
+from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.image_loader import ImageLoader
+from ffcv_train.data.sources.image_set import open_image_set
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.environment import describe_environment
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import write_json
+from ffcv_train.system.resources import usable_cores
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 CPU = torch.device("cpu")
 ALONE = Process(0, 1, 0, 1, CPU)
@@ -111,7 +112,7 @@ def parse() -> argparse.Namespace:
 
 def prepare(folder: Path, scratch: Path, workers: int) -> None:
     """The photographs as train.zip and train.beton in `scratch`."""
-    make_zips(["--make-zip", str(folder), "--output", str(scratch), "--split", "train"])
+    make_zips(folder, scratch, "train")
     write_dataset(
         WriteConfig(
             data_dir=str(folder),

@@ -32,15 +32,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.loading.contenders import BETON_READERS, CONTENDERS, PLAIN, Files, available
 from benchmarks.loading.files import from_beton, from_folder
 from benchmarks.loading.process import Contender
-from ffcv_train.data.beton import open_beton
-from ffcv_train.data.pool import usable_cores
-from ffcv_train.errors import UserError, run_main
-from ffcv_train.records import write_json
+from ffcv_train.cli.main import run_main
+from ffcv_train.data.format.beton import open_beton
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import write_json
+from ffcv_train.system.resources import usable_cores
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 MODES = ("jpg", "proportion")
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "webdataset", "pillow", "nvidia-dali-cuda120")

@@ -23,17 +23,18 @@ from typing import Any
 
 import torch
 
+from ffcv_train.cli.main import run_main
+from ffcv_train.config.schema import LossConfig, ModelConfig, TrainingConfig
+from ffcv_train.losses import CRITERIA, create_criterion
+from ffcv_train.losses.base import Criterion
+from ffcv_train.losses.zipf import Zipf
+from ffcv_train.models.factory import check_resolution, create_model
+from ffcv_train.system.environment import describe_environment
+from ffcv_train.system.errors import UserError
+from ffcv_train.training.optim import create_optimizer
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from ffcv_train.config import LossConfig, ModelConfig, TrainingConfig  # noqa: E402
-from ffcv_train.environment import describe_environment  # noqa: E402
-from ffcv_train.errors import UserError, run_main  # noqa: E402
-from ffcv_train.losses import CRITERIA, create_criterion  # noqa: E402
-from ffcv_train.losses.base import Criterion  # noqa: E402
-from ffcv_train.losses.zipf import Zipf  # noqa: E402
-from ffcv_train.models.factory import check_resolution, create_model  # noqa: E402
-from ffcv_train.optim import create_optimizer  # noqa: E402
 
 WARM_UP = 3
 Work = Callable[[], None]

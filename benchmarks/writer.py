@@ -27,14 +27,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.conversion import JPEG_QUALITY, MAX_RESOLUTION, WRITERS
+from ffcv_train.cli.main import run_main
+from ffcv_train.data.format.beton import open_beton
+from ffcv_train.data.sources.folders import IMAGE_SUFFIXES
+from ffcv_train.system.environment import describe_environment
+from ffcv_train.system.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from benchmarks.conversion import JPEG_QUALITY, MAX_RESOLUTION, WRITERS  # noqa: E402
-from ffcv_train.data.beton import open_beton  # noqa: E402
-from ffcv_train.data.sources import IMAGE_SUFFIXES  # noqa: E402
-from ffcv_train.environment import describe_environment  # noqa: E402
-from ffcv_train.errors import UserError, run_main  # noqa: E402
 
 MODES = {"jpg": 1.0, "proportion": 0.5}
 """Write modes and their probability of JPEG."""

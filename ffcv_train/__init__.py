@@ -1,1 +1,3 @@
-"""ffcv_train: a high-throughput ImageNet trainer on FFCV, with the MaxSup criterion."""
+"""ffcv_train: train ImageNet classifiers fast on FFCV files, with the MaxSup criterion."""
+
+__version__ = "0.2.0"

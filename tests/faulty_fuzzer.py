@@ -4,7 +4,7 @@ import ctypes
 import time
 from pathlib import Path
 
-from benchmarks.fuzzing.supervisor import Outcome
+from fuzz.supervisor import Outcome
 
 FAULTS = {3: "crash", 5: "exception", 6: "hang", 8: "hang", 9: "wrong"}
 """Case 6 computes for ever, case 8 waits for ever."""

@@ -9,9 +9,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ffcv_train.analysis.features import FeatureMetrics, FeatureSums, feature_metrics, metrics_of, remarks
-from ffcv_train.analysis.logits_file import LogitsFile
-from ffcv_train.errors import UserError
+from ffcv_train.metrics.features import FeatureMetrics, FeatureSums, feature_metrics, metrics_of, remarks
+from ffcv_train.metrics.logits_file import LogitsFile
+from ffcv_train.system.errors import UserError
 
 
 def all_pairs(features: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ffcv_train.analysis.logit_figures import draw_distributions, draw_near_zero, share_edges
-from ffcv_train.analysis.logit_report import logit_table
-from ffcv_train.analysis.logits import (
+from ffcv_train.analysis.figures.logits import draw_distributions, draw_near_zero, logit_table, share_edges
+from ffcv_train.metrics.logits import (
     LogitStatistics,
     logit_statistics,
     margin,
@@ -18,8 +17,8 @@ from ffcv_train.analysis.logits import (
     statistics_of,
     summarise,
 )
-from ffcv_train.analysis.logits_file import LogitsFile
-from ffcv_train.errors import UserError
+from ffcv_train.metrics.logits_file import LogitsFile
+from ffcv_train.system.errors import UserError
 
 
 def cases(count: int, classes: int, seed: int = 0, scale: float = 2.0) -> tuple[Tensor, Tensor]:

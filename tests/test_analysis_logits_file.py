@@ -12,9 +12,9 @@ import torch
 from conftest import ROOT
 from torch import Tensor
 
-from ffcv_train.analysis import logits_file
-from ffcv_train.analysis.logits_file import RowBuffer, create_logits, fill_rows, read_logits, row_blocks
-from ffcv_train.errors import UserError
+from ffcv_train.metrics import logits_file
+from ffcv_train.metrics.logits_file import RowBuffer, create_logits, fill_rows, read_logits, row_blocks
+from ffcv_train.system.errors import UserError
 
 
 def rows(count: int, classes: int = 4, width: int = 6) -> dict[str, Tensor]:

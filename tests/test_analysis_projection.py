@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_train.analysis.projection import (
+from ffcv_train.metrics.projection import (
     confusion_rates,
     sample_classes,
     strongest_triple,

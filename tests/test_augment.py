@@ -16,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import Sampler
 
 from ffcv_train.augment import draws, erasing, mixing, operations, policy
-from ffcv_train.augment.augmenter import Augmenter
-from ffcv_train.config import AugmentConfig
-from ffcv_train.data.loader import Batch
-from ffcv_train.data.order import repeated_batches
-from ffcv_train.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
+from ffcv_train.config.schema import AugmentConfig
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.plan import repeated_batches
+from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
+from ffcv_train.training.augmenter import Augmenter
 
 SIDE = 64
 KEYS = np.arange(4000)

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from benchmarks.loading.files import from_beton
 from benchmarks.loading.process import Contender
-from ffcv_train.data.beton import open_beton
+from ffcv_train.data.format.beton import open_beton
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:

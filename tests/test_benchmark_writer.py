@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks import writer
 from benchmarks.conversion import WRITERS
 from benchmarks.writer import Run, convert, link_images, summarise, table
-from ffcv_train.errors import UserError
+from ffcv_train.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

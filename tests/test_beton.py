@@ -11,9 +11,20 @@ from ffcv.reader import Reader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ffcv_train.data import native
-from ffcv_train.data.beton import check_labels, open_beton, sidecar_path
-from ffcv_train.errors import UserError
+from ffcv_train.data.classes import check_labels
+from ffcv_train.data.format.beton import open_beton, sidecar_path
+from ffcv_train.data.format.layout import (
+    ALLOCATION,
+    FIELD_DESCRIPTION,
+    FORMAT_VERSION,
+    HEADER,
+    IMAGE_TYPE_ID,
+    INT_TYPE_ID,
+    MODE_JPG,
+    MODE_RAW,
+    SAMPLE,
+)
+from ffcv_train.system.errors import UserError
 
 
 @pytest.fixture
@@ -32,8 +43,8 @@ def patch(path: Path, offset: int, value: np.ndarray | bytes) -> None:
 
 def row_offset(path: Path, sample: int, field: str) -> int:
     """Where in the file a number of a sample's row lies."""
-    dtype = native.SAMPLE
-    start = native.HEADER.itemsize + 2 * native.FIELD_DESCRIPTION.itemsize + sample * dtype.itemsize
+    dtype = SAMPLE
+    start = HEADER.itemsize + 2 * FIELD_DESCRIPTION.itemsize + sample * dtype.itemsize
     return start + (dtype.fields["f1"][1] if field == "label" else dtype["f0"].fields[field][1])
 
 
@@ -48,14 +59,14 @@ def test_tables_equal_those_of_the_stock_reader(jpg_beton: Path) -> None:
 
 
 def test_our_layout_is_ffcvs() -> None:
-    assert native.FORMAT_VERSION == ffcv.types.CURRENT_VERSION
-    assert ffcv.types.HeaderType == native.HEADER
-    assert ffcv.types.FieldDescType == native.FIELD_DESCRIPTION
-    assert native.ALLOCATION == ffcv.types.ALLOC_TABLE_TYPE
-    assert ffcv.types.get_metadata_type([RGBImageField(), IntField()]) == native.SAMPLE
-    for type_id, field in ((native.IMAGE_TYPE_ID, RGBImageField), (native.INT_TYPE_ID, IntField)):
+    assert FORMAT_VERSION == ffcv.types.CURRENT_VERSION
+    assert ffcv.types.HeaderType == HEADER
+    assert ffcv.types.FieldDescType == FIELD_DESCRIPTION
+    assert ALLOCATION == ffcv.types.ALLOC_TABLE_TYPE
+    assert ffcv.types.get_metadata_type([RGBImageField(), IntField()]) == SAMPLE
+    for type_id, field in ((IMAGE_TYPE_ID, RGBImageField), (INT_TYPE_ID, IntField)):
         assert ffcv.types.TYPE_ID_HANDLER[type_id] is field
-    assert (IMAGE_MODES["jpg"], IMAGE_MODES["raw"]) == (native.MODE_JPG, native.MODE_RAW)
+    assert (IMAGE_MODES["jpg"], IMAGE_MODES["raw"]) == (MODE_JPG, MODE_RAW)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +108,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_fields_are_refused(copy: Path) -> None:
-    patch(copy, native.HEADER.itemsize + 1, b"photo")
+    patch(copy, HEADER.itemsize + 1, b"photo")
     with pytest.raises(UserError, match="photo"):
         open_beton(copy)
 

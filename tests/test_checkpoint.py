@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ffcv_train import checkpoint
-from ffcv_train.errors import UserError
+from ffcv_train.models import checkpoint
+from ffcv_train.system.errors import UserError
 
 
 class Exploit:

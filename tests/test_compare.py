@@ -22,27 +22,20 @@ import pytest
 import torch
 from conftest import ROOT, crops_of_photographs
 
+from ffcv_train.cli.arguments import parse_request
+from ffcv_train.cli.compare import parse_plan
+from ffcv_train.cli.measure import parse_measure_request
 from ffcv_train.comparison import run as running
-from ffcv_train.comparison.measure import is_measured, measure, parse_measure_request
-from ffcv_train.comparison.plan import (
-    Plan,
-    Run,
-    check_plan,
-    claim_folder,
-    devices,
-    measure_command,
-    parse_plan,
-    train_command,
-)
+from ffcv_train.comparison.measure import is_measured, measure
+from ffcv_train.comparison.plan import Plan, Run, check_plan, claim_folder, devices, measure_command, train_command
 from ffcv_train.comparison.published import published
 from ffcv_train.comparison.report import collect, spread, summarise, to_markdown, write_report
-from ffcv_train.config import ModelConfig, RunConfig, TrainingConfig
-from ffcv_train.distributed import Process
-from ffcv_train.errors import UserError
-from ffcv_train.evaluation_request import parse_request
+from ffcv_train.config.schema import ModelConfig, RunConfig, TrainingConfig
 from ffcv_train.models.factory import create_model
-from ffcv_train.progress import ProgressLine
-from ffcv_train.records import write_json
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import write_json
+from ffcv_train.system.progress import ProgressLine
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffcv_train.config import RunConfig, from_dict, load_config, to_dict
-from ffcv_train.errors import UserError
-from ffcv_train.options_page import page
+from ffcv_train.config.options_page import page
+from ffcv_train.config.read import from_dict, load_config, to_dict
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.system.errors import UserError
 
 
 def load(*arguments: str) -> RunConfig:

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ffcv_train import schedules
-from ffcv_train.build import batch_sizes, check_config, scaled_lr
-from ffcv_train.config import ModelConfig, RunConfig, load_config
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.losses import CRITERIA, create_criterion
 from ffcv_train.models.factory import create_model
+from ffcv_train.training import schedules
+from ffcv_train.training.setup import batch_sizes, check_config, scaled_lr
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.glob("*_configs/*.yaml"))
-CONFIGS = [*RECIPES, ROOT / "quickstart.yaml"]
+CONFIGS = [*RECIPES, ROOT / "ffcv_train" / "cli" / "quickstart.yaml"]
 
 # Keys that decide a result; a recipe states them even where they equal the default, which may change.
 RECIPE_KEYS = {

@@ -15,10 +15,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2 import functional as transforms
 
-from ffcv_train.data import decoders, jpeg
-from ffcv_train.data.beton import open_beton
-from ffcv_train.data.random import next_u64, seed_stream, uniform
-from ffcv_train.data.resample import FILTERS, resize_crop
+from ffcv_train.data.format.beton import open_beton
+from ffcv_train.data.kernels import decode, jpeg
+from ffcv_train.data.kernels.crops import RandomResizedCrop, crop_parameters, random_crop
+from ffcv_train.data.kernels.random import next_u64, seed_stream, uniform
+from ffcv_train.data.kernels.resample import FILTERS, resize_crop
 
 PHOTOGRAPH = load_sample_images().images[0][:, :, ::-1].copy()
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -52,19 +53,19 @@ def test_streams_of_neighbouring_keys_are_uniform_and_uncorrelated() -> None:
     assert len({first(a, b, c) for a in range(8) for b in range(8) for c in range(8)}) == 512
 
 
-def draw(height: int, width: int, crop: decoders.RandomResizedCrop, count: int) -> np.ndarray:
-    state, parameters = np.zeros(1, np.uint64), decoders.crop_parameters(crop)
+def draw(height: int, width: int, crop: RandomResizedCrop, count: int) -> np.ndarray:
+    state, parameters = np.zeros(1, np.uint64), crop_parameters(crop)
     rows = []
     for i in range(count):
         seed_stream(state, 3, 1, i)
-        rows.append(decoders.random_crop(height, width, parameters, state))
+        rows.append(random_crop(height, width, parameters, state))
     return np.array(rows)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.01, 1), st.floats(0.2, 1))
 def test_crops_lie_in_the_image(height: int, width: int, scale: float, ratio: float) -> None:
-    rows = draw(height, width, decoders.RandomResizedCrop((scale, 1.0), (ratio, 1 / ratio)), 20)
+    rows = draw(height, width, RandomResizedCrop((scale, 1.0), (ratio, 1 / ratio)), 20)
     top, left, h, w = rows[:, :4].T
     assert (h >= 1).all() and (w >= 1).all() and (top >= 0).all() and (left >= 0).all()
     assert (top + h <= height).all() and (left + w <= width).all()
@@ -72,7 +73,7 @@ def test_crops_lie_in_the_image(height: int, width: int, scale: float, ratio: fl
 
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 600)])
 def test_crops_are_distributed_as_torchvisions(shape: tuple[int, int]) -> None:
-    rows = draw(*shape, decoders.RandomResizedCrop(), 3000)
+    rows = draw(*shape, RandomResizedCrop(), 3000)
     torch.manual_seed(0)
     image = torch.zeros(3, *shape, dtype=torch.uint8)
     params = TorchvisionCrop(224).make_params
@@ -88,7 +89,7 @@ def test_crops_are_distributed_as_torchvisions(shape: tuple[int, int]) -> None:
 
 def resized(image: np.ndarray, box: tuple[int, int, int, int], size: int, kind: str, flip: bool = False) -> np.ndarray:
     target = np.empty((size, size, 3), np.uint8)
-    scratch = decoders.Scratch(1, 1, max(image.shape), size)
+    scratch = decode.Scratch(1, 1, max(image.shape), size)
     flat = np.ascontiguousarray(image).reshape(-1)
     resize_crop(flat, image.shape[1], *box, flip, FILTERS[kind], target, scratch.row, scratch.weights, scratch.spans)
     return target
@@ -241,16 +242,16 @@ def test_mutated_tiles_are_cut_or_refused_within_bounds(seed: int) -> None:
     assert 50 < refused < 500
 
 
-def loaded(jpgs: list[np.ndarray], crop: decoders.RandomResizedCrop, size: int) -> np.ndarray:
+def loaded(jpgs: list[np.ndarray], crop: RandomResizedCrop, size: int) -> np.ndarray:
     """What the loader's inner loop makes of JPEGs."""
     shapes = np.array([decode_rgb(jpg).shape[:2] for jpg in jpgs])
     heights, widths = shapes[:, 0].copy(), shapes[:, 1].copy()
     sizes = np.array([len(jpg) for jpg in jpgs])
-    scratch = decoders.Scratch(int((heights * widths * 3).max()), int(sizes.max()), int(shapes.max()), size)
+    scratch = decode.Scratch(int((heights * widths * 3).max()), int(sizes.max()), int(shapes.max()), size)
     target = np.empty((len(jpgs), size, size, 3), np.uint8)
     addresses = np.array([jpg.ctypes.data for jpg in jpgs], np.uint64)
     modes, indices = np.zeros(len(jpgs), np.uint8), np.arange(len(jpgs))
-    found = decoders.decode_samples(
+    found = decode.decode_samples(
         addresses,
         sizes,
         modes,
@@ -259,7 +260,7 @@ def loaded(jpgs: list[np.ndarray], crop: decoders.RandomResizedCrop, size: int) 
         indices,
         0,
         0,
-        decoders.crop_parameters(crop),
+        crop_parameters(crop),
         target,
         *scratch.arguments,
     )
@@ -267,11 +268,11 @@ def loaded(jpgs: list[np.ndarray], crop: decoders.RandomResizedCrop, size: int) 
     return target
 
 
-def crop_boxes(jpgs: list[np.ndarray], crop: decoders.RandomResizedCrop) -> list[tuple[int, int, int, int]]:
+def crop_boxes(jpgs: list[np.ndarray], crop: RandomResizedCrop) -> list[tuple[int, int, int, int]]:
     state, boxes = np.zeros(1, np.uint64), []
     for index, jpg in enumerate(jpgs):
         seed_stream(state, 0, 0, index)
-        boxes.append(decoders.random_crop(*decode_rgb(jpg).shape[:2], decoders.crop_parameters(crop), state)[:4])
+        boxes.append(random_crop(*decode_rgb(jpg).shape[:2], crop_parameters(crop), state)[:4])
     return boxes
 
 
@@ -283,7 +284,7 @@ def test_the_whole_path_equals_torchvisions_on_the_same_box(size: int, sampling:
     across = MCU[sampling][1]
     intervals = [max(d for d in divisors(-(-photo.shape[1] // across)) if d <= 5) for photo in photographs]
     jpgs = [encoded(p, interval, sampling) for p in photographs for interval in (0, *intervals[:1])]
-    crop = decoders.RandomResizedCrop(flip=0.0)
+    crop = RandomResizedCrop(flip=0.0)
     for image, jpg, box in zip(loaded(jpgs, crop, size), jpgs, crop_boxes(jpgs, crop), strict=True):
         whole = torchvision.io.decode_jpeg(torch.from_numpy(jpg))
         reference = transforms.resized_crop(whole, *box, [size, size], antialias=True).permute(1, 2, 0).numpy()
@@ -294,8 +295,8 @@ def test_the_whole_path_equals_torchvisions_on_the_same_box(size: int, sampling:
 
 def test_reduced_decoding_stays_near_the_accurate_one() -> None:
     jpgs = [encoded(PHOTOGRAPH, 4), encoded(PHOTOGRAPH, 0)]
-    plain = decoders.RandomResizedCrop((0.9, 1.0), flip=0.0)
-    reduced = decoders.RandomResizedCrop((0.9, 1.0), flip=0.0, dct_scaling=True)
+    plain = RandomResizedCrop((0.9, 1.0), flip=0.0)
+    reduced = RandomResizedCrop((0.9, 1.0), flip=0.0, dct_scaling=True)
     for size, differs in ((64, True), (96, True), (300, False)):
         a, b = loaded(jpgs, plain, size).astype(int), loaded(jpgs, reduced, size).astype(int)
         assert (np.abs(a - b).mean() > 0) == differs

@@ -14,15 +14,16 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ffcv_train import schedules
-from ffcv_train.config import DistillConfig, LrConfig, ModelConfig, RunConfig, load_config
-from ffcv_train.distill import Teacher, distillation_loss
-from ffcv_train.errors import UserError
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import DistillConfig, LrConfig, ModelConfig, RunConfig
 from ffcv_train.losses import CRITERIA
 from ffcv_train.models.factory import create_model
-from ffcv_train.normalise import Normaliser
-from ffcv_train.optim import create_optimizer
-from ffcv_train.trainer import Trainer
+from ffcv_train.models.normalise import Normaliser
+from ffcv_train.system.errors import UserError
+from ffcv_train.training import schedules
+from ffcv_train.training.distill import Teacher, distillation_loss
+from ffcv_train.training.optim import create_optimizer
+from ffcv_train.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 Betons = tuple[Path, Path]

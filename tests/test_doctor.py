@@ -4,7 +4,6 @@ import dataclasses
 import json
 import mmap
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -17,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_train import build
-from ffcv_train.config import ResolutionConfig, RunConfig, load_config
-from ffcv_train.data import residency
-from ffcv_train.data.residency import cached_share, resident_pages
-from ffcv_train.distributed import Process
-from ffcv_train.doctor import examination, measure
+from ffcv_train.cli.doctor import parse_request
+from ffcv_train.cli.main import run
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import ResolutionConfig, RunConfig
+from ffcv_train.data import open as opening
+from ffcv_train.doctor import examination, measure, residency
 from ffcv_train.doctor.balance import (
     Facts,
     Forecast,
@@ -36,9 +35,10 @@ from ffcv_train.doctor.balance import (
 )
 from ffcv_train.doctor.measure import Sample, speed, time_loader, times
 from ffcv_train.doctor.report import print_report
-from ffcv_train.doctor.request import parse_request
-from ffcv_train.errors import UserError
-from ffcv_train.trainer import Trainer
+from ffcv_train.doctor.residency import cached_share, resident_pages
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
+from ffcv_train.training.trainer import Trainer
 
 ALONE = Process(0, 1, 0, 1, torch.device("cpu"))
 Betons = tuple[Path, Path]
@@ -276,8 +276,7 @@ def options(train: Path | str, *more: str) -> list[str]:
 
 def run_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
-    sys.modules.pop("ffcv_train.doctor.__main__", None)
-    runpy.run_module("ffcv_train.doctor", run_name="__main__")
+    run("doctor")
 
 
 def test_command(
@@ -338,7 +337,7 @@ def test_several_devices_share_the_cores(small_betons: Betons, capsys: pytest.Ca
 def test_a_file_larger_than_memory_is_measured_from_pages(
     small_betons: Betons, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (examination, build):
+    for module in (examination, opening):
         monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     report = examination.examine(parse_request(options(small_betons[0], "--seconds=0.05")), ALONE)
     assert not report["data_set"]["fits"] and not report["data_set"]["measured_in_memory"]

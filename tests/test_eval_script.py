@@ -19,8 +19,9 @@ from conftest import ROOT, crops_of_photographs
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-from ffcv_train.checkpoint import save_checkpoint
-from ffcv_train.config import ModelConfig, RunConfig, load_config, to_dict
+from ffcv_train.config.read import load_config, to_dict
+from ffcv_train.config.schema import ModelConfig, RunConfig
+from ffcv_train.models.checkpoint import save_checkpoint
 from ffcv_train.models.factory import create_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

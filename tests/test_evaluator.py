@@ -14,10 +14,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from ffcv_train.distributed import process_group
-from ffcv_train.evaluator import AMP_DTYPES, evaluate, evaluation_mode, predict
-from ffcv_train.metrics import MetricSums
-from ffcv_train.normalise import Normaliser
+from ffcv_train.evaluation.predict import evaluate, predict
+from ffcv_train.metrics.classification import MetricSums
+from ffcv_train.models.inspect.trace import evaluation_mode
+from ffcv_train.models.network import AMP_DTYPES
+from ffcv_train.models.normalise import Normaliser
+from ffcv_train.system.distributed import process_group
 
 CPU = torch.device("cpu")
 SAMPLES, CLASSES = 997, 7

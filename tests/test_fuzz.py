@@ -1,4 +1,4 @@
-"""A share of benchmarks/fuzz.py through its command, that it notices what it is to find, and what it has found."""
+"""A share of benchmarks/run.py through its command, that it notices what it is to find, and what it has found."""
 
 import ctypes
 import faulthandler
@@ -17,21 +17,22 @@ import pytest
 import torch
 from conftest import ROOT
 from faulty_fuzzer import FAULTS, FaultyFuzzer
+from run.beton_mutations import Layout, write_seeds
+from run.guard import GuardedDecoder, GuardedMemory, GuardError, Request
+from run.supervisor import supervise
 from sklearn.datasets import load_sample_images
 
-from benchmarks import fuzz
-from benchmarks.fuzzing import betons as betons_module
-from benchmarks.fuzzing import jpeg_mutations, jpegs, second_opinion
-from benchmarks.fuzzing.beton_mutations import Layout, write_seeds
-from benchmarks.fuzzing.guard import GuardedDecoder, GuardedMemory, GuardError, Request
-from benchmarks.fuzzing.supervisor import supervise
-from ffcv_train.data import jpeg, native
-from ffcv_train.data import loader as loader_module
-from ffcv_train.data.beton import open_beton, sidecar_path
-from ffcv_train.data.decoders import BAD_HEADER, BAD_JPEG, CenterCrop, RandomResizedCrop, crop_parameters
-from ffcv_train.data.loader import Loader
-from ffcv_train.data.verify import verify
-from ffcv_train.errors import UserError
+from ffcv_train.data.format.beton import open_beton, sidecar_path
+from ffcv_train.data.format.layout import IMAGE, SAMPLE
+from ffcv_train.data.format.verify import verify
+from ffcv_train.data.kernels import jpeg
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
+from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG
+from ffcv_train.data.loading import beton_loader as loader_module
+from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.system.errors import UserError
+from fuzz import betons as betons_module
+from fuzz import jpeg_mutations, jpegs, run, second_opinion
 
 PHOTOGRAPH = load_sample_images().images[0][:, :, ::-1].copy()
 
@@ -136,8 +137,8 @@ def patch(path: Path, offset: int, value: np.generic) -> None:
 
 
 def row_offset(path: Path, sample: int, field: str) -> int:
-    start = Layout.of(path.read_bytes()).samples + sample * native.SAMPLE.itemsize
-    return start + native.IMAGE.fields[field][1]  # type: ignore[index]
+    start = Layout.of(path.read_bytes()).samples + sample * SAMPLE.itemsize
+    return start + IMAGE.fields[field][1]  # type: ignore[index]
 
 
 def test_a_pointer_to_another_samples_image_is_refused(beton: Path) -> None:
@@ -372,4 +373,4 @@ def test_damaged_files_end_in_images_or_clear_errors(tmp_path: Path, jpg_beton: 
 def test_options_are_checked(options: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["fuzz.py", "--betons", "1", "--jpegs", "0", *options])
     with pytest.raises(UserError, match=words):
-        fuzz.main()
+        run.main()

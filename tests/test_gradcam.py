@@ -16,17 +16,18 @@ from matplotlib import image
 from PIL import Image
 from torch import Tensor, nn
 
-from ffcv_train.analysis.gradcam_figure import overlay, percent
-from ffcv_train.checkpoint import save_checkpoint
-from ffcv_train.config import ModelConfig, RunConfig, load_config, to_dict
-from ffcv_train.distributed import Process
-from ffcv_train.evaluation_run import Network
-from ffcv_train.gradcam import gradcam
-from ffcv_train.gradcam_images import centre_crop, open_images
+from ffcv_train.analysis.figures.gradcam import overlay, percent
+from ffcv_train.config.read import load_config, to_dict
+from ffcv_train.config.schema import ModelConfig, RunConfig
+from ffcv_train.evaluation.gradcam import gradcam
+from ffcv_train.evaluation.gradcam_images import centre_crop, open_images
+from ffcv_train.models.checkpoint import save_checkpoint
 from ffcv_train.models.class_names import read_names
 from ffcv_train.models.factory import create_model
-from ffcv_train.models.feature_map import FeatureMap, find_feature_map
-from ffcv_train.normalise import Normaliser
+from ffcv_train.models.inspect.feature_map import FeatureMap, find_feature_map
+from ffcv_train.models.network import Network
+from ffcv_train.models.normalise import Normaliser
+from ffcv_train.system.distributed import Process
 
 Betons = tuple[Path, Path]
 MEAN, STD = (0.5, 0.4, 0.45), (0.2, 0.25, 0.22)

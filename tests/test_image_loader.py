@@ -19,19 +19,22 @@ from conftest import ROOT, crops_of_photographs
 from PIL import Image
 from test_trainer import ALONE, free_port, log, run_script, same_weights
 
-from ffcv_train.config import AugmentConfig, RunConfig, load_config
-from ffcv_train.data import archive_cache
-from ffcv_train.data.beton import Beton, check_labels, open_beton
-from ffcv_train.data.data_set import open_data_set
-from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
-from ffcv_train.data.image_loader import ImageLoader, _worker_ends
-from ffcv_train.data.image_set import ImageSet, Places, open_image_set
-from ffcv_train.data.loader import Batch, Loader
-from ffcv_train.data.make_zip import make_zips
-from ffcv_train.data.writer import WriteConfig, write_dataset
-from ffcv_train.distributed import Process
-from ffcv_train.errors import UserError
-from ffcv_train.trainer import Trainer
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import AugmentConfig, RunConfig
+from ffcv_train.data.classes import check_labels
+from ffcv_train.data.convert.make_zip import make_zips
+from ffcv_train.data.convert.write import WriteConfig, write_dataset
+from ffcv_train.data.format.beton import Beton, open_beton
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
+from ffcv_train.data.loading import archive_cache
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.image_loader import ImageLoader, _worker_ends
+from ffcv_train.data.open import open_data_set
+from ffcv_train.data.sources.image_set import ImageSet, Places, open_image_set
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
+from ffcv_train.training.trainer import Trainer
 
 CROP = RandomResizedCrop((0.3, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 
@@ -45,7 +48,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = root / "folder" / split / ("ant", "bee", "cow")[number % 3] / f"{number:02d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path, quality=92)
-    make_zips(["--make-zip", str(root / "folder"), "--output", str(root)])
+    make_zips(root / "folder", root)
     for split in ("train", "val"):
         settings = {"data_dir": str(root / "folder"), "write_path": str(root / f"{split}.beton")}
         write_dataset(WriteConfig(split=split, write_mode="raw", num_workers=1, **settings))
@@ -386,13 +389,13 @@ load = archive_cache._load
 def slow(archive, process):
     time.sleep(6)
     if failing:
-        raise archive_cache.UserError("it does not fit")
+        raise UserError("it does not fit")
     return load(archive, process)
 archive_cache._load = slow
 try:
     cache = archive_cache.ArchiveCache(Path(sys.argv[3]), Process(rank, 2, rank, 2, torch.device("cpu")))
     print(Path(cache.path).read_bytes().decode())
-except archive_cache.UserError as error:
+except UserError as error:
     print(error)
 torch.distributed.barrier()
 """

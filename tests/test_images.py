@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ffcv_train.data.encoding import Encoding, encode_image, stores_jpeg
-from ffcv_train.data.images import ImageError, contiguous, decode_rgb, encode_jpeg, restart_interval, shrink
+from ffcv_train.data.convert.encoding import Encoding, encode_image, encode_jpeg, restart_interval, shrink, stores_jpeg
+from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
 
 # Pillow warns of odd palettes and of broken Exif blocks; the writer silences it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

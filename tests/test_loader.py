@@ -9,13 +9,15 @@ import torch
 from conftest import Samples
 from torchvision.transforms.v2 import functional as transforms
 
-from ffcv_train.data import loader as loader_module
-from ffcv_train.data.beton import open_beton
-from ffcv_train.data.decoders import CenterCrop, RandomResizedCrop
-from ffcv_train.data.loader import Batch, Loader
-from ffcv_train.data.memory import check_fits
-from ffcv_train.data.pages import PageCache
-from ffcv_train.errors import UserError
+from ffcv_train.data.format.beton import open_beton
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
+from ffcv_train.data.kernels.decode import decode_samples
+from ffcv_train.data.loading import beton_loader as loader_module
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.pages import PageCache
+from ffcv_train.data.open import check_fits
+from ffcv_train.system.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -114,14 +116,14 @@ def test_evaluation_yields_every_sample_once(jpg_beton: Path, world_size: int) -
 def test_resolution_changes_at_once_and_without_compiling(jpg_beton: Path) -> None:
     loader = make(jpg_beton)
     list(loader)
-    signatures = len(loader_module.decode_samples.signatures)
+    signatures = len(decode_samples.signatures)
     for side in (32, 96, 40, 128):
         loader.set_resolution(side)
         first = images_by_sample(list(loader))
         assert {image.shape for image in first.values()} == {(3, side, side)}
         fresh = images_by_sample(epoch(jpg_beton, resolution=side))
         assert all(torch.equal(first[i], fresh[i]) for i in first)
-    assert len(loader_module.decode_samples.signatures) == signatures
+    assert len(decode_samples.signatures) == signatures
     loader.close()
 
 

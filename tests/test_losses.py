@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ffcv_train.config import LossConfig
-from ffcv_train.errors import UserError
+from ffcv_train.config.schema import LossConfig
 from ffcv_train.losses import CRITERIA, create_criterion
 from ffcv_train.losses.base import Criterion
 from ffcv_train.losses.cross_entropy import cross_entropy
-from ffcv_train.losses.dense_head import DenseHead
 from ffcv_train.losses.error_amplification_only import error_amplification_only
 from ffcv_train.losses.label_smoothing import label_smoothing
 from ffcv_train.losses.logit_penalty import logit_penalty
 from ffcv_train.losses.maxsup import maxsup
 from ffcv_train.losses.regularization_only import regularization_only
 from ffcv_train.losses.zipf import Zipf
+from ffcv_train.models.inspect.dense_head import DenseHead
+from ffcv_train.system.errors import UserError
 
 BATCH, CLASSES = 6, 5
 # Arg maxima at seven positions of each sample's feature map: some classes without a vote, some tied.

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from test_trainer import Betons, config, log, same_weights, train
 from torch import Tensor
 
-from ffcv_train.checkpoint import load_checkpoint
-from ffcv_train.config import LossConfig
-from ffcv_train.distributed import Process, process_group
+from ffcv_train.config.schema import LossConfig
 from ffcv_train.losses import create_criterion
 from ffcv_train.losses.online_label_smoothing import OnlineLabelSmoothing, online_label_smoothing
-from ffcv_train.trainer import Stopped, Trainer
+from ffcv_train.models.checkpoint import load_checkpoint
+from ffcv_train.system.distributed import Process, process_group
+from ffcv_train.training.trainer import Stopped, Trainer
 
 CLASSES = 5
 

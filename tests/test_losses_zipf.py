@@ -13,15 +13,15 @@ import torchvision
 from test_trainer import Betons, log, same_weights, train
 from torch import Tensor, nn
 
-from ffcv_train.checkpoint import load_checkpoint
-from ffcv_train.config import LossConfig, ModelConfig
-from ffcv_train.errors import UserError
+from ffcv_train.config.schema import LossConfig, ModelConfig
 from ffcv_train.losses import create_criterion
 from ffcv_train.losses.cross_entropy import cross_entropy
-from ffcv_train.losses.dense_head import find_dense_head
 from ffcv_train.losses.zipf import Zipf, zipf, zipf_distribution
+from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import create_model
-from ffcv_train.trainer import Stopped, Trainer
+from ffcv_train.models.inspect.dense_head import find_dense_head
+from ffcv_train.system.errors import UserError
+from ffcv_train.training.trainer import Stopped, Trainer
 
 CLASSES = 7
 

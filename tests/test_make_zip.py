@@ -13,10 +13,12 @@ import pytest
 from conftest import ROOT, crops_of_photographs
 from PIL import Image
 
-from ffcv_train.data import make_zip
-from ffcv_train.data.make_zip import make_zips
-from ffcv_train.data.sources import Request, open_source, read_map
-from ffcv_train.errors import UserError
+from ffcv_train.data.convert import make_zip
+from ffcv_train.data.convert.make_zip import make_zips
+from ffcv_train.data.sources.open import open_source
+from ffcv_train.data.sources.source import Request
+from ffcv_train.data.sources.zips import read_map
+from ffcv_train.system.errors import UserError
 
 
 def write_images(folder: Path, names: list[str]) -> None:
@@ -34,10 +36,10 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("more", [[], ["--compress"]])
-def test_layout_and_round_trip(images: Path, tmp_path: Path, more: list[str]) -> None:
+@pytest.mark.parametrize("compress", [False, True])
+def test_layout_and_round_trip(images: Path, tmp_path: Path, compress: bool) -> None:
     output = tmp_path / "new" / "zips"
-    made = make_zips(["--make-zip", str(images), "--output", str(output), *more])
+    made = make_zips(images, output, compress=compress)
     assert {path.name for path in made} == {path.name for path in output.iterdir()}
     assert {path.name for path in made} == {"train.zip", "train_map.txt", "val.zip", "val_map.txt", "classes.txt"}
     assert (output / "classes.txt").read_text().split() == ["cat", "dog", "eel"]
@@ -48,7 +50,7 @@ def test_layout_and_round_trip(images: Path, tmp_path: Path, more: list[str]) ->
         assert archive.testzip() is None
         assert archive.namelist() == [f"train/{name}" for name, _ in train]
         kinds = {entry.compress_type for entry in archive.infolist()}
-        assert kinds == {zipfile.ZIP_DEFLATED if more else zipfile.ZIP_STORED}
+        assert kinds == {zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED}
     with zipfile.ZipFile(output / "val.zip") as archive:
         assert archive.read("val/dog_1.jpg") == (images / "val/dog/1.jpg").read_bytes()
     for split in ("train", "val"):
@@ -61,17 +63,16 @@ def test_layout_and_round_trip(images: Path, tmp_path: Path, more: list[str]) ->
 
 def test_the_same_images_make_the_same_files(images: Path, tmp_path: Path) -> None:
     for output in ("a", "b"):
-        make_zips(["--make-zip", str(images), "--output", str(tmp_path / output)])
+        make_zips(images, tmp_path / output)
         os.utime(images / "train/cat/a.jpg", (1, 1))
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_class_folders_alone_want_a_split(images: Path, tmp_path: Path) -> None:
-    arguments = ["--make-zip", str(images / "val"), "--output", str(tmp_path / "out")]
     with pytest.raises(UserError, match="say which split they are with --split"):
-        make_zips(arguments)
-    make_zips([*arguments, "--split", "val"])
+        make_zips(images / "val", tmp_path / "out")
+    make_zips(images / "val", tmp_path / "out", "val")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["classes.txt", "val.zip", "val_map.txt"]
 
 
@@ -79,7 +80,7 @@ def test_beyond_four_gigabytes_archives_are_zip64(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 500)  # of the size of a member or an offset, 2 GiB otherwise
-    make_zips(["--make-zip", str(images), "--output", str(tmp_path / "out")])
+    make_zips(images, tmp_path / "out")
     monkeypatch.undo()
     assert b"PK\x06\x06" in (tmp_path / "out/train.zip").read_bytes()
     packed = open_source("zip", Request(str(tmp_path / "out"), "train"))
@@ -107,7 +108,7 @@ def test_what_cannot_be_packed(images: Path, tmp_path: Path, damage: object, mes
     if "cannot read" in message and os.geteuid() == 0:
         pytest.skip("root reads all files")
     with pytest.raises(UserError, match=message):
-        make_zips(["--make-zip", str(images), "--output", str(tmp_path / "out")])
+        make_zips(images, tmp_path / "out")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
@@ -115,11 +116,11 @@ def test_what_was_there_stays_where_packing_fails(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    make_zips(["--make-zip", str(images), "--output", str(output)])
+    make_zips(images, output)
     before = {file.name: file.read_bytes() for file in output.iterdir()}
     monkeypatch.setattr(make_zip.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(UserError, match="free space there"):
-        make_zips(["--make-zip", str(images), "--output", str(output)])
+        make_zips(images, output)
     monkeypatch.undo()
 
     def full(*arguments: object) -> None:
@@ -127,7 +128,7 @@ def test_what_was_there_stays_where_packing_fails(
 
     monkeypatch.setattr(make_zip.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device; it is as it was before"):
-        make_zips(["--make-zip", str(images), "--output", str(output)])
+        make_zips(images, output)
     assert {file.name: file.read_bytes() for file in output.iterdir()} == before
 
 

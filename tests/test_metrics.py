@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from ffcv_train.metrics import BINS, MetricSums, confidence_bins
+from ffcv_train.metrics.classification import BINS, MetricSums, confidence_bins
 
 
 def sums_of(logits: torch.Tensor, labels: torch.Tensor) -> MetricSums:

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ffcv_train.config import ModelConfig
-from ffcv_train.errors import UserError
+from ffcv_train.config.schema import ModelConfig
 from ffcv_train.models.blurpool import apply_blurpool
 from ffcv_train.models.factory import check_resolution, create_model, find_arch, pretrained_normalisation
 from ffcv_train.models.weights import load_weights, read_state_dict
+from ffcv_train.system.errors import UserError
 
 CIFAR = ModelConfig(arch="cifar_resnet20")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from ffcv_train.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
+from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 
 
 def images(height: int = 17, width: int = 9) -> torch.Tensor:

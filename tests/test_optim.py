@@ -9,10 +9,10 @@ import torch
 import torchvision
 from torch import nn
 
-from ffcv_train.config import ModelConfig, TrainingConfig
-from ffcv_train.errors import UserError
+from ffcv_train.config.schema import ModelConfig, TrainingConfig
 from ffcv_train.models.factory import create_model
-from ffcv_train.optim import create_optimizer, parameter_groups
+from ffcv_train.system.errors import UserError
+from ffcv_train.training.optim import create_optimizer, parameter_groups
 
 
 class Small(nn.Module):

@@ -39,7 +39,7 @@ def test_from_photographs_to_metrics(tmp_path: Path) -> None:
     script("write_dataset.py", "--verify", tmp_path / "train.beton")
     output = script(
         "train_imagenet.py",
-        "--config-file=quickstart.yaml",
+        "--config-file=ffcv_train/cli/quickstart.yaml",
         f"--data.train_dataset={tmp_path / 'train.beton'}",
         f"--data.val_dataset={tmp_path / 'val.beton'}",
         "--data.num_workers=1",

@@ -12,10 +12,12 @@ from conftest import ROOT
 from matplotlib import image
 from scipy.stats import binomtest
 
-from ffcv_train.analysis.reliability import draw_reliability, read_calibration, save_figure, wilson_interval
-from ffcv_train.errors import UserError
-from ffcv_train.metrics import MetricSums
-from ffcv_train.records import write_json
+from ffcv_train.analysis.figures.reliability import draw_reliability
+from ffcv_train.analysis.figures.style import save_figure
+from ffcv_train.metrics.calibration import read_calibration, wilson_interval
+from ffcv_train.metrics.classification import MetricSums
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import write_json
 
 
 def metrics(scale: float = 1.0, count: int = 400) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ffcv_train.analysis.report.content import Table, Text, picture, tables_of
 from ffcv_train.analysis.report.curves import draw_runs, mean_curve
 from ffcv_train.analysis.report.page import NOTHING_WRONG
 from ffcv_train.analysis.report.runs import Run, read_run
-from ffcv_train.errors import UserError
+from ffcv_train.system.errors import UserError
 
 EPOCHS = 20
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -14,12 +14,13 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ffcv_train import environment, progress, runlog
-from ffcv_train.environment import describe_environment, git_revision, versions
-from ffcv_train.errors import UserError
-from ffcv_train.progress import ProgressLine, duration
-from ffcv_train.records import to_plain, write_json
-from ffcv_train.runlog import RunLog, epoch_summary
+from ffcv_train.system import environment, progress
+from ffcv_train.system.environment import describe_environment, git_revision, versions
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import to_plain, write_json
+from ffcv_train.system.progress import ProgressLine, duration
+from ffcv_train.training import runlog
+from ffcv_train.training.runlog import RunLog, epoch_summary
 
 
 def record(epoch: int, **more: Any) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffcv_train import schedules
-from ffcv_train.config import LrConfig, ResolutionConfig
-from ffcv_train.errors import UserError
+from ffcv_train.config.schema import LrConfig, ResolutionConfig
+from ffcv_train.losses.base import alpha
+from ffcv_train.system.errors import UserError
+from ffcv_train.training import schedules
 
 
 @pytest.mark.parametrize(
@@ -106,9 +107,9 @@ def test_resolution_without_a_ramp_jumps_after_its_epoch() -> None:
 
 
 def test_alpha_is_linear_in_the_epoch() -> None:
-    weights = [schedules.alpha(0.1, 0.2, 4, epoch) for epoch in range(4)]
+    weights = [alpha(0.1, 0.2, 4, epoch) for epoch in range(4)]
     assert weights == pytest.approx([0.1, 0.125, 0.15, 0.175])
-    assert schedules.alpha(0.1, 0.1, 7, 5) == pytest.approx(0.1)
+    assert alpha(0.1, 0.1, 7, 5) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ffcv_train.data.sources import Request, Source, open_source, parse_map, read_class_names
-from ffcv_train.errors import UserError
+from ffcv_train.data.sources.class_files import read_class_names
+from ffcv_train.data.sources.open import open_source
+from ffcv_train.data.sources.source import Request, Source
+from ffcv_train.data.sources.zips import parse_map
+from ffcv_train.system.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -20,19 +20,20 @@ from test_trainer import ALONE, Betons, config, free_port, log, options, run_scr
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ffcv_train import signals
-from ffcv_train.checkpoint import load_checkpoint, save_checkpoint
-from ffcv_train.config import TrainingConfig
-from ffcv_train.data import memory
-from ffcv_train.ema import WeightAverage
-from ffcv_train.errors import UserError
+from ffcv_train.config.schema import TrainingConfig
+from ffcv_train.data import open
+from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
 from ffcv_train.models.cifar_resnet import CifarResNet
-from ffcv_train.optim import create_optimizer
-from ffcv_train.resume import load_optimizer
-from ffcv_train.runlog import RunLog
-from ffcv_train.signals import StopRequest
-from ffcv_train.status import Status, StatusBoard
-from ffcv_train.trainer import Stopped, Trainer
+from ffcv_train.system import signals
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.resources import available_bytes
+from ffcv_train.system.signals import StopRequest
+from ffcv_train.training.ema import WeightAverage
+from ffcv_train.training.optim import create_optimizer
+from ffcv_train.training.resume import load_optimizer
+from ffcv_train.training.runlog import RunLog
+from ffcv_train.training.status import Status, StatusBoard
+from ffcv_train.training.trainer import Stopped, Trainer
 
 
 class Killed(BaseException):
@@ -199,7 +200,7 @@ def test_a_fresh_start_where_a_resume_was_asked_for_is_said(
 def test_names_of_runs_are_not_taken_twice(
     small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ffcv_train import resume
+    from ffcv_train.training import resume
 
     class Noon(resume.datetime.datetime):
         @classmethod
@@ -220,9 +221,9 @@ def test_a_cached_data_set_counts_as_available(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "memory.max").write_text(f"{6 * gib}\n")
     (tmp_path / "memory.current").write_text(f"{5 * gib}\n")
     (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {gib}\nactive_file {3 * gib}\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * gib})())
-    assert memory.available_bytes() == 5 * gib
+    monkeypatch.setattr(open, "_CGROUP", tmp_path)
+    monkeypatch.setattr(open.psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * gib})())
+    assert available_bytes() == 5 * gib
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's full disk")
@@ -303,7 +304,7 @@ def test_two_ranks_stop_at_once_when_told_twice_and_resume(small_betons: Betons,
 def test_ranks_that_do_not_see_the_checkpoint_do_not_wait_for_ever(
     small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ffcv_train import trainer as trainer_module
+    from ffcv_train.training import trainer as trainer_module
 
     run = stopped_run(small_betons, tmp_path, monkeypatch)
     asked: list[Any] = []
@@ -330,7 +331,7 @@ def test_training_goes_on_when_nobody_reads_its_output(small_betons: Betons, tmp
 
 
 def test_a_script_whose_reader_leaves_says_nothing(tmp_path: Path) -> None:
-    program = "from ffcv_train.errors import run_main\nrun_main(lambda: [print('line') for _ in range(100_000)])"
+    program = "from ffcv_train.cli.main import run_main\nrun_main(lambda: [print('line') for _ in range(100_000)])"
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -13,13 +13,14 @@ import pytest
 import torch
 from conftest import ROOT, Samples, crops_of_photographs, write_stock_beton
 
-from ffcv_train import trainer as trainer_module
-from ffcv_train.analysis.logits_file import read_logits
-from ffcv_train.checkpoint import load_checkpoint
-from ffcv_train.config import RunConfig, load_config
-from ffcv_train.distributed import Process, process_group
-from ffcv_train.errors import UserError
-from ffcv_train.trainer import Stopped, Trainer
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.metrics.logits_file import read_logits
+from ffcv_train.models.checkpoint import load_checkpoint
+from ffcv_train.models.normalise import Normaliser
+from ffcv_train.system.distributed import Process, process_group
+from ffcv_train.system.errors import UserError
+from ffcv_train.training.trainer import Stopped, Trainer
 
 ALONE = Process(0, 1, 0, 1, torch.device("cpu"))
 Betons = tuple[Path, Path]
@@ -143,11 +144,11 @@ def test_auto_resume_takes_the_newest_run_of_the_same_configuration(small_betons
 def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoint(
     small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, normalise = Trainer.train_step, trainer_module.Normaliser.__call__
+    step, normalise = Trainer.train_step, Normaliser.__call__
 
     def spoil(self: Trainer, epoch: int, number: int, batches: Any) -> float:
         if (epoch, number) == (1, 3):
-            monkeypatch.setattr(trainer_module.Normaliser, "__call__", lambda s, x: normalise(s, x) * float("nan"))
+            monkeypatch.setattr(Normaliser, "__call__", lambda s, x: normalise(s, x) * float("nan"))
         return step(self, epoch, number, batches)
 
     monkeypatch.setattr(Trainer, "train_step", spoil)
@@ -302,7 +303,7 @@ def test_data_sets_that_do_not_fit_each_other_are_refused(small_betons: Betons, 
 
 
 def test_too_little_memory_is_refused(small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffcv_train.build.available_bytes", lambda: 1000)
+    monkeypatch.setattr("ffcv_train.data.open.available_bytes", lambda: 1000)
     with pytest.raises(UserError, match="in_memory=0"):
         train(small_betons, tmp_path)
     train(small_betons, tmp_path, "--data.in_memory=0", "--training.epochs=1")

@@ -17,13 +17,14 @@ from conftest import ROOT, Samples, crops_of_photographs, write_stock_beton
 from matplotlib import image
 from torch import nn
 
-from ffcv_train.analysis.features import feature_metrics
-from ffcv_train.analysis.logits_file import read_logits
-from ffcv_train.config import ModelConfig, RunConfig, load_config
-from ffcv_train.distributed import Process
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import ModelConfig, RunConfig
+from ffcv_train.metrics.features import feature_metrics
+from ffcv_train.metrics.logits_file import read_logits
 from ffcv_train.models.factory import create_model
-from ffcv_train.models.last_layer import find_last_layer
-from ffcv_train.trainer import Trainer
+from ffcv_train.models.inspect.last_layer import find_last_layer
+from ffcv_train.system.distributed import Process
+from ffcv_train.training.trainer import Trainer
 
 Betons = tuple[Path, Path]
 Script = Callable[..., str]

@@ -23,15 +23,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ffcv_train.config import load_config
-from ffcv_train.data.beton import open_beton, sidecar_path
-from ffcv_train.data.encoding import EncodedSample
-from ffcv_train.data.pagefile import PageFile
-from ffcv_train.data.verify import verify
-from ffcv_train.data.worker import write_samples
-from ffcv_train.data.writer import WriteConfig, WriterRun, command, write_dataset
-from ffcv_train.errors import UserError
-from ffcv_train.progress import ProgressLine
+from ffcv_train.cli.write import command
+from ffcv_train.config.read import load_config
+from ffcv_train.data.convert.worker import write_samples
+from ffcv_train.data.convert.write import WriteConfig, WriterRun, write_dataset
+from ffcv_train.data.format.beton import open_beton, sidecar_path
+from ffcv_train.data.format.layout import EncodedSample
+from ffcv_train.data.format.pagefile import PageFile
+from ffcv_train.data.format.verify import verify
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.progress import ProgressLine
 
 LABELS = [0, 0, 0, 1, 1, 2, 2, 2, 2, 2]
 

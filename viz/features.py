@@ -1,48 +1,11 @@
-"""Tabulate and draw how far apart features lie: d_within, d_total and R² of Kornblith et al. (arXiv:2010.16402).
+"""Tabulate and draw how far apart features lie: d_within, d_total and R² of Kornblith et al. (arXiv:2010.16402)."""
 
-python viz/features.py --input maxsup_train.pt maxsup_val.pt ls_train.pt ls_val.pt --output features
-
-The files need features: viz/logits.py --features. Writes features.json, .md, .png and .svg.
-"""
-
-import dataclasses
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ffcv_train.analysis.feature_figure import draw_features, feature_table
-from ffcv_train.analysis.features import metrics_of, remarks
-from ffcv_train.analysis.inputs import input_parser, progress_of, read_inputs
-from ffcv_train.analysis.style import save_both
-from ffcv_train.errors import run_main
-from ffcv_train.progress import ProgressLine
-from ffcv_train.records import replace_text, write_json
-
-
-def main() -> None:
-    """Parse, read, tabulate, draw."""
-    options = input_parser(__doc__).parse_args()
-    inputs, folder = read_inputs(options, most=40), Path(options.output)
-    for one in inputs:
-        one.file.need_features()
-    line = ProgressLine()
-    named = [(one.label, metrics_of(one.file, progress_of(line, one.label))) for one in inputs]
-    line.close()
-    save_both(draw_features(named), folder, "features")
-    records = [
-        {"label": label, "file": str(one.file.path), "about": one.file.about, **dataclasses.asdict(metrics)}
-        for one, (label, metrics) in zip(inputs, named, strict=True)
-    ]
-    write_json(folder / "features.json", {"format": 1, "inputs": records})
-    table = feature_table(named, [one.file.data_set for one in inputs])
-    replace_text(folder / "features.md", table)
-    print(table)
-    for label, metrics in named:
-        for remark in remarks(metrics):
-            print(f"note: {label}: {remark}")
-    print(f"figure and tables: {folder}")
-
+from ffcv_train.cli.main import run
 
 if __name__ == "__main__":
-    run_main(main)
+    run("features")

@@ -1,37 +1,11 @@
-"""Draw the reliability diagram of one or more evaluations.
+"""Draw the reliability diagram of one or more evaluations."""
 
-python viz/reliability.py --metrics maxsup.json ce.json --labels MaxSup CE --output reliability.png
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ffcv_train.analysis.reliability import draw_reliability, read_calibration, save_figure
-from ffcv_train.errors import UserError, run_main
-
-
-def main() -> None:
-    """Parse, read, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--metrics", nargs="+", required=True, metavar="FILE", help="what eval.py --output wrote")
-    parser.add_argument("--labels", nargs="+", metavar="TEXT", help="a name per file [the checkpoint's folder]")
-    parser.add_argument("--output", required=True, metavar="FILE", help="figure to write: .png, .svg or .pdf")
-    parser.add_argument("--resolution", type=int, metavar="PX", help="side to show [the first in each file]")
-    parser.add_argument("--flip-averaged", action="store_true", help="show the flip-averaged logits' calibration")
-    options = parser.parse_args()
-    labels = options.labels or [""] * len(options.metrics)
-    if len(labels) != len(options.metrics):
-        raise UserError(f"{len(labels)} --labels do not name {len(options.metrics)} --metrics; give one per file")
-    curves = [
-        read_calibration(path, label=label, resolution=options.resolution, flip_averaged=options.flip_averaged)
-        for path, label in zip(options.metrics, labels, strict=True)
-    ]
-    save_figure(draw_reliability(curves), options.output)
-    print(f"figure: {options.output}")
-
+from ffcv_train.cli.main import run
 
 if __name__ == "__main__":
-    run_main(main)
+    run("reliability")

@@ -1,40 +1,11 @@
-"""Write one HTML page of a run, of several runs, or of a folder of compare.py; it opens without a network.
+"""Write one HTML page of a run, of several runs, or of a folder of compare.py; it opens without a network."""
 
-python viz/report.py runs/maxsup runs/ls --output report.html
-
-The page holds results, what to try next where something looks wrong, curves over epochs, and settings. What else lies
-in a run's folder comes along: pictures (.png, .svg) in it and in figures/, where the scripts in viz/ can write with
---output RUN/figures; metrics that eval.py --output wrote into it; features.json and transfer.json; and files of
-viz/logits.py in it or in logits/, of which the page draws logits, calibration and features.
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ffcv_train.analysis.report.page import make_page
-from ffcv_train.errors import UserError, run_main
-from ffcv_train.records import replace_text
-
-
-def main() -> None:
-    """Parse, read, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or one of compare.py")
-    parser.add_argument("--output", required=True, metavar="FILE.html", help="page to write")
-    parser.add_argument("--logits", nargs="+", default=[], metavar="FILE", help="more files of viz/logits.py to show")
-    options = parser.parse_args()
-    output = Path(options.output)
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--output {output} must end in .html")
-    page = make_page(options.runs, options.logits)
-    replace_text(output, page)
-    print(f"page: {output} ({len(page.encode()) / 1e6:.1f} MB)")
-
+from ffcv_train.cli.main import run
 
 if __name__ == "__main__":
-    run_main(main)
+    run("report")

@@ -41,9 +41,9 @@ def ours_plain(files: Files, resolution: int, batch_size: int, workers: int) -> 
 def _ours(beton: Path, resolution: int, batch_size: int, workers: int) -> Epoch:
     import torch
 
-    from ffcv_train.data.beton import open_beton
-    from ffcv_train.data.decoders import RandomResizedCrop
-    from ffcv_train.data.loader import Loader
+    from ffcv_train.data.format.beton import open_beton
+    from ffcv_train.data.kernels.crops import RandomResizedCrop
+    from ffcv_train.data.loading.beton_loader import Loader
 
     loader = Loader(
         open_beton(beton),

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.loading.contenders import Files
-from ffcv_train.data.beton import open_beton
-from ffcv_train.data.native import MODE_JPG
-from ffcv_train.data.writer import WriteConfig, write_dataset
-from ffcv_train.errors import UserError
+from ffcv_train.data.convert.write import WriteConfig, write_dataset
+from ffcv_train.data.format.beton import open_beton
+from ffcv_train.data.format.layout import MODE_JPG
+from ffcv_train.system.errors import UserError
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png"}
 MAX_RESOLUTION, JPEG_QUALITY = 500, 90

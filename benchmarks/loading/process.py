@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from benchmarks.loading.contenders import CONTENDERS, Files
-from ffcv_train.errors import UserError
+from ffcv_train.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAMPLING_SECONDS = 0.02
@@ -191,7 +191,7 @@ def _import(name: str) -> None:
     if name == "ffcv":
         import ffcv.loader  # noqa: F401
     elif name.startswith("ours"):
-        import ffcv_train.data.loader  # noqa: F401
+        import ffcv_train.data.loading.beton_loader  # noqa: F401
     else:
         import torchvision.transforms.v2  # noqa: F401
 

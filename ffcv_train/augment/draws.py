@@ -5,7 +5,7 @@ SplitMix64 as in `data/random.py`, for whole batches in NumPy.
 
 import numpy as np
 import torch
-from scipy.special import betaincinv  # type: ignore[import-untyped]
+from scipy.special import betaincinv
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

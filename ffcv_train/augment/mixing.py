@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ffcv_train.augment.draws import MIXING, beta, to_device, uniforms
-from ffcv_train.config import AugmentConfig
+from ffcv_train.config.schema import AugmentConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtri  # type: ignore[import-untyped]
+from scipy.special import ndtri
 from torch import Tensor
 
 from ffcv_train.augment import operations as ops
 from ffcv_train.augment.draws import POLICY, to_device, uniforms
-from ffcv_train.config import AugmentConfig
+from ffcv_train.config.schema import AugmentConfig
 
 _FULL = 10.0  # the magnitude that is the strongest
 _APPLIED = 0.5  # of RandAugment's operations

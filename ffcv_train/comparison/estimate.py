@@ -10,11 +10,10 @@ from rich.console import Console
 
 from ffcv_train.comparison.plan import Plan, Run, devices
 from ffcv_train.comparison.run import is_finished
-from ffcv_train.data.data_set import open_data_set
-from ffcv_train.distributed import process_group
-from ffcv_train.doctor.examination import examine
-from ffcv_train.doctor.request import Request
-from ffcv_train.progress import duration
+from ffcv_train.data.open import open_data_set
+from ffcv_train.doctor.examination import Request, examine
+from ffcv_train.system.distributed import process_group
+from ffcv_train.system.progress import duration
 
 _SECONDS = 3.0
 _FORWARD_SHARE = 1 / 3

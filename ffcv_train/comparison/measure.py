@@ -1,51 +1,29 @@
-"""What a comparison takes of one finished run: python -m ffcv_train.comparison.measure --checkpoint … --output …"""
+"""What a comparison takes of one finished run: metrics, features, linear transfer."""
 
-import argparse
 import contextlib
 import dataclasses
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ffcv_train.analysis.features import FeatureSums
-from ffcv_train.analysis.linear_probe import GRID, HELD_OUT
-from ffcv_train.config import RunConfig
-from ffcv_train.data.data_set import DataSet, open_data_set
-from ffcv_train.distributed import Process, process_group
-from ffcv_train.environment import describe_environment
-from ffcv_train.errors import UserError, run_main
-from ffcv_train.evaluation_request import Request, parse_request
-from ffcv_train.evaluation_run import Network, load_network, run_evaluation
-from ffcv_train.extraction import outputs
-from ffcv_train.metrics import MetricSums
-from ffcv_train.models.last_layer import LastLayer, need_last_layer
-from ffcv_train.records import write_json
-from ffcv_train.transfer import transfer
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.evaluation.extraction import outputs
+from ffcv_train.evaluation.run import load_network, run_evaluation
+from ffcv_train.evaluation.subject import Request
+from ffcv_train.evaluation.transfer import transfer
+from ffcv_train.metrics.classification import MetricSums
+from ffcv_train.metrics.features import FeatureSums
+from ffcv_train.metrics.linear_probe import GRID, HELD_OUT
+from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
+from ffcv_train.models.network import Network
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.environment import describe_environment
+from ffcv_train.system.errors import UserError
 
 FORMAT = 1
-DESCRIPTION = """Measure a finished run of a comparison: metrics, features, linear transfer.
 
-python -m ffcv_train.comparison.measure --checkpoint runs/ce_seed0/final.pt --output runs/ce_seed0/measures.json
-"""
 _METRICS = ("top_1", "top_5", "nll", "ece")
-
-
-def parse_measure_request(argv: Sequence[str]) -> Request:
-    """Resolve the arguments. Raises `UserError`."""
-
-    def add_options(group: argparse._ArgumentGroup) -> None:
-        group.add_argument("--output", metavar="FILE", help="write the measures to this JSON file")
-        group.add_argument("--transfer-train", metavar="BETON", help="data set that a linear probe is fitted to")
-        group.add_argument("--transfer-val", metavar="BETON", help="data set that the linear probe is tested on")
-
-    request = parse_request(argv, description=DESCRIPTION, add_options=add_options)
-    if request.output is None:
-        raise UserError("nowhere to write the measures to; give --output FILE")
-    if bool(request.options.transfer_train) != bool(request.options.transfer_val):
-        raise UserError("--transfer-train and --transfer-val belong together; give both or neither")
-    return request
 
 
 def measure(request: Request, process: Process) -> dict[str, Any]:
@@ -146,16 +124,3 @@ def _transfer(
         "test_samples": probe.test_samples,
         "curve": [dataclasses.asdict(candidate) for candidate in probe.curve],
     }
-
-
-def main() -> None:
-    """Parse, measure, write."""
-    request = parse_measure_request(sys.argv[1:])
-    assert request.output is not None
-    with process_group(request.config.training.device) as process:
-        write_json(request.output, measure(request, process))
-    print(f"measures: {request.output}")
-
-
-if __name__ == "__main__":
-    run_main(main)

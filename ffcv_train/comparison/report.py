@@ -4,49 +4,19 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from ffcv_train.analysis.reliability import save_figure
-from ffcv_train.comparison.plan import Plan, Run, command_line
+from ffcv_train.analysis.figures.style import save_figure
+from ffcv_train.comparison.columns import _BY_KEY, METRICS, Metric
+from ffcv_train.comparison.figure import draw
+from ffcv_train.comparison.plan import Plan, Run
 from ffcv_train.comparison.published import SOURCE, published
 from ffcv_train.comparison.run import Failure, is_finished
-from ffcv_train.data.data_set import open_data_set
-from ffcv_train.environment import describe_environment
-from ffcv_train.records import replace_text, write_json
+from ffcv_train.data.open import open_data_set
+from ffcv_train.system.environment import command_line, describe_environment
+from ffcv_train.system.files import replace_text, write_json
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of the tables."""
-
-    key: str
-    title: str
-    path: tuple[str, ...]
-    """Where it stands in measures.json"""
-    scale: float = 1.0
-    digits: int = 4
-
-
-METRICS = (
-    Metric("top_1", "top-1 %", ("single", "top_1"), 100, 2),
-    Metric("top_1_flip", "top-1 %, flip-averaged", ("flip_averaged", "top_1"), 100, 2),
-    Metric("top_5", "top-5 %", ("single", "top_5"), 100, 2),
-    Metric("nll", "NLL", ("single", "nll")),
-    Metric("ece", "ECE", ("single", "ece")),
-    Metric("train_top_1", "train top-1 %", ("train", "top_1"), 100, 2),
-    Metric("train_nll", "train NLL", ("train", "nll")),
-    Metric("d_within_train", "d_within train", ("features", "train", "d_within")),
-    Metric("d_within_val", "d_within val", ("features", "val", "d_within")),
-    Metric("d_total_train", "d_total train", ("features", "train", "d_total")),
-    Metric("d_total_val", "d_total val", ("features", "val", "d_total")),
-    Metric("r_squared_train", "R² train", ("features", "train", "r_squared")),
-    Metric("r_squared_val", "R² val", ("features", "val", "r_squared")),
-    Metric("transfer", "transfer %", ("transfer", "accuracy"), 100, 2),
-)
 _TABLES = (
     ("Validation", ("top_1", "top_1_flip", "top_5", "nll", "ece")),
     ("Training set, centre crops", ("train_top_1", "train_nll")),
@@ -57,13 +27,6 @@ _TABLES = (
     ("Linear transfer", ("transfer",)),
 )
 _PAIRED = ("top_1", "nll", "ece", "d_within_val", "r_squared_val", "transfer")
-_PANELS = (
-    ("top_1", None, "top-1 (%)"),
-    ("ece", None, "ECE"),
-    ("d_within_val", "d_within_train", "d_within"),
-    ("r_squared_val", "r_squared_train", "R²"),
-)
-_BY_KEY = {metric.key: metric for metric in METRICS}
 
 
 def collect(plan: Plan) -> dict[Run, dict[str, Any]]:
@@ -178,46 +141,6 @@ def to_markdown(plan: Plan, summary: Mapping[str, Any]) -> str:
     if missing:
         lines += [f"**Not yet run**: {', '.join(missing)}", ""]
     return "\n".join(lines)
-
-
-def draw(summary: Mapping[str, Any]) -> Figure:
-    """A panel per metric: a dot per seed and a bar at the mean, per criterion; hollow dots are of the training set."""
-    criteria = summary["criteria"]
-    names = list(criteria)
-    figure = Figure(figsize=(max(6.4, 2.2 + 0.75 * 2 * len(names)), 6.0), layout="constrained")
-    for axes, (key, other, title) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
-        scale = _BY_KEY[key].scale
-        for x, name in enumerate(names):
-            for metric, shift, filled in ((other, -0.16, False), (key, 0.16 if other else 0.0, True)):
-                found = criteria[name]["metrics"].get(metric) if metric else None
-                if found is None:
-                    continue
-                values = [value * scale for value in found["values"]]
-                # Side by side, so that equal values are told apart.
-                spots = [x + shift + 0.05 * (i - (len(values) - 1) / 2) for i in range(len(values))]
-                color = "#0072B2" if filled else "#D55E00"
-                axes.plot(
-                    spots,
-                    values,
-                    linestyle="none",
-                    marker="o" if filled else "s",
-                    markersize=5.5,
-                    color=color,
-                    markerfacecolor=color if filled else "white",
-                    label=("val" if filled else "train") if x == 0 and other else None,
-                )
-                mean = found["mean"] * scale
-                axes.plot([x + shift - 0.13, x + shift + 0.13], [mean, mean], color="black", linewidth=1.6, zorder=3)
-        seeds = {len(row["seeds"]) for row in criteria.values()}
-        note = "" if seeds != {1} else ", one seed"
-        axes.set(title=title + note, xlim=(-0.6, len(names) - 0.4))
-        axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0)
-        axes.grid(axis="y", color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return figure
 
 
 def format_value(metric: Metric, found: Mapping[str, Any], signed: bool = False) -> str:

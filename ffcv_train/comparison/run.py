@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import IO
 
 from ffcv_train.comparison.measure import is_measured
-from ffcv_train.comparison.plan import ROOT, Plan, Run, command_line, devices, measure_command, train_command
-from ffcv_train.errors import UserError
-from ffcv_train.progress import ProgressLine, duration
-from ffcv_train.records import disk_errors
-from ffcv_train.signals import StopRequest
+from ffcv_train.comparison.plan import Plan, Run, devices, measure_command, train_command
+from ffcv_train.system.environment import command_line
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import disk_errors
+from ffcv_train.system.progress import ProgressLine, duration
+from ffcv_train.system.signals import StopRequest
 
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 15
@@ -127,7 +129,7 @@ def describe(failure: Failure) -> str:
 def _start(plan: Plan, run: Run, stage: str, device: str | None) -> _Job:
     command = train_command(plan, run) if stage == "train" else measure_command(plan, run)
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # what is imported here is imported there
     environment["PYTHONUNBUFFERED"] = "1"
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device

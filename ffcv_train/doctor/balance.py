@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from ffcv_train import schedules
-from ffcv_train.config import ResolutionConfig
+from ffcv_train.config.schema import ResolutionConfig
+from ffcv_train.training import schedules
 
 _EVEN = 0.05  # speeds that differ by no more than this share count as equal: measurements are no better
 _IDLE = 0.6  # a loader that keeps less than this share of its cores busy waits for something else

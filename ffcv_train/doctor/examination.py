@@ -3,29 +3,44 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from ffcv_train import build
-from ffcv_train.config import RunConfig, to_dict
-from ffcv_train.data.beton import Beton, open_beton
-from ffcv_train.data.memory import available_bytes
-from ffcv_train.data.native import MODE_JPG
-from ffcv_train.data.residency import cached_share, resident_pages
-from ffcv_train.distributed import Process, share_of_cores
+from ffcv_train.config.read import to_dict
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.format.beton import Beton, open_beton
+from ffcv_train.data.format.layout import MODE_JPG
 from ffcv_train.doctor import balance
 from ffcv_train.doctor.balance import Facts, Forecast
 from ffcv_train.doctor.measure import Measurement, OtherPrograms, Sample, measure, speed, times
-from ffcv_train.doctor.request import Request
-from ffcv_train.environment import describe_environment
-from ffcv_train.errors import UserError
-from ffcv_train.progress import ProgressLine
-from ffcv_train.trainer import Trainer
+from ffcv_train.doctor.residency import cached_share, resident_pages
+from ffcv_train.system.distributed import Process, share_of_cores
+from ffcv_train.system.environment import describe_environment
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.progress import ProgressLine
+from ffcv_train.system.resources import available_bytes
+from ffcv_train.training import setup
+from ffcv_train.training.trainer import Trainer
 
 _PAGED_BYTES_PER_PROCESS = 2 << 30  # what a loader with data.in_memory=0 holds at most, about
+
+
+@dataclass(frozen=True)
+class Request:
+    """A resolved command line. `seconds`: measuring time per resolution, of loader and step each.
+
+    `devices`: processes of the run on this machine, 0 for all GPUs that there are.
+    """
+
+    config: RunConfig
+    json: Path | None
+    seconds: float
+    devices: int
 
 
 def examine(request: Request, process: Process) -> dict[str, Any]:
@@ -35,7 +50,7 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
     Leaves nothing on disk.
     """
     config = request.config
-    build.check_config(config)
+    setup.check_config(config)
     if process.world_size > 1:
         raise UserError(
             f"the doctor measures one device in one process; start it without torchrun, with "
@@ -47,7 +62,7 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
             "write_dataset.py, or see docs/data.md for what the formats cost"
         )
     devices = request.devices or (torch.cuda.device_count() if process.device.type == "cuda" else 1)
-    sizes = build.batch_sizes(config, devices)
+    sizes = setup.batch_sizes(config, devices)
     if not config.data.val_dataset:  # no part of what is measured
         config = replace(config, "data", val_dataset=config.data.train_dataset)
     cached, available, fits = None, available_bytes(), True

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from ffcv_train.data.image_loader import ImageLoader
-from ffcv_train.data.loader import Batch, Loader
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.doctor.balance import Speed, Stage
-from ffcv_train.trainer import Trainer
+from ffcv_train.training.trainer import Trainer
 
 ROUNDS = 3
 _WARM_UP_STEPS = 2

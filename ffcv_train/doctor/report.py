@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ffcv_train.doctor.balance import Stage, epochs_in_words, gib
-from ffcv_train.progress import duration
+from ffcv_train.system.progress import duration
 
 _BUSY = 0.15  # of the cores: what other programs may take before the report says so
 _COLUMNS = (

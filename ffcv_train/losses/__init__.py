@@ -4,8 +4,7 @@ import dataclasses
 import difflib
 import inspect
 
-from ffcv_train.config import LossConfig
-from ffcv_train.errors import UserError
+from ffcv_train.config.schema import LossConfig
 from ffcv_train.losses.base import Criterion
 from ffcv_train.losses.cross_entropy import CrossEntropy
 from ffcv_train.losses.error_amplification_only import ErrorAmplificationOnly
@@ -15,6 +14,7 @@ from ffcv_train.losses.maxsup import MaxSup
 from ffcv_train.losses.online_label_smoothing import OnlineLabelSmoothing
 from ffcv_train.losses.regularization_only import RegularizationOnly
 from ffcv_train.losses.zipf import Zipf
+from ffcv_train.system.errors import UserError
 
 CRITERIA: dict[str, type[Criterion]] = {
     "ce": CrossEntropy,

@@ -6,8 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ffcv_train import schedules
-from ffcv_train.distributed import all_reduce_sum
+from ffcv_train.system.distributed import all_reduce_sum
 
 
 class Criterion(nn.Module):
@@ -92,7 +91,7 @@ class AlphaCriterion(Criterion):
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        self._alpha_on_host = schedules.alpha(self.alpha_start, self.alpha_end, self.epochs, epoch)
+        self._alpha_on_host = alpha(self.alpha_start, self.alpha_end, self.epochs, epoch)
         self.alpha.fill_(self._alpha_on_host)
 
     def scalars(self) -> dict[str, float]:
@@ -108,3 +107,11 @@ def _check_shapes(logits: Tensor, targets: Tensor) -> None:
             f"targets of logits {tuple(logits.shape)} must be int64 [batch] or floating [batch, classes], "
             f"not {targets.dtype} {tuple(targets.shape)}"
         )
+
+
+def alpha(start: float, end: float, epochs: int, epoch: int) -> float:
+    """The weight of a criterion's penalty in epoch `epoch`: α₀ + (α₁ − α₀) t/T (arXiv:2502.15798).
+
+    t counts epochs from 0 and T is their number, so that `end` is approached and not reached.
+    """
+    return start + (end - start) * epoch / epochs

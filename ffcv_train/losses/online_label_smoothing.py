@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ffcv_train.distributed import all_reduce_sum
 from ffcv_train.losses.base import Criterion
+from ffcv_train.system.distributed import all_reduce_sum
 
 INITIAL_SMOOTHING = 0.1
 

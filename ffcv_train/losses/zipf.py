@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from ffcv_train.errors import UserError
 from ffcv_train.losses.base import Criterion
 from ffcv_train.losses.cross_entropy import cross_entropy
-from ffcv_train.losses.dense_head import DenseHead, find_dense_head
+from ffcv_train.models.inspect.dense_head import DenseHead, find_dense_head
+from ffcv_train.system.errors import UserError
 
 
 def zipf(logits: Tensor, targets: Tensor, votes: Tensor, weight: float) -> Tensor:

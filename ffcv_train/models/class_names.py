@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffcv_train.errors import UserError
+from ffcv_train.system.errors import UserError
 
 
 @dataclass(frozen=True)

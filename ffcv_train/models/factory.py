@@ -11,12 +11,12 @@ import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from ffcv_train.config import ModelConfig
-from ffcv_train.errors import UserError
+from ffcv_train.config.schema import ModelConfig
 from ffcv_train.models.blurpool import apply_blurpool
 from ffcv_train.models.cifar_deit import CIFAR_TRANSFORMERS
 from ffcv_train.models.cifar_resnet import CIFAR_MODELS
 from ffcv_train.models.weights import read_normalisation
+from ffcv_train.system.errors import UserError
 
 # Built without their auxiliary heads, so that they return logits in training too, and with the change from ImageNet's
 # normalisation to the one that torchvision's published weights of these two were trained with.

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ffcv_train.errors import UserError
+from ffcv_train.system.errors import UserError
 
 # Where training programs keep the state dict, and its averaged twin, in what they save.
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "module")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ffcv_train.analysis.report.rules import Finding
-from ffcv_train.errors import UserError
+from ffcv_train.system.errors import UserError
 
 
 @dataclass(frozen=True)

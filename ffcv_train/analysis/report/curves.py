@@ -14,10 +14,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ffcv_train.analysis.reliability import STYLES
+from ffcv_train.analysis.figures.style import STYLES
 from ffcv_train.analysis.report.content import Key, Panels
 from ffcv_train.analysis.report.runs import Run
-from ffcv_train.errors import UserError
+from ffcv_train.system.errors import UserError
 
 MAX_CURVES = 2 * len(STYLES)
 _COLORS = tuple(color for color, _, _ in STYLES)

@@ -9,18 +9,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ffcv_train.analysis.feature_figure import draw_features, feature_table
-from ffcv_train.analysis.features import FeatureMetrics, metrics_of
-from ffcv_train.analysis.logit_figures import draw_distributions, draw_near_zero
-from ffcv_train.analysis.logit_report import logit_table
-from ffcv_train.analysis.logits import THRESHOLD, statistics_of, summarise
-from ffcv_train.analysis.logits_file import LogitsFile, read_logits
-from ffcv_train.analysis.reliability import Calibration, calibration_of, draw_reliability, read_calibration
+from ffcv_train.analysis.figures.features import draw_features, feature_table
+from ffcv_train.analysis.figures.logits import draw_distributions, draw_near_zero, logit_table
+from ffcv_train.analysis.figures.reliability import draw_reliability
+from ffcv_train.analysis.figures.style import MAX_INPUTS
+from ffcv_train.analysis.figures.transfer import transfer_table
 from ffcv_train.analysis.report.content import Item, Picture, Section, Text, data_address, picture, tables_of
 from ffcv_train.analysis.report.runs import Run, read_json
-from ffcv_train.analysis.style import MAX_INPUTS
-from ffcv_train.analysis.transfer_figure import transfer_table
-from ffcv_train.errors import UserError
+from ffcv_train.metrics.calibration import Calibration, calibration_of, read_calibration
+from ffcv_train.metrics.features import FeatureMetrics, metrics_of
+from ffcv_train.metrics.logits import THRESHOLD, statistics_of, summarise
+from ffcv_train.metrics.logits_file import LogitsFile, read_logits
+from ffcv_train.system.errors import UserError
 
 _CHECKPOINTS = ("last.pt", "best.pt", "final.pt")
 _PICTURES = (".png", ".svg")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import jinja2
 
-from ffcv_train.analysis.logits_file import read_logits
 from ffcv_train.analysis.report.content import Item, Section, Text, group_findings, picture, tables_of
 from ffcv_train.analysis.report.curves import draw_groups, draw_runs
 from ffcv_train.analysis.report.extras import Found, extra_sections, find_extras
 from ffcv_train.analysis.report.rules import find
 from ffcv_train.analysis.report.runs import Comparison, Run, is_comparison, read_comparison, read_runs
 from ffcv_train.analysis.report.tables import metrics_table, settings_tables
-from ffcv_train.errors import UserError
+from ffcv_train.metrics.logits_file import read_logits
+from ffcv_train.system.errors import UserError
 
 NOTHING_WRONG = "None of the rules found anything wrong."
 

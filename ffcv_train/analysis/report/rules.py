@@ -213,7 +213,7 @@ def data_wait(records: Records) -> Finding | None:
     return Finding(
         "Waiting for data",
         f"{share:.0%} of the time",
-        "python -m ffcv_train.doctor tells what limits the loader: more data.num_workers, a .beton of smaller or raw "
+        "python -m ffcv_train doctor tells what limits the loader: more data.num_workers, a .beton of smaller or raw "
         "images, data.dct_scaling=1, or a lower resolution.min_res.",
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffcv_train.errors import UserError
+from ffcv_train.system.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,45 @@
+"""Write the logits, and on request the features, of every sample of a data set; --help describes every option.
+
+python viz/logits.py --checkpoint runs/my_run/final.pt --output maxsup.pt --features
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from ffcv_train.cli.arguments import add_class_names_option, parse_request
+from ffcv_train.evaluation.extraction import write_logits
+from ffcv_train.evaluation.subject import Request
+from ffcv_train.system.distributed import process_group
+from ffcv_train.system.errors import UserError
+
+DESCRIPTION = """Write the logits of every sample of a data set to a file that the other scripts in viz/ read.
+
+python viz/logits.py --checkpoint runs/my_run/final.pt --output maxsup.pt --features
+
+The data set is the checkpoint's own validation set unless --data.val_dataset names another; images are cut as eval.py
+does, at the first of validation.resolution. The network runs in float32 unless --training.amp says otherwise: logits of
+bf16 lie in steps of 1/16 around 10. Other checkpoints than train_imagenet.py's need --model.arch.
+"""
+
+
+def parse_logits_request(argv: Sequence[str]) -> Request:
+    """Resolve the arguments of viz/logits.py. Raises `UserError`."""
+
+    def add_options(group: argparse._ArgumentGroup) -> None:
+        group.add_argument("--output", metavar="FILE", help="the file to write, L.pt say")
+        group.add_argument("--features", action="store_true", help="store the penultimate features as well")
+        add_class_names_option(group)
+
+    request = parse_request(argv, description=DESCRIPTION, add_options=add_options, defaults={"training.amp": "off"})
+    if request.output is None:
+        raise UserError("nowhere to write the logits to; give --output FILE")
+    return request
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, extract, write."""
+    request = parse_logits_request(argv)
+    with process_group(request.config.training.device) as process:
+        about = write_logits(request, process)
+        if process.is_main:
+            print(f"logits of {about['data_set']}: {request.output}")

@@ -1,0 +1,1 @@
+"""From a source to a .beton file or to zip archives, by worker processes."""

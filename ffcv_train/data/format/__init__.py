@@ -1,0 +1,1 @@
+"""The .beton file: its types, opening, writing pages, verification."""

@@ -1,0 +1,221 @@
+"""Opening a .beton file: every table and pointer is checked before anything else touches the file."""
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ffcv_train.data.format.layout import (
+    ALLOCATION,
+    FIELD_DESCRIPTION,
+    FORMAT_VERSION,
+    HEADER,
+    IMAGE_TYPE_ID,
+    INT_TYPE_ID,
+    MODE_RAW,
+    SAMPLE,
+)
+from ffcv_train.system.errors import UserError
+
+_FIELD_NAMES = ("image", "label")
+_MAX_PIXELS_PER_BYTE = 1024
+"""Of a JPEG: Huffman codes take at least a bit per block of 8 × 8 samples, and the components together have more than
+half as many blocks as the image has squares of that size."""
+
+
+@dataclass(frozen=True)
+class Beton:
+    """The checked tables of a .beton file with fields `image` and `label`, one entry per sample.
+
+    `labels` int64; `modes` uint8 (0 JPEG, 1 raw RGB); `heights`, `widths` int64 in pixels; `ptrs`, `sizes` int64 in
+    bytes from the start of the file. `class_names` stand in label order; None without a sidecar.
+    """
+
+    path: Path
+    page_size: int
+    labels: np.ndarray
+    modes: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    ptrs: np.ndarray
+    sizes: np.ndarray
+    sidecar: dict[str, Any] | None
+    file_size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return None if self.sidecar is None else tuple(self.sidecar["class_names"])
+
+    def describe(self, index: int) -> str:
+        """Sample `index` in words, with the file that it was made from where the sidecar knows it."""
+        files = (self.sidecar or {}).get("files") or ()
+        origin = f" ({files[index]})" if index < len(files) else ""
+        return f"sample {index}{origin} at byte {self.ptrs[index]} of {self.path}"
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the description of a .beton file lies."""
+    return path.with_name(path.name + ".json")
+
+
+def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
+    """Read and check header, field descriptions, sample table, allocation table and sidecar of a .beton file.
+
+    With `compare_checksum` the tables must also have the checksum that the sidecar holds, if it holds one. Raises
+    `UserError` naming what is wrong and where; the images themselves are not decoded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"the data set {path} {what}; give the .beton file that write_dataset.py made")
+    try:
+        content = np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; make it again with write_dataset.py") from None
+    header = _table(content, path, "header", HEADER, 0, 1)[0]
+    # A foreign file fails at the first of these that it happens to violate.
+    version, num_fields, page_size = int(header["version"]), int(header["num_fields"]), int(header["page_size"])
+    if version != FORMAT_VERSION or not 1 <= num_fields <= 64 or page_size < 1 or page_size & (page_size - 1):
+        raise UserError(f"{path} is not a .beton file (its header does not fit); make it with write_dataset.py")
+    num_samples = int(header["num_samples"])
+    if num_samples < 1:
+        raise UserError(f"{path} holds no samples, or was not written to its end; make it again with write_dataset.py")
+
+    offset = HEADER.itemsize
+    fields = _table(content, path, "field table", FIELD_DESCRIPTION, offset, num_fields)
+    names = tuple(bytes(name).split(b"\0")[0].decode("ascii", "replace") for name in fields["name"])
+    type_ids = tuple(int(type_id) for type_id in fields["type_id"])
+    if names != _FIELD_NAMES or type_ids != (IMAGE_TYPE_ID, INT_TYPE_ID):
+        raise UserError(
+            f"{path} has the fields {', '.join(names)}, but images and labels are wanted (image: RGBImageField, "
+            f"label: IntField); make it with write_dataset.py"
+        )
+
+    offset += fields.nbytes
+    samples = _table(content, path, "sample table", SAMPLE, offset, num_samples)
+    data_start = offset + samples.nbytes
+    table_start = int(header["alloc_table_ptr"])
+    if not data_start <= table_start <= len(content) or (len(content) - table_start) % ALLOCATION.itemsize:
+        raise _truncated(path, "allocation table", table_start, len(content))
+    num_regions = (len(content) - table_start) // ALLOCATION.itemsize
+    regions = _table(content, path, "allocation table", ALLOCATION, table_start, num_regions)
+
+    images = samples["f0"]
+    labels = samples["f1"].astype(np.int64)
+    ptrs, sizes = _regions_of_samples(path, images["data_ptr"], regions)
+    sidecar = _read_sidecar(path, num_samples)
+    beton = Beton(
+        path=path,
+        page_size=page_size,
+        labels=labels,
+        modes=images["mode"].copy(),
+        heights=images["height"].astype(np.int64),
+        widths=images["width"].astype(np.int64),
+        ptrs=ptrs,
+        sizes=sizes,
+        sidecar=sidecar,
+        file_size=len(content),
+    )
+    _check_samples(beton, data_start, table_start)
+    if compare_checksum and sidecar is not None and sidecar.get("checksums") is not None:
+        checksum = zlib.crc32(content[table_start:].data, zlib.crc32(content[:data_start].data))
+        if _tables_checksum(sidecar) != checksum:
+            raise UserError(
+                f"the tables of {path} differ from their checksum in {sidecar_path(path)}; copy both files again, or "
+                f"make them again"
+            )
+    return beton
+
+
+def _table(content: np.ndarray, path: Path, what: str, dtype: np.dtype, offset: int, count: int) -> np.ndarray:
+    end = offset + count * dtype.itemsize
+    if end > len(content):
+        raise _truncated(path, what, end, len(content))
+    return np.frombuffer(content[offset:end].tobytes(), dtype, count)
+
+
+def _truncated(path: Path, what: str, end: int, size: int) -> UserError:
+    return UserError(
+        f"{path} is truncated or damaged: its {what} reaches to byte {end}, the file has {size} bytes; "
+        f"copy it again or make it again with write_dataset.py"
+    )
+
+
+def _regions_of_samples(path: Path, data_ptrs: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(regions["ptr"], kind="stable")
+    known = regions["ptr"][order]
+    position = np.searchsorted(known, data_ptrs)
+    found = (position < len(known)) & (known[np.minimum(position, len(known) - 1)] == data_ptrs) if len(known) else None
+    if found is None or not found.all():
+        first = 0 if found is None else int(np.flatnonzero(~found)[0])
+        raise UserError(
+            f"{path} is damaged: sample {first} points to byte {data_ptrs[first]}, where no image was stored; "
+            f"make it again with write_dataset.py"
+        )
+    owners = regions["sample_id"][order][position]
+    strange = np.flatnonzero(owners != np.arange(len(data_ptrs), dtype=np.uint64))
+    if len(strange):
+        first = int(strange[0])
+        raise UserError(
+            f"{path} is damaged: sample {first} points to byte {data_ptrs[first]}, which holds the image of sample "
+            f"{owners[first]}; make it again with write_dataset.py"
+        )
+    sizes = regions["size"][order][position]
+    limit = np.uint64(np.iinfo(np.int64).max // 4)
+    if (sizes > limit).any() or (data_ptrs > limit).any():
+        raise UserError(
+            f"{path} is damaged: an image's position or size is absurd; make it again with write_dataset.py"
+        )
+    return data_ptrs.astype(np.int64), sizes.astype(np.int64)
+
+
+def _check_samples(beton: Beton, data_start: int, data_end: int) -> None:
+    last_byte = beton.ptrs + beton.sizes - 1
+    raw, pixels = beton.modes == MODE_RAW, beton.heights * beton.widths
+    most = beton.sizes * _MAX_PIXELS_PER_BYTE
+    checks = (
+        ((beton.modes > MODE_RAW), "has an unknown storage mode"),
+        ((beton.heights < 1) | (beton.widths < 1), "has no pixels"),
+        ((beton.sizes < 1) | (beton.ptrs < data_start) | (last_byte >= data_end), "lies outside the data region"),
+        ((beton.ptrs // beton.page_size != last_byte // beton.page_size), "crosses a page"),
+        (raw & (beton.sizes != pixels * 3), "is raw but not height × width × 3 bytes long"),
+        # Before anyone takes memory for it.
+        (~raw & (pixels > most), "claims more pixels than its bytes can hold"),
+        ((beton.labels < 0), "has a negative label"),
+    )
+    for wrong, what in checks:
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            raise UserError(f"{beton.describe(first)} {what}; the file is damaged, make it again with write_dataset.py")
+
+
+def _read_sidecar(path: Path, num_samples: int) -> dict[str, Any] | None:
+    file = sidecar_path(path)
+    if not file.exists():
+        return None
+    try:
+        sidecar = json.loads(file.read_text())
+        names, count, files = sidecar["class_names"], sidecar["num_samples"], sidecar.get("files", [])
+        lists = isinstance(names, list) and isinstance(files, list)
+        fits = lists and all(isinstance(name, str) for name in (*names, *files))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        fits, count = False, num_samples
+    if not fits or count != num_samples:
+        raise UserError(
+            f"{file} does not describe {path.name}; delete it, or write the data set again so that both belong together"
+        )
+    return sidecar
+
+
+def _tables_checksum(sidecar: dict[str, Any]) -> int | None:
+    """The CRC-32 of the tables in the sidecar; None where it is no number."""
+    try:
+        return int(sidecar["checksums"]["tables"], 16)
+    except (ValueError, KeyError, TypeError):
+        return None

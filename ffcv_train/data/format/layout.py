@@ -1,0 +1,43 @@
+"""The .beton format's types, and a sample as it is stored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_SAMPLE_BYTES = 1 << 31
+"""The largest page; the header holds its size as a 32-bit number, and it is a power of two."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A row of the sample table, except for label and position; `crc` is the CRC-32 of the stored bytes."""
+
+    index: int
+    mode: int
+    height: int
+    width: int
+    size: int
+    crc: int
+
+
+FORMAT_VERSION = 2
+IMAGE_TYPE_ID = 2
+INT_TYPE_ID = 1
+MODE_JPG = 0
+MODE_RAW = 1
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD_DESCRIPTION = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", (1024,))], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
+"""A row of the sample table of a file with the fields image and label."""
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])

@@ -1,0 +1,1 @@
+"""The compiled inner loop: parse, cut, decode, resize, draw."""

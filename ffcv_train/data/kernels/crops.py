@@ -1,0 +1,73 @@
+"""Where a crop lies: FFCV's and torchvision's definitions, as parameters of the compiled loop."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from ffcv_train.data.kernels.random import uniform
+from ffcv_train.data.kernels.resample import FILTERS
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random crop of `scale` (share of the area) and `ratio` (width / height), flipped with probability `flip`.
+
+    The draw is torchvision's and FFCV's: ten attempts, then the largest central crop within `ratio`. With `dct_scaling`
+    a JPEG crop of at least twice the target is decoded at a reduced scale, which moves its edges by less than a pixel
+    of the reduced image.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    interpolation: str = "bilinear"
+    dct_scaling: bool = False
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The central square of side `ratio` × the shorter side."""
+
+    ratio: float = 224 / 256
+    interpolation: str = "bilinear"
+
+
+def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:
+    """The crop as the float64 vector that `decode_samples` takes."""
+    kind = FILTERS[crop.interpolation]
+    if isinstance(crop, CenterCrop):
+        return np.array([0.0, kind, crop.ratio, 0, 0, 0, 0, 0])
+    return np.array([1.0, kind, *crop.scale, *(math.log(bound) for bound in crop.ratio), crop.flip, crop.dct_scaling])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def random_crop(height: int, width: int, parameters: np.ndarray, state: np.ndarray) -> tuple[int, int, int, int, bool]:
+    """(top, left, crop height, crop width, flip) drawn from the stream `state`."""
+    flip = uniform(state, 0.0, 1.0) < parameters[6]
+    area = height * width
+    low, high = parameters[4], parameters[5]
+    for _ in range(10):
+        target = area * uniform(state, parameters[2], parameters[3])
+        aspect = math.exp(uniform(state, low, high))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            # The product can round up to the bound itself.
+            top = min(int(uniform(state, 0.0, height - h + 1.0)), height - h)
+            left = min(int(uniform(state, 0.0, width - w + 1.0)), width - w)
+            return top, left, h, w, flip
+    w, h = width, height
+    if width / height < math.exp(low):
+        h = min(height, max(1, round(width / math.exp(low))))
+    elif width / height > math.exp(high):
+        w = min(width, max(1, round(height * math.exp(high))))
+    return (height - h) // 2, (width - w) // 2, h, w, flip
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def center_crop(height: int, width: int, ratio: float) -> tuple[int, int, int, int]:
+    """(top, left, crop height, crop width) of the central square."""
+    side = max(1, round(ratio * min(height, width)))
+    return (height - side) // 2, (width - side) // 2, side, side

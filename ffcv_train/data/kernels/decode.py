@@ -1,0 +1,124 @@
+"""From stored bytes to cropped, resized, flipped pixels: the compiled inner loop of the loader.
+
+`decode_samples` runs without the GIL on one thread's share of a batch, with that thread's scratch.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+from numba.core import types
+from numba.extending import intrinsic
+
+from ffcv_train.data.kernels import compile_cache, jpeg, native, random, resample, turbojpeg
+from ffcv_train.data.kernels.crops import center_crop, random_crop
+from ffcv_train.data.kernels.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header
+from ffcv_train.data.kernels.native import address_of
+from ffcv_train.data.kernels.random import seed_stream
+from ffcv_train.data.kernels.resample import resize_crop, scratch_sizes
+from ffcv_train.data.kernels.turbojpeg import decode_jpeg
+
+OK = 0
+BAD_HEADER = 1
+BAD_JPEG = 2
+PROBLEMS = {
+    BAD_HEADER: "is not a JPEG of the height and width in the sample table",
+    BAD_JPEG: "is a damaged JPEG",
+}
+
+
+class Scratch:
+    """What one thread needs while it decodes; allocated once."""
+
+    def __init__(self, max_image_bytes: int, max_stored_bytes: int, max_side: int, max_resolution: int) -> None:
+        row, weights = scratch_sizes(max_side, max_resolution)
+        self.image = np.empty(max_image_bytes, np.uint8)
+        self.row = np.zeros(row, np.float32)
+        self.weights = np.empty(weights, np.float32)
+        self.spans = np.empty((2, max_resolution), np.int32)
+        self.state = np.zeros(1, np.uint64)
+        self.tiles = np.empty(max_stored_bytes, np.uint8)
+        self.header = np.empty(HEADER_FIELDS, np.int64)
+        self.region = np.empty(4, np.int64)
+
+    @property
+    def arguments(self) -> tuple:
+        """The last arguments of `decode_samples`."""
+        return (self.image, self.row, self.weights, self.spans, self.state, self.tiles, self.header, self.region)
+
+
+@intrinsic
+def _as_pointer(typing_context: Any, address: Any) -> Any:
+    """A uint8 pointer from an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.uint8)(types.uintp), codegen
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def decode_samples(
+    addresses: np.ndarray,
+    sizes: np.ndarray,
+    modes: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    indices: np.ndarray,
+    seed: int,
+    epoch: int,
+    parameters: np.ndarray,
+    target: np.ndarray,
+    image: np.ndarray,
+    row: np.ndarray,
+    weights: np.ndarray,
+    spans: np.ndarray,
+    state: np.ndarray,
+    tiles: np.ndarray,
+    header: np.ndarray,
+    region: np.ndarray,
+) -> tuple[int, int]:
+    """Decode, crop, resize and flip samples into `target` (uint8 [n, R, R, 3]).
+
+    `addresses` (uint64) and `sizes` (int64) say where each sample's bytes lie in memory; `indices` (int64) key the
+    random draw. Returns (position, problem) of the first sample that failed, or (−1, OK).
+    """
+    kind = int(parameters[1])
+    for i in range(len(indices)):
+        height, width = heights[i], widths[i]
+        data = carray(_as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
+        if parameters[0] == 0.0:
+            top, left, h, w = center_crop(height, width, parameters[2])
+            flip = False
+        else:
+            seed_stream(state, seed, epoch, indices[i])
+            top, left, h, w, flip = random_crop(height, width, parameters, state)
+        pixels, stride = data, width
+        if modes[i] == 0:
+            if not parse_header(data, header) or header[HEIGHT] != height or header[WIDTH] != width:
+                return i, 1
+            source, size = addresses[i], np.uint64(sizes[i])
+            rows, columns = height, width
+            # A crop of at least twice the target is decoded at a half, a quarter, an eighth, where that is wished.
+            reduction = 1
+            while parameters[7] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * len(target[i]):
+                reduction *= 2
+            # A pixel of the reduced image, which upsampling may look at, is as many of the whole.
+            cut = cut_tiles(data, header, top, left, h, w, tiles, region, max(MARGIN, reduction))
+            if cut < 0:
+                return i, 2
+            if cut > 0:
+                source, size = np.uint64(address_of(tiles)), np.uint64(cut)
+                top, left, rows, columns = top - region[0], left - region[1], region[2], region[3]
+            if reduction > 1:
+                rows, columns = -(-rows // reduction), -(-columns // reduction)
+                top, left = min(top // reduction, rows - 1), min(left // reduction, columns - 1)
+                h, w = min(h // reduction, rows - top), min(w // reduction, columns - left)
+            if decode_jpeg(source, size, rows, columns, image) != 0:
+                return i, 2
+            pixels, stride = image, columns
+        resize_crop(pixels, stride, top, left, h, w, flip, kind, target[i], row, weights, spans)
+    return -1, 0
+
+
+compile_cache.forget_outdated((random_crop, center_crop, decode_samples), (jpeg, native, random, resample, turbojpeg))

@@ -1,0 +1,1 @@
+"""From .beton files, zip archives and folders to batches on the device."""

@@ -1,0 +1,342 @@
+"""Batches of decoded images from a .beton file, on the device, decoded ahead by threads.
+
+FFCV gives the file format and the native JPEG decoder; order, randomness, buffers, errors and hand-over to the device
+are ours (docs/architecture.md says why).
+"""
+
+import math
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ffcv_train.data.format.beton import Beton
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
+from ffcv_train.data.kernels.decode import PROBLEMS, Scratch, decode_samples
+from ffcv_train.data.loading import plan as orders
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.pages import PageCache
+from ffcv_train.system.errors import UserError
+
+_CHUNK = 8  # samples per task: about 8 ms of work, so that threads finish a batch together
+_STALL_SECONDS = 60.0
+_WINDOW_BATCHES = 16  # quasi-random order mixes about this many batches' pages
+_WINDOW_BYTES = 2 << 30
+
+Order = Literal["random", "quasi_random", "sequential"]
+
+
+class _Slot:
+    """A host buffer for one batch, pinned where a GPU copies from it."""
+
+    def __init__(self, batch_size: int, resolution: int, pinned: bool) -> None:
+        self.images = torch.empty(batch_size * resolution * resolution * 3, dtype=torch.uint8, pin_memory=pinned)
+        self.labels = torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned)
+        self.indices = torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned)
+        self.copied: torch.cuda.Event | None = None
+
+
+@dataclass
+class _Task:
+    """A batch being decoded into `target` (uint8 [B, R, R, 3]), which is a part of the slot."""
+
+    slot: _Slot
+    target: np.ndarray
+    keys: np.ndarray
+    pages: np.ndarray | None
+    futures: list[Future]
+
+
+class Loader:
+    """Iterates over one epoch at a time; see `set_epoch`.
+
+    `order` is "random" (true random over the page cache), "quasi_random" (whole pages, for files larger than memory)
+    or "sequential" (every sample once, for evaluation: the last batch may be smaller and ranks may differ by one
+    sample). The first two yield full global batches only. Crops, flips and order are functions of (seed, epoch, sample)
+    and do not depend on threads, ranks (random order) or resuming. `repeats` is for training: crops of a sample
+    in a row (`orders.repeated_batches`), each with its own draw.
+    """
+
+    def __init__(
+        self,
+        beton: Beton,
+        batch_size: int,
+        *,
+        crop: RandomResizedCrop | CenterCrop,
+        resolution: int,
+        device: torch.device,
+        order: Order,
+        num_workers: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        batches_ahead: int = 3,
+        repeats: int = 1,
+    ) -> None:
+        if order != "sequential" and len(beton) < batch_size * world_size:
+            raise UserError(
+                f"{beton.path} has {len(beton)} samples, fewer than one global batch of {batch_size * world_size}; "
+                f"lower --training.batch_size"
+            )
+        self._beton = beton
+        self._batch_size = batch_size
+        self._parameters = crop_parameters(crop)
+        self._resolution = resolution
+        self._device = device
+        self._order = order
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._repeats = repeats
+        self._epoch, self._first_batch = 0, 0
+        self._batches_ahead = batches_ahead
+        self._free: deque[_Slot] = deque()
+        self._slot_resolution = 0
+        self._busy = threading.Lock()
+        self._threads = threading.local()
+        self._generation = 0
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.wait_seconds = 0.0
+        """Time that the consumer has spent waiting for decoded batches since the loader was made."""
+        self._content: np.ndarray | None = None
+        self._page_cache: PageCache | None = None
+        if order == "quasi_random":
+            self._page_cache = PageCache(beton.path, beton.page_size, beton.file_size, num_workers)
+        else:
+            self._content = np.memmap(beton.path, np.uint8, mode="r")
+        self._pool.submit(self._decode, 0, np.empty(0, np.int64), np.empty(0, np.uint64), None, None).result()
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch of this rank."""
+        if self._order == "sequential":
+            return -(-len(range(self._rank, len(self._beton), self._world_size)) // self._batch_size)
+        return len(self._beton) // (self._batch_size * self._world_size)
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """What the next iteration yields: epoch `epoch` from its batch `first_batch` on."""
+        self._epoch, self._first_batch = epoch, first_batch
+
+    def set_resolution(self, resolution: int) -> None:
+        """The side in pixels of the images of later iterations; recompiles nothing."""
+        self._resolution = resolution
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch()
+
+    def epoch(self) -> Generator[Batch, None, None]:
+        """The batches of the epoch; `close` it when leaving early, so that decoding ends at once."""
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("this loader is being iterated already; finish or close that iteration first")
+        pending: deque[_Task] = deque()
+        try:
+            batches = self._batches()
+            self._prepare(batches)
+            upcoming = iter(batches)
+            epoch, resolution = self._epoch, self._resolution
+            staged: tuple[Batch, torch.cuda.Event | None] | None = None
+            for keys in upcoming:
+                pending.append(self._submit(keys, epoch, resolution))
+                if len(pending) >= self._batches_ahead:
+                    break
+            while pending:
+                task = pending.popleft()
+                self._wait(task)
+                fresh = self._to_device(task)
+                following = next(upcoming, None)
+                if following is not None:
+                    pending.append(self._submit(following, epoch, resolution))
+                # The copy of one batch runs on its stream while the step works on the one before.
+                if staged is not None:
+                    yield self._handed_over(*staged)
+                staged = fresh
+            if staged is not None:
+                yield self._handed_over(*staged)
+        finally:
+            self._cancel(pending)
+            self._busy.release()
+
+    def close(self) -> None:
+        """End all threads and let go of the file; the loader cannot be used again."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._page_cache is not None:
+            self._page_cache.close()
+            self._page_cache = None
+        self._content = None
+        self._free = deque()
+
+    def _batches(self) -> list[np.ndarray]:
+        n, size, rank, world_size = len(self._beton), self._batch_size, self._rank, self._world_size
+        if self._order == "sequential":
+            batches = orders.every_sample_batches(n, size, rank, world_size)
+        elif self._order == "random":
+            order = orders.random_order(n, self._seed, self._epoch)
+            batches = self._cut(order, orders.interleaved_batches)
+        else:
+            pages = self._beton.ptrs // self._beton.page_size
+            per_page = max(1.0, n / len(np.unique(pages)))
+            most = max(4, _WINDOW_BYTES // self._beton.page_size)
+            window = int(min(most, max(4, _WINDOW_BATCHES * size / per_page)))
+            order = orders.quasi_random_order(pages, window, self._seed, self._epoch)
+            batches = self._cut(order, orders.contiguous_batches)
+        return batches[self._first_batch :]
+
+    def _cut(self, order: np.ndarray, cut: Callable[..., list[np.ndarray]]) -> list[np.ndarray]:
+        if self._repeats == 1:
+            return cut(order, self._batch_size, self._rank, self._world_size)
+        return orders.repeated_batches(order, self._repeats, self._batch_size, self._rank, self._world_size)
+
+    def _prepare(self, batches: Sequence[np.ndarray]) -> None:
+        if self._resolution > self._slot_resolution:
+            # A new queue: smaller slots that a consumer still holds return to the old one.
+            self._free = deque()
+            self._slot_resolution = self._resolution
+            # One slot per batch ahead and one that a copy to the device may still read from.
+            self._free.extend(self._new_slot() for _ in range(self._batches_ahead + 1))
+            self._generation += 1
+        if self._page_cache is not None:
+            n, size = len(self._beton), self._beton.page_size
+            self._page_cache.begin([np.unique(self._beton.ptrs[b % n] // size) for b in batches])
+
+    def _new_slot(self) -> _Slot:
+        return _Slot(self._batch_size, self._slot_resolution, self._device.type == "cuda")
+
+    def _submit(self, keys: np.ndarray, epoch: int, resolution: int) -> _Task:
+        samples = keys % len(self._beton)
+        # Slots run out only where the consumer keeps batches: a batch on the CPU is its slot.
+        slot = self._free.popleft() if self._free else self._new_slot()
+        if slot.copied is not None:
+            slot.copied.synchronize()
+        pages, reads = None, None
+        ptrs = self._beton.ptrs[samples]
+        if self._page_cache is not None:
+            pages = np.unique(ptrs // self._beton.page_size)
+            reads = self._page_cache.acquire(pages)
+            addresses = self._page_cache.addresses(ptrs)
+        else:
+            assert self._content is not None
+            addresses = np.uint64(self._content.ctypes.data) + ptrs.astype(np.uint64)
+        slot.labels[: len(samples)] = torch.from_numpy(self._beton.labels[samples])
+        slot.indices[: len(samples)] = torch.from_numpy(samples)
+        shape = (len(samples), resolution, resolution, 3)
+        target = slot.images[: math.prod(shape)].numpy().reshape(shape)
+        futures = [
+            self._pool.submit(self._decode, epoch, keys[a:b], addresses[a:b], target[a:b], reads)
+            for a, b in ((a, a + _CHUNK) for a in range(0, len(samples), _CHUNK))
+        ]
+        return _Task(slot, target, keys, pages, futures)
+
+    def _decode(
+        self,
+        epoch: int,
+        keys: np.ndarray,
+        addresses: np.ndarray,
+        target: np.ndarray | None,
+        reads: list[Future] | None,
+    ) -> None:
+        for read in reads or ():
+            read.result()
+        scratch = self._scratch()
+        beton = self._beton
+        samples = keys % len(beton)
+        if target is None:
+            target = np.empty((0, 1, 1, 3), np.uint8)
+        position, problem = decode_samples(
+            addresses,
+            beton.sizes[samples],
+            beton.modes[samples],
+            beton.heights[samples],
+            beton.widths[samples],
+            keys,
+            self._seed,
+            epoch,
+            self._parameters,
+            target,
+            *scratch.arguments,
+        )
+        if position >= 0:
+            raise UserError(
+                f"{beton.describe(int(samples[position]))} {PROBLEMS[problem]}; "
+                f"run write_dataset.py --verify {beton.path} to list all such samples"
+            )
+
+    def _scratch(self) -> Scratch:
+        if getattr(self._threads, "generation", -1) != self._generation:
+            beton = self._beton
+            compressed = beton.modes == 0
+            image_bytes = int((beton.heights * beton.widths * 3 * compressed).max())
+            stored_bytes = int((beton.sizes * compressed).max())
+            side = int(max(beton.heights.max(), beton.widths.max()))
+            try:
+                self._threads.scratch = Scratch(image_bytes, stored_bytes, side, max(1, self._slot_resolution))
+            except MemoryError:
+                largest = int(np.argmax(beton.heights * beton.widths * compressed))
+                raise UserError(
+                    f"{beton.describe(largest)} has {beton.widths[largest]} × {beton.heights[largest]} pixels, for "
+                    f"which a thread needs more memory than there is; lower --data.num_workers, or write the data "
+                    f"set again with --cfg.max_resolution"
+                ) from None
+            self._threads.generation = self._generation
+        return self._threads.scratch
+
+    def _wait(self, task: _Task) -> None:
+        start = time.perf_counter()
+        for future in task.futures:
+            while True:
+                try:
+                    future.result(timeout=_STALL_SECONDS)
+                    break
+                except FutureTimeoutError:
+                    if future.done():
+                        raise
+                    waited = time.perf_counter() - start
+                    message = f"no batch from {self._beton.path} for {waited:.0f} s; is its storage answering?"
+                    warnings.warn(message, RuntimeWarning, stacklevel=3)
+        self.wait_seconds += time.perf_counter() - start
+        if self._page_cache is not None and task.pages is not None:
+            self._page_cache.release(task.pages)
+
+    def _to_device(self, task: _Task) -> tuple[Batch, torch.cuda.Event | None]:
+        slot, count = task.slot, len(task.keys)
+        labels, indices = slot.labels[:count], slot.indices[:count]
+        if self._copy_stream is None:
+            images = torch.from_numpy(task.target)
+            # No copy: the slot is free again when the last tensor that shares its memory is gone.
+            weakref.finalize(task.target, self._free.append, slot).atexit = False
+            return Batch(images.permute(0, 3, 1, 2), labels.clone(), indices.clone(), task.keys), None
+        sources = (slot.images[: task.target.size].view(task.target.shape), labels, indices)
+        with torch.cuda.stream(self._copy_stream):
+            copies = [torch.empty_like(s, device=self._device, pin_memory=False) for s in sources]
+            for copy, source in zip(copies, sources, strict=True):
+                copy.copy_(source, non_blocking=True)
+            slot.copied = torch.cuda.Event()
+            slot.copied.record(self._copy_stream)
+        self._free.append(slot)
+        return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2], task.keys), slot.copied
+
+    def _handed_over(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
+        if copied is not None:
+            current = torch.cuda.current_stream(self._device)
+            # This batch's copy only: the next one's is under way on the same stream.
+            current.wait_event(copied)
+            for tensor in (batch.images, batch.labels, batch.indices):
+                # Allocated on the copy stream: its memory may be reused only after the step has read it.
+                tensor.record_stream(current)
+        return batch
+
+    def _cancel(self, pending: deque[_Task]) -> None:
+        for task in pending:
+            for future in task.futures:
+                future.cancel()
+        for task in pending:
+            for future in task.futures:
+                if not future.cancelled():
+                    future.exception()
+            self._free.append(task.slot)

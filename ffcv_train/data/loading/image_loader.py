@@ -1,0 +1,199 @@
+"""Batches from image files: torch DataLoader's worker processes behind the interface of `loader.Loader`."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ffcv_train.config.schema import AugmentConfig
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
+from ffcv_train.data.loading import plan as orders
+from ffcv_train.data.loading.archive_cache import ArchiveCache
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.image_worker import Failure, ImageFiles, Order, collate, set_up_worker
+from ffcv_train.data.sources.image_set import ImageSet, archive_of
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
+
+
+class ImageLoader:
+    """Iterates over one epoch of an `ImageSet` at a time, as `loader.Loader` does over a .beton.
+
+    Order, batches, crops and flips are the same functions of (seed, epoch, key) as there; so are the pixels, but for
+    what a .beton's own compression changes. `augment` is given for training: its policy is applied in the workers,
+    drawn from (seed, epoch, key). With `cache` the archive is held in memory, once per machine.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int,
+        *,
+        crop: RandomResizedCrop | CenterCrop,
+        resolution: int,
+        process: Process,
+        num_workers: int,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        batches_ahead: int = 3,
+        cache: bool = False,
+    ) -> None:
+        rank, world_size = process.rank, process.world_size
+        if augment is not None and len(images) < batch_size * world_size:
+            raise UserError(
+                f"{images.path} has {len(images)} samples, fewer than one global batch of {batch_size * world_size}; "
+                "lower --training.batch_size"
+            )
+        self._images, self._batch_size, self._augment = images, batch_size, augment
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._device, self._resolution = process.device, resolution
+        self._epoch, self._first_batch = 0, 0
+        self._busy = False
+        self.wait_seconds = 0.0
+        """Time that the consumer has spent waiting for batches since the loader was made."""
+        archive = archive_of(images)
+        self._cache = ArchiveCache(archive, process) if cache and archive is not None else None
+        path = self._cache.path if self._cache is not None else ""
+        self._plan = _Plan()
+        self._workers = DataLoader(
+            ImageFiles(images, crop_parameters(crop), augment, seed, path),
+            batch_sampler=self._plan,
+            collate_fn=collate,
+            num_workers=num_workers,
+            worker_init_fn=set_up_worker,
+            prefetch_factor=max(2, -(-batches_ahead // num_workers)),
+            persistent_workers=True,
+            pin_memory=process.device.type == "cuda",
+            multiprocessing_context="fork",  # the list of files is shared, not copied
+            generator=torch.Generator(),  # its seeds for the workers must not move the trainer's generator
+        )
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch of this rank."""
+        if self._augment is None:
+            return -(-len(range(self._rank, len(self._images), self._world_size)) // self._batch_size)
+        return len(self._images) // (self._batch_size * self._world_size)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the cached archive holds of this machine's memory, once for all ranks; 0 without a cache."""
+        return Path(self._cache.path).stat().st_blocks * 512 if self._cache is not None else 0
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """What the next iteration yields: epoch `epoch` from its batch `first_batch` on."""
+        self._epoch, self._first_batch = epoch, first_batch
+
+    def set_resolution(self, resolution: int) -> None:
+        """The side in pixels of the images of later iterations."""
+        self._resolution = resolution
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch()
+
+    def epoch(self) -> Generator[Batch, None, None]:
+        """The batches of the epoch; `close` it when leaving early."""
+        if self._busy:
+            raise RuntimeError("this loader is being iterated already; finish or close that iteration first")
+        self._busy = True
+        try:
+            batches = self._batches()
+            self._plan.set(batches, self._epoch, self._resolution)
+            start = time.perf_counter()
+            with _worker_ends(), _no_news_of_children():
+                results = iter(self._workers)
+            for keys in batches:
+                with _worker_ends():
+                    images = next(results)
+                self.wait_seconds += time.perf_counter() - start
+                if isinstance(images, Failure):
+                    raise UserError(images.sentence)
+                yield self._to_device(images, keys)
+                start = time.perf_counter()
+        finally:
+            self._busy = False
+
+    def close(self) -> None:
+        """End the workers and let go of the cache; the loader cannot be used again."""
+        iterator: Any = self._workers._iterator
+        if iterator is not None:
+            # They ignore the signal that PyTorch would end a slow one by.
+            workers = list(iterator._workers)
+            with contextlib.suppress(Exception):
+                iterator._shutdown_workers()
+            for worker in workers:
+                worker.kill()
+            self._workers._iterator = None
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    def _batches(self) -> list[np.ndarray]:
+        n, size, rank, world_size = len(self._images), self._batch_size, self._rank, self._world_size
+        if self._augment is None:
+            batches = orders.every_sample_batches(n, size, rank, world_size)
+        else:
+            order, repeats = orders.random_order(n, self._seed, self._epoch), self._augment.repeats
+            if repeats == 1:
+                batches = orders.interleaved_batches(order, size, rank, world_size)
+            else:
+                batches = orders.repeated_batches(order, repeats, size, rank, world_size)
+        return batches[self._first_batch :]
+
+    def _to_device(self, images: torch.Tensor, keys: np.ndarray) -> Batch:
+        indices = keys % len(self._images)
+        tensors = [images, torch.from_numpy(self._images.labels[indices]), torch.from_numpy(indices)]
+        if self._device.type == "cuda":
+            tensors = [t.pin_memory().to(self._device, non_blocking=True) for t in tensors]
+        return Batch(tensors[0].permute(0, 3, 1, 2), tensors[1], tensors[2], keys)
+
+
+class _Plan:
+    """The batches of the next iteration, as DataLoader asks a sampler for them."""
+
+    def __init__(self) -> None:
+        self.set([], 0, 0)
+
+    def set(self, batches: list[np.ndarray], epoch: int, side: int) -> None:
+        self._batches, self._epoch, self._side = batches, epoch, side
+
+    def __iter__(self) -> Iterator[list[Order]]:
+        # Made as they are asked for: an epoch of ImageNet would be a hundred megabytes of them.
+        batches, epoch, side = self._batches, self._epoch, self._side
+        return ([Order(key, epoch, side) for key in keys.tolist()] for keys in batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+@contextlib.contextmanager
+def _no_news_of_children() -> Iterator[None]:
+    """Keep PyTorch from raising wherever the main thread is when a worker dies; who waits for data notices anyway."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _worker_ends() -> Iterator[None]:
+    """Say in a sentence that a worker process was killed."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        # What a dead worker leaves half-sent ends in one of the latter.
+        # "Caught …" is what PyTorch says of an exception in a worker that is alive.
+        died = "DataLoader worker" in str(error) and not str(error).startswith("Caught ")
+        if isinstance(error, RuntimeError) and not died:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+        raise UserError(
+            f"a worker process of the loader has ended ({reason}); where memory is short, lower --data.num_workers, "
+            "in a container raise its shared memory (--shm-size)"
+        ) from None

@@ -1,0 +1,127 @@
+"""What a worker process does with an image: read, decode, crop, resize, flip, and the policy of augmentation."""
+
+import gc
+import math
+import random
+import signal
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ffcv_train.augment.pillow_policy import Policy, policy
+from ffcv_train.config.schema import AugmentConfig
+from ffcv_train.data.kernels.decode import Scratch, decode_samples
+from ffcv_train.data.sources.archives import ZipBlob
+from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
+from ffcv_train.data.sources.image_set import ImageSet, Places
+
+_RAW = np.ones(1, np.uint8)
+
+
+class Order(NamedTuple):
+    """What a worker is asked for: the image of `key` (`Batch.keys`) in an epoch, `side` pixels a side."""
+
+    key: int
+    epoch: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image could not be had, as a sentence."""
+
+    sentence: str
+
+
+class ImageFiles(Dataset):
+    """uint8 [side, side, 3] or `Failure` for an `Order`; nothing depends on the worker that does it.
+
+    `parameters` is `crop_parameters` of the crop. With `archive`, members are read from that file instead of their own.
+    """
+
+    def __init__(
+        self, images: ImageSet, parameters: np.ndarray, augment: AugmentConfig | None, seed: int, archive: str = ""
+    ) -> None:
+        self._images, self._parameters, self._seed = images, parameters, seed
+        self._places = Places(images.source)
+        self._archive = archive
+        self._augment = augment
+        self._policy: Policy | None = None
+        self._scratch: Scratch | None = None
+        self._largest = (0, 0)
+
+    def __getitem__(self, order: Order) -> np.ndarray | Failure:
+        index = order.key % len(self._images)
+        try:
+            return self._make(order, index)
+        except (OSError, ImageError, MemoryError) as error:
+            reason = f"cannot be read: {error}" if not isinstance(error, ImageError) else str(error)
+            return Failure(f"{self._images.describe(index)} {reason}; repair it, or take it out of the data set")
+
+    def _make(self, order: Order, index: int) -> np.ndarray:
+        place = self._places[index]
+        if self._archive and isinstance(place, ZipBlob):
+            place = place._replace(path=self._archive)
+        pixels = contiguous(decode_rgb(place.read(), bgr=False))
+        height, width = pixels.shape[:2]
+        target = np.empty((1, order.side, order.side, 3), np.uint8)
+        position, _ = decode_samples(
+            np.array([pixels.ctypes.data], np.uint64),
+            np.array([pixels.nbytes]),
+            _RAW,
+            np.array([height]),
+            np.array([width]),
+            np.array([order.key]),
+            self._seed,
+            order.epoch,
+            self._parameters,
+            target,
+            *self._scratch_for(max(height, width), order.side).arguments,
+        )
+        assert position < 0
+        if self._augment is None or self._augment.policy == "none":
+            return target[0]
+        self._policy = self._policy or policy(self._augment)
+        _seed_generators(self._seed, order)
+        return np.asarray(self._policy(Image.fromarray(target[0])))
+
+    def _scratch_for(self, longest: int, side: int) -> Scratch:
+        if self._scratch is None or longest > self._largest[0] or side > self._largest[1]:
+            self._largest = (max(longest, self._largest[0]), max(side, self._largest[1]))
+            self._scratch = Scratch(0, 0, *self._largest)
+        return self._scratch
+
+
+def collate(images: list[np.ndarray | Failure]) -> torch.Tensor | Failure:
+    """uint8 [B, side, side, 3], or the first failure."""
+    pixels = []
+    for image in images:
+        if isinstance(image, Failure):
+            return image
+        pixels.append(image)
+    # In shared memory from the start, so that it is not copied there on its way to the trainer.
+    batch = torch.empty(0, dtype=torch.uint8)
+    shape = (len(pixels), *pixels[0].shape)
+    storage = batch._typed_storage()._new_shared(math.prod(shape), device="cpu")
+    batch = batch.new(storage).view(shape)
+    np.stack(pixels, out=batch.numpy())
+    return batch
+
+
+def set_up_worker(worker: int) -> None:
+    """Signals are the parent's to act on: it finishes its step, and its end ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    gc.freeze()  # a collection would write to every object that is shared with the parent
+
+
+def _seed_generators(seed: int, order: Order) -> None:
+    state = np.random.SeedSequence((seed, order.epoch, order.key)).generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.manual_seed(int(state[2]))

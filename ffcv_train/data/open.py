@@ -1,0 +1,152 @@
+"""Data sets of every format that data.format names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.classes import check_labels
+from ffcv_train.data.format.beton import Beton, open_beton
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
+from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.image_loader import ImageLoader
+from ffcv_train.data.sources.image_set import ImageSet, open_image_set
+from ffcv_train.system.distributed import Process, share_of_cores
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.resources import available_bytes
+
+DataSet = Beton | ImageSet
+
+
+def open_data_set(path: str, kind: str) -> DataSet:
+    """Open `path`, whose format is `kind` (data.format), or a .beton file that is named so. Raises `UserError`."""
+    if kind != "beton":
+        named_so = path.endswith(".beton") and Path(path).is_file()
+        return open_beton(path) if named_so else open_image_set(path, kind)
+    other = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and Path(path).is_file() else ""
+    if other:
+        raise UserError(
+            f"the data set {path} is a {other} of images; train from it with --data.format={other}, or convert it with "
+            "write_dataset.py and give the .beton file"
+        )
+    return open_beton(path)
+
+
+def check_fits(beton: Beton, available: int) -> None:
+    """Raise `UserError` when the file is larger than `available` bytes."""
+    if beton.file_size > available:
+        raise UserError(
+            f"{beton.path} has {beton.file_size / 2**30:.1f} GiB, but only {available / 2**30:.1f} GiB of memory are "
+            f"available; train with --data.in_memory=0"
+        )
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """The opened data sets and what they say about the classes."""
+
+    train: DataSet
+    val: DataSet
+    num_classes: int
+    class_names: tuple[str, ...] | None
+
+
+def open_data_sets(config: RunConfig) -> DataSets:
+    """Open and check both data sets and their fit to each other and to model.num_classes."""
+    for name in ("train_dataset", "val_dataset"):
+        if not getattr(config.data, name):
+            raise UserError(f"data.{name} is not set; give the .beton file with --data.{name}=FILE")
+    train, val = (
+        open_data_set(path, config.data.format) for path in (config.data.train_dataset, config.data.val_dataset)
+    )
+    names = train.class_names
+    if names is not None and val.class_names is not None and names != val.class_names:
+        longer = max(names, val.class_names, key=len)
+        first = next(
+            (i for i, pair in enumerate(zip(names, val.class_names, strict=False)) if pair[0] != pair[1]),
+            min(len(names), len(val.class_names)),
+        )
+        raise UserError(
+            f"{train.path} and {val.path} have different classes, from label {first} ({longer[first]}) on; "
+            f"write both from the same set of classes"
+        )
+    num_classes = config.model.num_classes or (len(names) if names is not None else 0)
+    if not num_classes:
+        raise UserError(f"nothing names the classes of {train.path}; set --model.num_classes")
+    if names is not None and num_classes < len(names):
+        raise UserError(
+            f"model.num_classes={num_classes}, but {train.path} has {len(names)} classes; leave it at 0 to take theirs"
+        )
+    for data_set in (train, val):
+        check_labels(data_set, num_classes)
+    if config.data.in_memory and isinstance(train, Beton):
+        check_fits(train, available_bytes())
+    if names is not None:  # outputs beyond the classes that the data has
+        names += tuple(str(label) for label in range(len(names), num_classes))
+    return DataSets(train, val, num_classes, names)
+
+
+def train_loader(config: RunConfig, data_set: DataSet, batch_size: int, process: Process) -> Loader | ImageLoader:
+    """Random crops and flips in a random order; `batch_size` is this process's."""
+    data = config.data
+    crop = RandomResizedCrop(
+        (data.crop_scale[0], data.crop_scale[1]),
+        (data.crop_ratio[0], data.crop_ratio[1]),
+        data.flip,
+        data.interpolation,
+        data.dct_scaling,
+    )
+    if not isinstance(data_set, Beton):
+        return ImageLoader(
+            data_set,
+            batch_size,
+            crop=crop,
+            resolution=config.resolution.max_res,
+            process=process,
+            num_workers=data.num_workers or share_of_cores(process),
+            augment=config.augment,
+            seed=config.training.seed,
+            batches_ahead=data.batches_ahead,
+            cache=data.cache,
+        )
+    return Loader(
+        data_set,
+        batch_size,
+        crop=crop,
+        resolution=config.resolution.max_res,
+        device=process.device,
+        order="random" if data.in_memory else "quasi_random",
+        num_workers=data.num_workers or share_of_cores(process),
+        seed=config.training.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        batches_ahead=data.batches_ahead,
+        repeats=config.augment.repeats,
+    )
+
+
+def val_loader(config: RunConfig, data_set: DataSet, resolution: int, process: Process) -> Loader | ImageLoader:
+    """Centre crops of every sample once."""
+    crop = CenterCrop(config.validation.crop_ratio, config.validation.interpolation)
+    if not isinstance(data_set, Beton):
+        return ImageLoader(
+            data_set,
+            config.validation.batch_size,
+            crop=crop,
+            resolution=resolution,
+            process=process,
+            num_workers=config.data.num_workers or share_of_cores(process),
+            batches_ahead=config.data.batches_ahead,
+            cache=config.data.cache,
+        )
+    return Loader(
+        data_set,
+        config.validation.batch_size,
+        crop=crop,
+        resolution=resolution,
+        device=process.device,
+        order="sequential",
+        num_workers=config.data.num_workers or share_of_cores(process),
+        rank=process.rank,
+        world_size=process.world_size,
+        batches_ahead=config.data.batches_ahead,
+    )

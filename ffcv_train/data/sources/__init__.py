@@ -1,0 +1,1 @@
+"""Images from folders, zips, tar shards and torchvision sets, behind one interface."""

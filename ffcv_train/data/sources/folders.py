@@ -1,0 +1,98 @@
+"""Image folders: a folder per class."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ffcv_train.data.sources.class_files import read_class_names
+from ffcv_train.data.sources.source import FileSource, Request, Source
+from ffcv_train.system.errors import UserError
+
+# torchvision's ImageFolder takes the same, so labels and order agree with it.
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+_SPLITS = ("train", "val")
+
+
+def class_folders(request: Request) -> Source:
+    """One folder per class below `data_dir/split`, or below `data_dir` itself; sub-folders are searched too.
+
+    Labels number the folders in sorted order, as torchvision's ImageFolder does: those of `classes` if given, else for
+    a split that lies beside a folder `train` those of `train`, else its own.
+    """
+    root = _existing_folder(request)
+    folders = _folders(root)
+    if inner := _folders(root / request.split):
+        root, folders = root / request.split, inner
+    elif other := next((name for name in _SPLITS if _folders(root / name)), None):
+        raise UserError(f"{root} holds the split {other!r} but not {request.split!r}; check --cfg.split")
+    if not folders:
+        raise UserError(
+            f"{root} holds no class folders; --cfg.dataset=imagenet wants one folder of images per class in "
+            f"--cfg.data_dir or in its sub-folder {request.split}"
+        )
+    beside = root.parent / "train"
+    if request.classes:
+        class_names, origin = read_class_names(request.classes), request.classes
+        if len(set(class_names)) != len(class_names):
+            raise UserError(f"{origin} names a class twice; every class folder must stand in it once")
+    elif request.split != "train" and root.name == request.split and _folders(beside):
+        class_names, origin = tuple(_folders(beside)), str(beside)
+    else:
+        class_names, origin = tuple(folders), str(root)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    unknown = [folder for folder in folders if folder not in label_of]
+    if unknown:
+        raise UserError(
+            f"{root} holds the class folder {unknown[0]!r}{_and_more(unknown)}, which {origin} does not know; "
+            f"remove it, or give another order of labels with --cfg.classes"
+        )
+
+    files: list[str] = []
+    labels: list[int] = []
+    for folder in folders:
+        found = _image_files(root, folder)
+        files += found
+        labels += [label_of[folder]] * len(found)
+    present = set(labels)
+    empty = [name for label, name in enumerate(class_names) if label not in present]
+    notes = (
+        [f"{len(empty)} of {len(class_names)} classes have no images: {empty[0]}{_and_more(empty)}"] if empty else []
+    )
+    return FileSource(root, files, class_names, labels, notes=notes)
+
+
+def _existing_folder(request: Request) -> Path:
+    root = Path(request.data_dir).absolute()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"--cfg.data_dir: {root} {what}; give the folder that holds the images")
+    return root
+
+
+def _folders(root: Path) -> list[str]:
+    """Names of the sub-folders, sorted; hidden ones are no classes. Empty where `root` is no folder."""
+    if not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+
+
+def _image_files(root: Path, folder: str) -> list[str]:
+    """Image files in and below `root/folder`, relative to `root`, in ImageFolder's order; hidden ones do not count."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"cannot list {error.filename}: {error.strerror}")
+
+    found: list[tuple[str, list[str]]] = []
+    for parent, subfolders, names in os.walk(root / folder, followlinks=True, onerror=fail):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        images = [
+            name
+            for name in sorted(names)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+        ]
+        found.append((parent, images))
+    return [f"{os.path.relpath(parent, root)}/{name}" for parent, images in sorted(found) for name in images]
+
+
+def _and_more(items: Sequence[str]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""

@@ -1,0 +1,158 @@
+"""From a checkpoint and a data set to metrics at every resolution asked for: what eval.py does."""
+
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from ffcv_train.data.classes import check_labels
+from ffcv_train.data.open import DataSet, open_data_set, val_loader
+from ffcv_train.evaluation.predict import evaluate, out_of_memory, shown
+from ffcv_train.evaluation.subject import Request, Subject
+from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
+from ffcv_train.models.network import AMP_DTYPES, Network
+from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
+from ffcv_train.models.weights import load_weights
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.environment import describe_environment
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.progress import ProgressLine
+
+
+def load_network(request: Request, device: torch.device, data_set: DataSet | None) -> Network:
+    """The network that `request` names, checked against every resolution asked for and the classes of `data_set`.
+
+    Without `data_set`, for features of other classes, the class count is the checkpoint's. Raises `UserError`.
+    """
+    config = request.config
+    model, num_classes = _load_model(request, data_set)
+    for resolution in config.validation.resolution:
+        check_resolution(model, resolution, config.model.arch)
+    memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    mean, std = _normalisation(request)
+    amp_dtype = AMP_DTYPES[config.training.amp]
+    normalise = Normaliser(mean, std, device, amp_dtype or torch.float32, memory_format)
+    torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
+    return Network(model, num_classes, normalise, amp_dtype, mean, std)
+
+
+def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
+    """Evaluate and return the report, the same on every rank (`results` holds a record per resolution).
+
+    Everything that can be wrong is checked before the first batch. Raises `UserError`.
+    """
+    subject, config = request.subject, request.config
+    data_set = open_data_set(config.data.val_dataset, config.data.format)
+    network = load_network(request, process.device, data_set)
+    environment = describe_environment(process.device)
+
+    results = []
+    sides = list(dict.fromkeys(config.validation.resolution))
+    line = ProgressLine() if process.is_main else None
+    with contextlib.closing(val_loader(config, data_set, max(sides), process)) as loader:
+        for side in sides:
+            loader.set_resolution(side)
+            start = time.perf_counter()
+            with out_of_memory(config, side), contextlib.closing(shown(loader, line, f"{side} px")) as batches:
+                metrics = evaluate(
+                    network.model,
+                    batches,
+                    device=process.device,
+                    normalise=network.normalise,
+                    amp_dtype=network.amp_dtype,
+                    tta=config.validation.lr_tta,
+                    num_samples=len(data_set),
+                )
+            seconds = time.perf_counter() - start
+            speed = {"seconds": seconds, "images_per_s": len(data_set) / seconds}
+            results.append({"resolution": side, **metrics, **speed})
+    return {
+        "format": 1,
+        "checkpoint": subject.path,
+        "weights": request.weights,
+        "epoch": subject.epoch,
+        "arch": config.model.arch,
+        "use_blurpool": config.model.use_blurpool,
+        "num_classes": network.num_classes,
+        "data_set": str(data_set.path),
+        "samples": len(data_set),
+        "normalisation": {"mean": network.mean, "std": network.std},
+        "crop_ratio": config.validation.crop_ratio,
+        "interpolation": config.validation.interpolation,
+        "amp": config.training.amp,
+        "world_size": process.world_size,
+        "batch_per_device": config.validation.batch_size,
+        "results": results,
+        **environment,
+    }
+
+
+def _load_model(request: Request, data_set: DataSet | None) -> tuple[nn.Module, int]:
+    """The network with the checkpoint's weights on the CPU and its class count, checked against the data set's."""
+    subject, config = request.subject, request.config
+    if data_set is None:
+        expected = subject.num_classes or config.model.num_classes or 1
+        model, file_classes = _load(request, expected)
+        return (model, expected) if file_classes == expected else _load(request, file_classes)
+    names = data_set.class_names
+    if subject.ours:
+        num_classes = subject.num_classes
+        if not request.ignore_class_names:
+            _check_classes(subject, data_set)
+        check_labels(data_set, num_classes)
+        return _load(request, num_classes)
+    # Only the file's tensors know its class count, so a head that does not fit tells it.
+    expected = config.model.num_classes or (len(names) if names else int(data_set.labels.max()) + 1)
+    model, file_classes = _load(request, expected)
+    if file_classes != expected:
+        if config.model.num_classes:
+            raise UserError(f"{subject.path} has {file_classes} classes, but model.num_classes is {expected}")
+        if names and not request.ignore_class_names:
+            raise UserError(
+                f"{subject.path} has {file_classes} classes, {data_set.path} has {expected}; if the data set's labels "
+                f"are nevertheless the model's, pass --model.num_classes={file_classes}"
+            )
+        model, _ = _load(request, file_classes)
+    check_labels(data_set, file_classes)
+    return model, file_classes
+
+
+def _load(request: Request, num_classes: int) -> tuple[nn.Module, int]:
+    """The loaded network and the checkpoint's number of classes; where that is another, the head is random."""
+    config = request.config.model
+    model = create_model(config, num_classes)
+    report = load_weights(
+        model, request.subject.path, config.arch, ema=request.weights != "model", blurred=config.use_blurpool
+    )
+    return model, report.file_classes if report.replaced else num_classes
+
+
+def _check_classes(subject: Subject, data_set: DataSet) -> None:
+    known, found = subject.class_names, data_set.class_names
+    way_out = "if its labels are nevertheless the model's, pass --ignore-class-names"
+    # A data set that has the first of the model's classes only is as good.
+    if found is None or (known is not None and found == known[: len(found)]):
+        return
+    if len(found) != subject.num_classes:
+        raise UserError(
+            f"{subject.path} has {subject.num_classes} classes, {data_set.path} has {len(found)}; choose the data set "
+            f"that belongs to the model, or {way_out}"
+        )
+    if known is not None and known != found:
+        label = next(i for i, (a, b) in enumerate(zip(known, found, strict=True)) if a != b)
+        raise UserError(
+            f"{data_set.path} calls label {label} {found[label]!r}, {subject.path} calls it {known[label]!r}; write "
+            f"the data set with the model's classes, or {way_out}"
+        )
+
+
+def _normalisation(request: Request) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    config = request.config
+    if config.data.mean:
+        return config.data.mean, config.data.std
+    stated = pretrained_normalisation(dataclasses.replace(config.model, weights=request.subject.path))
+    return stated or (IMAGENET_MEAN, IMAGENET_STD)

@@ -1,0 +1,137 @@
+"""Linear transfer: how well a linear probe on a checkpoint's frozen features tells the classes of another data set."""
+
+import contextlib
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.classes import check_labels
+from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.evaluation.extraction import outputs
+from ffcv_train.evaluation.run import load_network
+from ffcv_train.evaluation.subject import Request
+from ffcv_train.metrics.linear_probe import HELD_OUT, Probe, linear_probe
+from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
+from ffcv_train.models.network import Network
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.environment import describe_environment
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.progress import ProgressLine
+from ffcv_train.system.resources import available_bytes
+
+
+def run_transfer(request: Request, process: Process) -> dict[str, Any]:
+    """Extract, search, measure; the report, as JSON can say it. Raises `UserError` before long work starts."""
+    options, config = request.options, request.config
+    if process.world_size > 1:
+        raise UserError("linear transfer runs in one process; start it without torchrun")
+    train, val = (open_data_set(path, config.data.format) for path in (options.train, options.val))
+    network = load_network(request, process.device, None)
+    layer = need_last_layer(network.model, config.validation.resolution[0], config.model.arch, "frozen features")
+    start = time.perf_counter()
+    result = transfer(network, layer, config, train, val, process, held_out=options.held_out, seed=options.split_seed)
+    return {
+        "format": 1,
+        "checkpoint": request.subject.path,
+        "weights": request.weights,
+        "epoch": request.subject.epoch,
+        "arch": config.model.arch,
+        "train_set": str(train.path),
+        "val_set": str(val.path),
+        "features": layer.weight.shape[1],
+        "resolution": config.validation.resolution[0],
+        "crop_ratio": config.validation.crop_ratio,
+        "interpolation": config.validation.interpolation,
+        "amp": config.training.amp,
+        "held_out_share": options.held_out,
+        "split_seed": options.split_seed,
+        "accuracy": result.accuracy,
+        "strength": result.strength,
+        "at_edge": result.at_edge,
+        "converged": result.fit.converged,
+        "train_samples": result.train_samples,
+        "held_out_samples": result.held_out_samples,
+        "val_samples": result.test_samples,
+        "curve": [asdict(candidate) for candidate in result.curve],
+        "seconds": time.perf_counter() - start,
+        **describe_environment(process.device),
+    }
+
+
+def transfer(
+    network: Network,
+    layer: LastLayer,
+    config: RunConfig,
+    train: DataSet,
+    val: DataSet,
+    process: Process,
+    *,
+    held_out: float = HELD_OUT,
+    seed: int = 0,
+) -> Probe:
+    """`linear_probe` on the features that `layer` reads, of centre crops of `train` and `val`, with a progress line.
+
+    Raises `UserError` where the two do not have the same classes, `train` is too small, or memory is too small.
+    """
+    num_classes = common_classes(train, val)
+    _check_memory(len(train), len(val), layer.weight.shape[1])
+    data = [gather(network, config, data_set, process, layer) for data_set in (train, val)]
+    line = ProgressLine()
+
+    def show(done: int, of: int) -> None:
+        line.show("probe", done, of, "strengths")
+
+    try:
+        return linear_probe(data[0], data[1], num_classes, held_out=held_out, seed=seed, progress=show)
+    except ValueError as error:
+        raise UserError(f"{train.path}: {error}; give a larger data set or another --held-out") from None
+    finally:
+        line.close()
+
+
+def gather(
+    network: Network, config: RunConfig, data_set: DataSet, process: Process, layer: LastLayer
+) -> tuple[Tensor, Tensor]:
+    """Features float32 [N, D] and labels int64 [N] of a whole data set, on the CPU, in its order.
+
+    Raises `UserError` where a feature is not finite.
+    """
+    features = torch.empty(len(data_set), layer.weight.shape[1])
+    labels = torch.empty(len(data_set), dtype=torch.int64)
+    with contextlib.closing(
+        outputs(network, config, data_set, process, layer, f"features of {data_set.path.name}")
+    ) as all_:
+        for batch in all_:
+            assert batch.features is not None
+            features[batch.indices.cpu()] = batch.features.cpu()
+            labels[batch.indices.cpu()] = batch.labels.cpu()
+    if not bool(torch.isfinite(features.sum(dim=1)).all()):
+        raise UserError(f"the network's features of {data_set.path} are not finite; its training diverged")
+    return features, labels
+
+
+def common_classes(train: DataSet, val: DataSet) -> int:
+    """The number of classes of a probe. Raises `UserError` where `train` and `val` do not have the same, or but one."""
+    if train.class_names is not None and val.class_names is not None and train.class_names != val.class_names:
+        raise UserError(f"{train.path} and {val.path} name different classes; write both from the same set of classes")
+    names = train.class_names or val.class_names
+    count = len(names) if names is not None else int(train.labels.max()) + 1
+    check_labels(train, count)
+    check_labels(val, count)
+    if len(set(train.labels.tolist())) < 2:
+        raise UserError(f"{train.path} has samples of one class only, and a probe tells classes apart; give another")
+    return count
+
+
+def _check_memory(train: int, val: int, width: int) -> None:
+    # The features, and what splitting, centring and turning them takes.
+    needed, available = 4 * width * (4 * train + val), available_bytes()
+    if needed > available:
+        raise UserError(
+            f"fitting {train:,} × {width:,} features takes {needed / 2**30:.1f} GiB of memory, and "
+            f"{available / 2**30:.1f} GiB are available; give a smaller --train"
+        )

@@ -1,0 +1,1 @@
+"""The machine and the process: files, memory, signals, ranks, what users see. Imports no other room."""

@@ -1,0 +1,121 @@
+"""The process group that torchrun describes: set-up, who we are, exact sums."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ffcv_train.system.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run; `local_*` count the processes of this machine only."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes logs and checkpoints."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(device_name: str) -> Iterator[Process]:
+    """Join the process group that torchrun's environment variables describe, if any, and leave it at the end.
+
+    `device_name` is "auto", "cpu" or "cuda". Raises `UserError` when a GPU is asked for and none is there, or the
+    group cannot be formed.
+    """
+    environment = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    launched = environment["RANK"] is not None and environment["WORLD_SIZE"] is not None
+    try:
+        rank, world_size = (int(environment["RANK"] or 0), int(environment["WORLD_SIZE"] or 1)) if launched else (0, 1)
+        local_rank = int(environment["LOCAL_RANK"] or 0) if launched else 0
+        local_world_size = int(environment["LOCAL_WORLD_SIZE"] or world_size) if launched else 1
+    except ValueError:
+        raise UserError(
+            f"torchrun's variables are no numbers ({environment}); start with torchrun or unset them"
+        ) from None
+    device = _device(device_name, local_rank)
+    if not launched:
+        yield Process(0, 1, 0, 1, device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the processes could not meet at {address} ({reason}); free the port or choose another with "
+            f"torchrun --master_port"
+        ) from None
+    try:
+        yield Process(rank, world_size, local_rank, local_world_size, device)
+    except Exception:
+        # The other ranks may never come to the orderly end, for which NCCL would wait. Stopping is agreed by all.
+        if device.type == "cuda":
+            dist.group.WORLD.abort()  # type: ignore[union-attr]
+        else:
+            dist.destroy_process_group()
+        raise
+    except BaseException:
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over all ranks, in place and returned; exact for integers. Without a group, `tensor`."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_rank_0(value: T) -> T:
+    """What rank 0 passed, on every rank; a text, a path or None."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def share_of_cores(process: Process) -> int:
+    """The cores this process may use, when the machine's are shared evenly among its local ranks."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // process.local_world_size)
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            "training.device is cuda, but PyTorch sees no GPU; check nvidia-smi, or use --training.device=cpu"
+        )
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"this machine has {count} GPUs, but torchrun started local rank {local_rank}; lower --nproc_per_node"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,82 @@
+"""Records as strict JSON; files written whole or not at all."""
+
+import contextlib
+import json
+import math
+import numbers
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ffcv_train.system.errors import UserError
+
+
+def to_plain(value: Any) -> Any:
+    """`value` as what strict JSON can say: mappings, lists, texts, booleans, finite numbers, None.
+
+    Numbers, arrays and tensors of NumPy and torch become Python's; NaN and infinities become None; anything else, a
+    path say, becomes its text.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if hasattr(value, "tolist"):
+        return to_plain(value.tolist())
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def to_json_line(content: Any) -> str:
+    """`to_plain(content)` as one line of JSON, with its newline."""
+    return json.dumps(to_plain(content), allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `to_plain(content)` to `path`, whole or not at all. Raises `UserError` where it cannot be written."""
+    replace_text(path, json.dumps(to_plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """`replace_file` with a text."""
+    replace_file(path, text.encode())
+
+
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Make `content` that of `path`; a crash at any moment leaves the old one or the new one.
+
+    Raises `UserError` where the file cannot be written.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp's files are the owner's alone
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn an `OSError` while writing `path` into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; check the path, its rights and the free space") from None

@@ -1,0 +1,58 @@
+"""Parameter groups and optimizers."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from ffcv_train.config.schema import TrainingConfig
+from ffcv_train.system.errors import UserError
+
+# What torchvision's transformers, which state nothing, have of what timm's exempt.
+_EXEMPT = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, norm_weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters of `model`, split by what decays them; groups without parameters are left out.
+
+    Parameters of two and more dimensions (kernels, matrices) take `weight_decay`; those of fewer (norms, biases)
+    and those that the model names in `no_weight_decay()` (`*` is a wildcard), as timm's transformers do for position
+    embeddings and class tokens, take `norm_weight_decay`; so do these of models that name nothing. A parameter that
+    several modules share stands once. `model` bears no wrapper, so that its own names are seen.
+    """
+    stated: Any = getattr(model, "no_weight_decay", lambda: _EXEMPT)
+    exempt = list(stated())
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and not any(fnmatchcase(name, pattern) for pattern in exempt)
+            (decayed if decays else others).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": norm_weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def create_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device | str) -> torch.optim.Optimizer:
+    """SGD or AdamW over `parameter_groups`; fused where `device` is a GPU, multi-tensor elsewhere.
+
+    The rate is 0 until the trainer sets it, which it does at every step. Raises `UserError` on values that the
+    optimizer refuses.
+    """
+    groups = parameter_groups(model, config.weight_decay, config.norm_weight_decay)
+    if not groups:
+        raise UserError("the model has no trainable parameter; nothing can be trained")
+    on_gpu = torch.device(device).type == "cuda"
+    speed: dict[str, Any] = {"fused": True} if on_gpu else {"foreach": True}
+    try:
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, config.beta2), **speed)
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, **speed)
+    except ValueError as error:
+        raise UserError(
+            f"training.optimizer={config.optimizer} refuses training.momentum={config.momentum:g}, "
+            f"beta2={config.beta2:g}, nesterov={int(config.nesterov)}: {error}"
+        ) from None

@@ -1,0 +1,126 @@
+"""Finding the checkpoint to resume from, and refusing one that belongs to another run."""
+
+import datetime
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffcv_train.config.read import from_dict, to_dict
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.models.checkpoint import load_checkpoint
+from ffcv_train.system.errors import UserError
+
+
+def find_checkpoint(config: RunConfig) -> Path | None:
+    """The checkpoint that training.resume names; with "auto" the newest `last.pt` of this configuration, if any.
+
+    "auto" looks at the run logging.run where that is set, else at all runs in logging.folder whose params.json holds
+    the same configuration.
+    """
+    wanted = config.training.resume
+    if not wanted:
+        return None
+    if wanted != "auto":
+        path = Path(wanted)
+        return path / "last.pt" if path.is_dir() else path
+    folder = Path(config.logging.folder)
+    if config.logging.run:
+        path = folder / config.logging.run / "last.pt"
+        return path if path.is_file() else None
+    own = comparable(to_dict(config))
+    candidates = sorted(folder.glob("*/last.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in candidates if _configuration_of(path.parent) == own), None)
+
+
+def load_for_resume(path: Path, config: RunConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """The training state in `path`. Raises `UserError` where it cannot continue under `config`.
+
+    `facts` are what the state must agree with: num_classes, class_names, global_batch, samples.
+    """
+    state = load_checkpoint(path)
+    if "optimizer" not in state:
+        raise UserError(f"{path} holds weights only and cannot be resumed; resume from last.pt, or use model.weights")
+    for name, value in facts.items():
+        if state[name] != value:
+            if name == "class_names":
+                raise UserError(f"{path} was trained with other class names than those of the data set; use the same")
+            hint = ""
+            if name == "global_batch":
+                hint = f"; set --training.global_batch_size={state[name]}, and --training.accumulate where memory lacks"
+            raise UserError(f"{path} was trained with {name} {state[name]}, this run has {value}{hint}")
+    # Options that came later have their defaults.
+    before = to_dict(from_dict(RunConfig, state["config"], str(path)))
+    differing = differences(comparable(before, files_may_move=True), comparable(to_dict(config), files_may_move=True))
+    if differing:
+        raise UserError(
+            f"{path} was trained with other settings: {'; '.join(differing[:5])}; "
+            f"use the same, or start a new run with --model.weights={path}"
+        )
+    return state
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, but keep how it computes: that belongs to the device, which may be another now."""
+    kept = [{key: group.get(key) for key in ("fused", "foreach")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
+
+
+def new_run_name(config: RunConfig) -> str:
+    """A name for a run's folder that is not taken: date, time and architecture."""
+    stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{config.model.arch.replace('/', '_')}"
+    names = itertools.chain([stamp], (f"{stamp}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if not (Path(config.logging.folder) / name).exists())
+
+
+def check_run_is_free(run: Path, checkpoint: Path) -> None:
+    """Raise `UserError` where continuing `checkpoint` as `run` would overwrite another run."""
+    log = run / "log.jsonl"
+    if log.is_file() and log.stat().st_size and run.resolve() != checkpoint.resolve().parent:
+        raise UserError(f"{run} holds another run than {checkpoint}; choose another --logging.run")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Which options differ, each as "section.key was X, is Y"."""
+    return [
+        f"{section}.{key} was {old.get(section, {}).get(key)}, is {value}"
+        for section, values in new.items()
+        for key, value in values.items()
+        if old.get(section, {}).get(key) != value
+    ]
+
+
+def _configuration_of(run: Path) -> dict[str, Any] | None:
+    try:
+        path = run / "params.json"
+        return comparable(to_dict(from_dict(RunConfig, json.loads(path.read_text())["config"], str(path))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return None
+
+
+def comparable(config: dict[str, Any], *, files_may_move: bool = False) -> dict[str, Any]:
+    """The part of a configuration (as `to_dict` gives it) that a resumed run must share with the first one.
+
+    With `files_may_move` paths are not among it, nor is the batch of validation.
+    """
+    kept = {section: dict(values) for section, values in config.items() if section != "logging"}
+    free = {
+        "data": ["num_workers", "batches_ahead", "cache"],
+        "training": ["resume", "device", "batch_size", "global_batch_size", "accumulate"],
+        # Not channels_last: the optimizer's state has the memory format of the weights.
+        "model": ["compile"],
+        "validation": [],
+    }
+    if files_may_move:
+        free["data"] += ["train_dataset", "val_dataset"]
+        free["model"] += ["weights"]
+        free["distill"] = ["teacher"]
+        free["validation"] += ["batch_size"]
+    for section, names in free.items():
+        for name in names:
+            kept.get(section, {}).pop(name, None)
+    return kept

@@ -1,0 +1,435 @@
+"""The training loop: one step, one epoch, one run."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ffcv_train.config.read import to_dict
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.format.beton import Beton
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.open import open_data_sets, train_loader, val_loader
+from ffcv_train.evaluation.predict import evaluate
+from ffcv_train.losses import create_criterion
+from ffcv_train.models.checkpoint import save_checkpoint, unwrap
+from ffcv_train.models.network import AMP_DTYPES, build_model, normalisation
+from ffcv_train.models.normalise import Normaliser
+from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from_rank_0
+from ffcv_train.system.environment import describe_environment, peak_memory_gb, versions
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.signals import StopRequest
+from ffcv_train.training import distill, parallel, schedules, setup
+from ffcv_train.training.augmenter import Augmenter
+from ffcv_train.training.ema import WeightAverage
+from ffcv_train.training.optim import create_optimizer
+from ffcv_train.training.resume import check_run_is_free, find_checkpoint, load_for_resume, load_optimizer, new_run_name
+from ffcv_train.training.runlog import RunLog
+from ffcv_train.training.status import Status, StatusBoard
+
+_AGREEMENT_STEPS = 5
+"""Ranks agree on stopping this often: launchers kill what has not stopped within half a minute."""
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """A signal ended the run after a complete step; its checkpoint is written."""
+
+    def __init__(self, number: signal.Signals, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {number.name}; continue from {checkpoint} with --training.resume=auto")
+        self.exit_status = 128 + number
+
+
+class Trainer:
+    """Everything a run consists of, built and checked; `fit` runs it."""
+
+    def __init__(self, config: RunConfig, process: Process) -> None:
+        setup.check_config(config)
+        self.config, self.process = config, process
+        self.data = open_data_sets(config)
+        self.sizes = setup.batch_sizes(config, process.world_size)
+        self.peak_lr = setup.scaled_lr(config, self.sizes)
+        self.steps = setup.check_length(config, self.data, self.sizes)
+        parallel.set_up_device(config.training.amp, process.device)
+        self.mean, self.std = normalisation(config)
+        self.model, self.loaded = build_model(
+            config, self.data.num_classes, process.device, schedules.sides(config.resolution, config.training.epochs)
+        )
+        self.criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs).to(process.device)
+        self.optimizer = create_optimizer(self.model, config.training, process.device)
+        self.amp_dtype = AMP_DTYPES[config.training.amp]
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.training.amp == "fp16")
+        self.normalise = Normaliser(
+            self.mean,
+            self.std,
+            process.device,
+            self.amp_dtype or torch.float32,
+            torch.channels_last if config.model.channels_last else torch.contiguous_format,
+        )
+        beton = isinstance(self.data.train, Beton)
+        self.augment = Augmenter(
+            config.augment, self.normalise, self.data.num_classes, config.training.seed, on_device=beton
+        )
+        self.teacher = self._teacher()
+        decay = config.training.ema_decay
+        self.ema = WeightAverage(self.model, decay) if decay else None
+        self.epoch, self.step, self.best_top_1 = 0, 0, -1.0
+        self.mean_loss = 0.0  # of this epoch's steps so far
+        self.unfinished: dict[str, Any] | None = None  # the record of a trained epoch that is to be validated
+        self.finished = False
+        self.notes: list[str] = []
+        self.run = self._resume()
+        # After the copy for the averaged weights: hooks are the trained network's alone.
+        self.criterion.attach(self.model, schedules.resolution(config.resolution, 0))
+        self.wrapped = parallel.wrap(self.model, config, process)
+        assert unwrap(self.wrapped) is self.model
+        self.board = StatusBoard(process)
+        self.train_loader = train_loader(config, self.data.train, self.sizes.per_device, process)
+        self.val_loader = val_loader(config, self.data.val, config.validation.resolution[0], process)
+
+    def fit(self) -> Path:
+        """Train to the last epoch and return the run's folder.
+
+        Raises `Stopped` after a SIGTERM or SIGINT and `UserError` on a loss that is not finite.
+        """
+        logging = self.config.logging
+        folder = Path(logging.folder) / self.run
+        if self.finished:
+            return folder
+        resumed = self.epoch if self.epoch or self.step else None
+        first_logged = self.unfinished["epoch"] if self.unfinished else resumed
+        with (
+            RunLog.open(
+                logging.folder,
+                self.run,
+                enabled=self.process.is_main,
+                tensorboard=logging.tensorboard,
+                resumed_epoch=first_logged,
+            ) as log,
+            StopRequest() as stop,
+            contextlib.closing(self.train_loader),
+            contextlib.closing(self.val_loader),
+        ):
+            self.log, self.folder = log, folder
+            self._announce(resumed)
+            if self.unfinished:
+                self._validate_and_log(self.unfinished)
+            for epoch in range(self.epoch, self.config.training.epochs):
+                try:
+                    record = self.train_epoch(epoch, stop)
+                except torch.cuda.OutOfMemoryError:
+                    raise UserError(
+                        f"the GPU has too little memory for {self.sizes.per_device} images at once; "
+                        "raise --training.accumulate, or lower --training.batch_size"
+                    ) from None
+                self._finish_epoch(epoch, record)
+            self._save("final.pt", training_state=False)
+            barrier()
+        return folder
+
+    def train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, Any]:
+        """Train the rest of epoch `epoch`, from step `self.step`, and return its record for the log."""
+        side = schedules.resolution(self.config.resolution, epoch)
+        self.train_loader.set_resolution(side)
+        self.train_loader.set_epoch(epoch, self.step * self.sizes.accumulate)
+        self.criterion.start_epoch(epoch)
+        self.wrapped.train()
+        passes = self.step * self.sizes.accumulate
+        self.board.start_epoch(self.mean_loss * passes, passes)
+        first, start, waited = self.step, time.perf_counter(), self.train_loader.wait_seconds
+        interval = self.config.logging.interval
+        lr = self.optimizer.param_groups[0]["lr"]
+        with contextlib.closing(self.train_loader.epoch()) as batches:
+            for step in range(first, self.steps):
+                lr = self.train_step(epoch, step, batches)
+                self.step = step + 1
+                status = None
+                if self.step % min(interval, _AGREEMENT_STEPS) == 0:
+                    status = self.board.read()
+                    self.board.post(stop.signal is not None)
+                    self._act_on(status, epoch, step, lr)
+                self.log.progress(
+                    epoch,
+                    self.config.training.epochs,
+                    self.step,
+                    self.steps,
+                    images_per_s=(self.step - first) * self.sizes.global_batch / (time.perf_counter() - start),
+                    loss=status.loss if status and self.step % interval < _AGREEMENT_STEPS else None,
+                )
+                # Alone, a process stops at once; ranks stop together, at the report in which all see the wish.
+                alone = self.process.world_size == 1
+                if (alone and stop.signal) or (status and status.stop):
+                    self._stop(epoch, stop.signal or signal.SIGTERM)
+        # The last report of the epoch, which waits for its last step.
+        self.board.post(stop.signal is not None)
+        status = self.board.read()
+        seconds = time.perf_counter() - start
+        assert status is not None
+        self._act_on(status, epoch, self.steps - 1, lr)
+        self._check_weights(epoch, lr)
+        self.criterion.end_epoch()
+        waited = self.train_loader.wait_seconds - waited
+        return {
+            "epoch": epoch,
+            "train_loss": status.loss,
+            "lr": lr,
+            "resolution": side,
+            **self.criterion.scalars(),
+            "images_per_s": (self.steps - first) * self.sizes.global_batch / seconds if self.steps > first else None,
+            "data_wait": min(1.0, waited / seconds),
+            "peak_memory_gb": peak_memory_gb(self.process.device),
+            "seconds": seconds,
+            "stop": status.stop,
+        }
+
+    def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> float:
+        """One update of the weights from the next `accumulate` batches; returns the learning rate."""
+        config = self.config.training
+        lr = schedules.learning_rate(self.config.lr, self.peak_lr, config.epochs, epoch + step / self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # Dropout and the like depend on (seed, epoch, step, rank) alone, so a resumed run draws the same numbers.
+        torch.manual_seed(hash((config.seed, epoch, step, self.process.rank)) % 2**63)
+        for number, batch in enumerate(islice(batches, self.sizes.accumulate), start=1):
+            with parallel.gradients_stay_local(self.wrapped, number < self.sizes.accumulate):
+                # Outside of autocast, which would blur images in 8 bits of precision.
+                images, targets = self.augment(batch, epoch)
+                with torch.autocast(self.process.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                    loss = self._loss(images, targets)
+                self.scaler.scale(loss / self.sizes.accumulate).backward()
+            self.board.add(loss.detach())
+        if config.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            with torch.no_grad():
+                self.ema.update()
+        return lr
+
+    def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch as the augmentation left it."""
+        if self.teacher is None:
+            return self.criterion(self.wrapped(images), targets)
+        config = self.config.distill
+        logits, imitated = self.wrapped(images)
+        imitation = distill.distillation_loss(imitated, self.teacher(images), config.type, config.temperature)
+        return (1 - config.weight) * self.criterion(logits, targets) + config.weight * imitation
+
+    def validate(self, model: nn.Module, epoch: int) -> dict[str, Any]:
+        """Metrics of `model` on the whole validation set, the same on every rank; `epoch` is for the progress line."""
+        validation = self.config.validation
+        metrics = evaluate(
+            model,
+            self._shown(epoch),
+            device=self.process.device,
+            normalise=self.normalise,
+            amp_dtype=self.amp_dtype,
+            tta=validation.lr_tta,
+            all_reduce=all_reduce_sum,
+            num_samples=len(self.data.val),
+        )
+        metrics.pop("bins")
+        metrics.get("flip_averaged", {}).pop("bins", None)
+        return metrics
+
+    def _shown(self, epoch: int) -> Iterator[Batch]:
+        """The validation batches, with a progress line."""
+        with contextlib.closing(self.val_loader.epoch()) as batches:
+            for step, batch in enumerate(batches, start=1):
+                yield batch
+                self.log.progress(epoch, self.config.training.epochs, step, len(self.val_loader), stage="validate")
+
+    def _finish_epoch(self, epoch: int, record: dict[str, Any]) -> None:
+        self._agree_on_statistics()
+        stop = record.pop("stop")
+        self.epoch, self.step, self.mean_loss = epoch + 1, 0, 0.0
+        due = epoch + 1 == self.config.training.epochs or (epoch + 1) % self.config.validation.every == 0
+        if not due:
+            self.log.epoch(record)
+            self._save("last.pt")
+        else:
+            # A validation can outlast the grace that comes with a signal: the epoch's work is safe before it starts.
+            self.unfinished = record
+            self._save("last.pt")
+        if stop:
+            barrier()
+            raise Stopped(signal.SIGTERM, self.folder / "last.pt")
+        if due:
+            self._validate_and_log(record)
+
+    def _validate_and_log(self, record: dict[str, Any]) -> None:
+        """Complete and log the record of the epoch that was trained last, and keep its network if it is the best."""
+        epoch, start = record["epoch"], time.perf_counter()
+        record = {**record, **self.validate(self.model, epoch)}
+        if self.ema is not None:
+            record["ema"] = self.validate(self.ema.module, epoch)
+        record["val_seconds"] = time.perf_counter() - start
+        top_1 = record["ema"]["top_1"] if self.ema is not None else record["top_1"]
+        if top_1 > self.best_top_1:
+            self.best_top_1 = top_1
+            self._save("best.pt", training_state=False)
+        self.log.epoch(record)
+        self.unfinished = None
+        self._save("last.pt")
+
+    def _act_on(self, status: Status | None, epoch: int, step: int, lr: float) -> None:
+        if status is not None and not status.finite:
+            raise UserError(
+                f"the loss is not finite (epoch {epoch + 1} of {self.config.training.epochs}, at or before step "
+                f"{step}, lr {lr:.4g}); lower --lr.lr or warm up longer; "
+                f"the last checkpoint in {self.folder} is untouched"
+            )
+
+    def _check_weights(self, epoch: int, lr: float) -> None:
+        # The last update of an epoch shows in no loss before the checkpoint is written.
+        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+        if not torch.stack([norm.float() for norm in norms]).isfinite().all():
+            raise UserError(
+                f"the weights are not finite after epoch {epoch + 1} (lr {lr:.4g}); lower --lr.lr or warm up longer; "
+                f"the last checkpoint in {self.folder} is untouched"
+            )
+
+    def _stop(self, epoch: int, number: signal.Signals) -> None:
+        self.epoch = epoch
+        self.mean_loss = self.board.loss_sum() / (self.step * self.sizes.accumulate)
+        finite = math.isfinite(self.mean_loss)
+        self._act_on(Status(self.mean_loss, finite, True), epoch, self.step - 1, self.optimizer.param_groups[0]["lr"])
+        self._check_weights(epoch, self.optimizer.param_groups[0]["lr"])
+        self._agree_on_statistics()
+        self._save("last.pt")
+        barrier()
+        raise Stopped(number, self.folder / "last.pt")
+
+    def _save(self, name: str, training_state: bool = True) -> None:
+        """Write a checkpoint on rank 0, called on every rank; with `training_state`, all that `resume` needs."""
+        criterion = self.criterion.state_of_all_ranks() if training_state else {}
+        if not self.process.is_main:
+            return
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "config": to_dict(self.config),
+            "arch": self.config.model.arch,
+            **self._classes(),
+            "normalisation": {"mean": list(self.mean), "std": list(self.std)},
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_top_1": self.best_top_1,
+            "versions": versions(),
+        }
+        if training_state:
+            state |= {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "criterion": criterion,
+                "ema_updates": self.ema.updates if self.ema is not None else 0,
+                "mean_loss": self.mean_loss,
+                "unfinished": self.unfinished,
+                **self._facts(),
+            }
+        save_checkpoint(state, self.folder / name)
+
+    def _classes(self) -> dict[str, Any]:
+        names = self.data.class_names
+        return {"num_classes": self.data.num_classes, "class_names": list(names) if names is not None else None}
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            **self._classes(),
+            "global_batch": self.sizes.global_batch,
+            "samples": len(self.data.train),
+        }
+
+    def _resume(self) -> str:
+        """Load the checkpoint that training.resume asks for, if any; return the name of the run."""
+        logging = self.config.logging
+        # On a file system that is slow to agree, other ranks may not see it yet.
+        path = from_rank_0(find_checkpoint(self.config) if self.process.is_main else None)
+        if path is None:
+            if self.config.training.resume:
+                self.notes.append(f"no checkpoint of this configuration in {logging.folder}: a new run starts")
+            return logging.run or from_rank_0(new_run_name(self.config))
+        run = logging.run or path.resolve().parent.name
+        check_run_is_free(Path(logging.folder) / run, path)
+        state = load_for_resume(path, self.config, self._facts())
+        self.model.load_state_dict(state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.criterion.load_state_of_all_ranks(state["criterion"], self.process.rank)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.updates = state["ema_updates"]
+        self.epoch, self.step, self.best_top_1 = state["epoch"], state["step"], state["best_top_1"]
+        self.mean_loss, self.unfinished = state["mean_loss"], state["unfinished"]
+        done = self.epoch >= self.config.training.epochs and not self.unfinished
+        self.finished = from_rank_0(done and (path.parent / "final.pt").is_file())
+        return run
+
+    def _teacher(self) -> distill.Teacher | None:
+        config = self.config
+        if config.distill.type == "none":
+            return None
+        distill.prepare_student(self.model, config.model.arch, config.distill)
+        sides = schedules.sides(config.resolution, config.training.epochs)
+        student, device = (self.mean, self.std), self.process.device
+        return distill.Teacher(
+            config.distill,
+            self.data.num_classes,
+            self.data.class_names,
+            sides,
+            student,
+            device,
+            config.model.channels_last,
+        )
+
+    def _agree_on_statistics(self) -> None:
+        """Give every rank the mean of the ranks' running statistics, so that all evaluate the same network."""
+        if self.ema is not None:
+            self.ema.copy_counters()
+        models = [self.model] + ([self.ema.module] if self.ema is not None else [])
+        parallel.average_buffers(models, self.process.world_size)
+
+    def _announce(self, resumed: int | None) -> None:
+        """What the run is, to its folder and to the user."""
+        environment = describe_environment(self.process.device)
+        facts = {
+            "config": to_dict(self.config),
+            **environment,
+            "world_size": self.process.world_size,
+            "batch_per_device": self.sizes.per_device,
+            "global_batch": self.sizes.global_batch,
+            "steps_per_epoch": self.steps,
+            "peak_lr": self.peak_lr,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "num_classes": self.data.num_classes,
+            "train_samples": len(self.data.train),
+            "val_samples": len(self.data.val),
+        }
+        self.log.params(facts)
+        config, sizes = self.config, self.sizes
+        lines = [
+            f"run {self.folder}",
+            f"{config.model.arch}, {facts['parameters'] / 1e6:.1f} M parameters, {self.data.num_classes} classes, "
+            f"{len(self.data.train):,} training and {len(self.data.val):,} validation images",
+            f"batch {sizes.per_device} per device × {self.process.world_size} devices × {sizes.accumulate} passes = "
+            f"{sizes.global_batch} globally, {self.steps} steps an epoch, peak lr {self.peak_lr:.4g}, "
+            f"{config.loss.name}, {config.training.amp} on {environment['device']}",
+        ]
+        if self.loaded:
+            lines.append(f"weights: {self.loaded}")
+        lines += self.notes
+        if resumed is not None and self.unfinished:
+            lines.append(f"resumed before the validation of epoch {self.epoch}")
+        elif resumed is not None:
+            lines.append(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
+        for line in lines:
+            self.log.message(line)

@@ -1,0 +1,1 @@
+"""Fuzzing of the decoder and of the format, by processes that may die."""

@@ -1,0 +1,197 @@
+"""Whether an image from a damaged JPEG may be believed, by decoding all of it and by taking it to pieces."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ffcv_train.data.kernels.crops import RandomResizedCrop, center_crop, crop_parameters, random_crop
+from ffcv_train.data.kernels.random import seed_stream
+from ffcv_train.data.kernels.turbojpeg import decode_jpeg
+from fuzz.guard import GuardedDecoder, Request
+from fuzz.jpeg_mutations import FRAMES, entropy_segments, header_segments
+
+_OPENCV_EVERY = 4
+_MARGIN = 2  # pixels around a crop that chroma upsampling looks at; when decoding at 1/n, n if that is more
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+@dataclass(frozen=True)
+class TilesRead:
+    """The tiles around a crop: the JPEG's bytes before its entropy-coded data, where in these the frame header begins,
+    the number of all tiles, and by number the (bytes, height, width) of those read."""
+
+    head: bytes
+    frame: int
+    total: int
+    tiles: dict[int, tuple[bytes, int, int]]
+
+    def healed(self) -> bytes:
+        """The JPEG with every other tile replaced by one of these, and its markers made sound.
+
+        Every tile has as many MCUs, and none depends on another, so the rest of the picture becomes nonsense and this
+        part stays what it is.
+        """
+        filler = next(iter(self.tiles.values()))
+        parts = [self.head]
+        for number in range(self.total):
+            parts += (self.tiles.get(number, filler)[0], bytes((0xFF, 0xD0 + number % 8)))
+        parts[-1] = b"\xff\xd9"
+        return b"".join(parts)
+
+    def are_sound(self) -> bool:
+        """Whether each of them, as an image of its own, decodes without complaint."""
+        for data, height, width in self.tiles.values():
+            sides = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+            head = self.head[: self.frame + 5] + sides + self.head[self.frame + 9 :]
+            if whole_image(head + data + b"\xff\xd9", height, width) is None:
+                return False
+        return True
+
+
+class SecondOpinion:
+    """Compares images of the loader with what the JPEG shows by other ways of reading it."""
+
+    def __init__(self, decoder: GuardedDecoder) -> None:
+        self._decoder = decoder
+        self._count = 0
+
+    def of(self, request: Request, image: np.ndarray) -> str:
+        """Why `image` (uint8 [R, R, 3]) is wrong, or ""."""
+        image, data = image.copy(), request.data.tobytes()
+        box, flip = crop_box(request)
+        reduction = _reduction(request, box)
+        rows, columns = -(-request.height // reduction), -(-request.width // reduction)
+        pixels = whole_image(data, rows, columns)
+        self._count += 1
+        ask_opencv = self._count % _OPENCV_EVERY == 0 and not _is_progressive(data)
+        if pixels is not None and ask_opencv and not _equal(opencv_image(data, reduction), pixels):
+            return "OpenCV decodes other pixels"
+        if pixels is None:
+            read = tiles_read(data, request, box, reduction)
+            if read is None:
+                return "an image, though the whole is damaged and there are no tiles to read apart"
+            healed = read.healed()
+            pixels = whole_image(healed, rows, columns)
+            if pixels is None:
+                if not read.are_sound():
+                    return "an image, though the tiles that it is made of are damaged"
+                # Surplus bytes at the end of a tile, about which OpenCV does not mind.
+                pixels = opencv_image(healed, reduction)
+        if pixels is None:
+            return "an image, though OpenCV finds none"
+        top, left = min(box[0] // reduction, rows - 1), min(box[1] // reduction, columns - 1)
+        height, width = min(box[2] // reduction, rows - top), min(box[3] // reduction, columns - left)
+        expected = self._resized(pixels[top : top + height, left : left + width], flip, request)
+        if not np.array_equal(expected, image):
+            difference = np.abs(expected.astype(int) - image)
+            what = "the whole JPEG" if reduction == 1 else f"the whole JPEG at 1/{reduction}"
+            return f"pixels differ from those of {what} by {difference.mean():.2f}, at most {difference.max()}"
+        return ""
+
+    def _resized(self, pixels: np.ndarray, flip: bool, request: Request) -> np.ndarray:
+        """All of `pixels` as the loader resizes a raw sample."""
+        height, width = pixels.shape[:2]
+        ratio = width / height
+        everything = crop_parameters(RandomResizedCrop((1.0, 1.0), (ratio, ratio), float(flip)))
+        everything[1] = request.parameters[1]
+        flat = np.ascontiguousarray(pixels).reshape(-1)
+        return self._decoder.decode(Request(flat, 1, height, width, 0, everything, request.resolution))[1]
+
+
+def is_clean(request: Request) -> bool:
+    """Whether TurboJPEG decodes the whole without complaint, to the size in the sample table."""
+    data, size = request.data.tobytes(), (request.height, request.width)
+    return frame_size_of(data) == size and whole_image(data, *size) is not None
+
+
+def whole_image(data: bytes, height: int, width: int) -> np.ndarray | None:
+    """The image (uint8 [height, width, 3]), or None where TurboJPEG complains."""
+    stored, pixels = np.frombuffer(data, np.uint8), np.empty((height, width, 3), np.uint8)
+    failed = decode_jpeg(stored.ctypes.data, len(stored), height, width, pixels.reshape(-1))
+    return None if failed else pixels
+
+
+def opencv_image(data: bytes, reduction: int) -> np.ndarray | None:
+    """The image (uint8 [H, W, 3], RGB) by another build of the library, with another way in, damaged as it may be."""
+    flag = _REDUCED.get(reduction, cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if image is None else image[:, :, ::-1]
+
+
+def tiles_read(data: bytes, request: Request, box: tuple[int, int, int, int], reduction: int) -> TilesRead | None:
+    """The tiles around a crop; None where there are none, or the markers up to the last of them are not in order."""
+    margin = max(_MARGIN, reduction)
+    segments = header_segments(data)
+    frames = [s for m, s, _ in segments if m in (0xC0, 0xC1)]
+    intervals = [s for m, s, e in segments if m == 0xDD and e == s + 6]
+    if len(frames) != 1 or not intervals or segments[-1][0] != 0xDA:
+        return None
+    frame, interval = frames[0], int.from_bytes(data[intervals[-1] + 4 : intervals[-1] + 6], "big")
+    factors = [data[frame + 11 + 3 * component] for component in range(data[frame + 9])]
+    across, down = (max(f >> 4 for f in factors), max(f & 15 for f in factors)) if len(factors) > 1 else (1, 1)
+    mcus_across, rows = -(-request.width // (8 * across)), -(-request.height // (8 * down))
+    if interval == 0 or mcus_across % interval:
+        return None
+    columns, tile_height, tile_width = mcus_across // interval, 8 * down, 8 * across * interval
+    top, left, height, width = box
+    needed = [
+        (row, column)
+        for row in range(rows)
+        for column in range(columns)
+        if row * tile_height < top + height + margin
+        and (row + 1) * tile_height > top - margin
+        and column * tile_width < left + width + margin
+        and (column + 1) * tile_width > left - margin
+    ]
+    start, total = segments[-1][2], rows * columns
+    stretches = entropy_segments(data, start)
+    last = needed[-1][0] * columns + needed[-1][1]
+    if len(stretches) <= last:
+        return None
+    for number in range(last + 1):
+        if stretches[number][2] != (0xD9 if number == total - 1 else 0xD0 + number % 8):
+            return None
+    tiles = {}
+    for row, column in needed:
+        first, end, _ = stretches[row * columns + column]
+        size = (
+            min(tile_height, request.height - row * tile_height),
+            min(tile_width, request.width - column * tile_width),
+        )
+        tiles[row * columns + column] = (data[first:end], *size)
+    return TilesRead(data[:start], frame, total, tiles)
+
+
+def frame_size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) in the first frame header, (0, 0) without one."""
+    for marker, start, end in header_segments(data):
+        if marker in FRAMES and end >= start + 9:
+            height, width = data[start + 5 : start + 7], data[start + 7 : start + 9]
+            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
+    return 0, 0
+
+
+def crop_box(request: Request) -> tuple[tuple[int, int, int, int], bool]:
+    """(top, left, height, width) of the crop that the loader draws, and whether it is mirrored."""
+    if request.parameters[0] == 0:
+        return center_crop(request.height, request.width, request.parameters[2]), False
+    state = np.zeros(1, np.uint64)
+    seed_stream(state, 0, 0, request.index)
+    *box, flip = random_crop(request.height, request.width, request.parameters, state)
+    return (box[0], box[1], box[2], box[3]), flip
+
+
+def _reduction(request: Request, box: tuple[int, int, int, int]) -> int:
+    """By how much the loader reduces the crop while decoding: to no less than the target, at most by 8."""
+    most = min(box[2:]) // request.resolution if request.parameters[7] > 0 else 1
+    return max(reduction for reduction in (1, 2, 4, 8) if reduction <= max(1, most))
+
+
+def _equal(image: np.ndarray | None, other: np.ndarray) -> bool:
+    return image is not None and np.array_equal(image, other)
+
+
+def _is_progressive(data: bytes) -> bool:
+    """Where scans are missing, versions of the library smooth the blocks differently."""
+    return any(marker == 0xC2 for marker, _, _ in header_segments(data))
