@@ -1,6 +1,6 @@
 """What augmentation costs per image: our operations on whole batches beside timm's and DeiT III's on Pillow images.
 
-    python benchmarks/augment.py --folder photos --side 224 --json augment.json
+    python -m benchmarks.augment --folder photos --side 224 --json augment.json
 
 Photographs are cut to --side first, which is not counted. In each round every contender has its turn once. On a CPU
 times are the process's CPU time with one thread; on a GPU ours are time of day around a synchronised device, and the
@@ -9,7 +9,6 @@ others are not measured. Normalisation is measured as what erasing and mixing ar
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +27,6 @@ from ffcv_train.data.sources.folders import IMAGE_SUFFIXES
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 Work = Callable[[int], object]
 

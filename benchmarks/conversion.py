@@ -1,6 +1,6 @@
 """One conversion for benchmarks/writer.py, in a process of its own; prints the seconds that it took as JSON.
 
-python benchmarks/conversion.py WRITER FOLDER FILE.beton MODE COMPRESS_PROBABILITY WORKERS IMAGES
+python -m benchmarks.conversion WRITER FOLDER FILE.beton MODE COMPRESS_PROBABILITY WORKERS IMAGES
 """
 
 import contextlib

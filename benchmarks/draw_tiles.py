@@ -1,4 +1,4 @@
-"""Draw how the loader cuts a crop's tiles out of a JPEG: `python benchmarks/draw_tiles.py docs/tiles.jpg`.
+"""Draw how the loader cuts a crop's tiles out of a JPEG: `python -m benchmarks.draw_tiles docs/tiles.jpg`.
 
 Everything shown is what the loader's own functions return for a photograph that scikit-learn brings.
 """

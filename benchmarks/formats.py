@@ -1,6 +1,6 @@
 """Images per second from a .beton, a zip archive, the same archive cached in memory, and a folder.
 
-    python benchmarks/formats.py --folder photos --workers 2 --resolution 160 --json formats.json
+    python -m benchmarks.formats --folder photos --workers 2 --resolution 160 --json formats.json
 
 All hold the same photographs: the folder's files as they are in folder and zip; JPEGs of at most 500 pixels, as
 write_dataset.py makes them, in the .beton. All yield uint8 batches of the same random resized crops with flips; with

@@ -1,6 +1,6 @@
 """How fast the loader is, beside FFCV's own, torchvision's, webdataset's, Pillow's and (where installed) DALI's.
 
-    python benchmarks/loader.py --folder ImageNet/train --workers 2 --resolutions 160,224 --json loader.json
+    python -m benchmarks.loader --folder ImageNet/train --workers 2 --resolutions 160,224 --json loader.json
 
 All read the same photographs (longest side 500 pixels, JPEG quality 90), held by the page cache, and yield uint8
 batches of random resized crops with flips. Each contender is a process of its own that stays alive; in each round

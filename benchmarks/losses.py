@@ -1,6 +1,6 @@
 """What each criterion costs beside plain cross-entropy: alone, and as a part of a training step.
 
-    python benchmarks/losses.py --arch cifar_resnet20 --side 32 --classes 10 --batch 128 --json losses.json
+    python -m benchmarks.losses --arch cifar_resnet20 --side 32 --classes 10 --batch 128 --json losses.json
 
 In each round every criterion has its turn once, in an order drawn anew. A step is forward pass, criterion, backward
 pass and SGD update under bf16 autocast, on random images; every criterion trains a copy of the same network. Alone, a
@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +31,6 @@ from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
 from ffcv_train.training.optim import create_optimizer
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 WARM_UP = 3
 Work = Callable[[], None]

@@ -1,6 +1,6 @@
 """How fast write_dataset.py converts photographs, beside FFCV's own DatasetWriter.
 
-    python benchmarks/writer.py --folder ImageNet/train --workers 2 --json writer.json
+    python -m benchmarks.writer --folder ImageNet/train --workers 2 --json writer.json
 
 Both convert the same class folders (longest side 500 pixels, JPEG quality 90) with as many worker processes, each in
 a program of its own, started afresh: ours as write_dataset.py does, the other as FFCV's ImageNet script. In each round
@@ -33,9 +33,6 @@ from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.sources.folders import IMAGE_SUFFIXES
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 MODES = {"jpg": 1.0, "proportion": 0.5}
 """Write modes and their probability of JPEG."""

@@ -1,6 +1,6 @@
 """Damaged JPEGs and damaged .beton files through the loader's code: each must end in an image or in a clear error.
 
-    python benchmarks/fuzz.py --jpegs 100000 --betons 10000 --seed 0 --json fuzz.json
+    python -m fuzz.run --jpegs 100000 --betons 10000 --seed 0 --json fuzz.json
 
 JPEGs: parts of photographs, stored with and without restart markers, with every chroma sampling and grey, sequential
 and progressive; then bits, bytes, lengths, dimensions, markers, tables and tiles are altered, removed, repeated,
@@ -46,9 +46,6 @@ from ffcv_train.system.progress import ProgressLine
 from fuzz import beton_mutations, jpegs
 from fuzz.betons import BetonFuzzer
 from fuzz.supervisor import Fuzzer, Report, supervise
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 _MAX_GIVEN_BYTES = 1 << 25
 _BAD = {"crash": "crashes", "hang": "hangs", "exception": "exceptions", "wrong": "wrong images"}

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, crops_of_photographs
 from PIL import Image
+
+from tests.support.photographs import ROOT, crops_of_photographs
 
 
 def script(*arguments: object) -> str:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+import ffcv_train
+
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy", "timm")
 
 
@@ -77,7 +79,7 @@ def peak_memory_gb(device: "torch.device") -> float:
 
 def git_revision() -> str | None:
     """The commit of this code, with `-dirty` where tracked files differ from it; None outside a repository."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(ffcv_train.__file__).resolve().parent.parent
     if not (root / ".git").exists():  # an installed copy may lie inside somebody else's repository
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import stub_build
-from conftest import ROOT
+
+from tests.support.photographs import ROOT
 
 PROBES = Path(__file__).parent / "probes"
 CACHE = ROOT / ".pytest_cache" / "cuda_stub"

@@ -1,0 +1,377 @@
+"""eval.py: from a checkpoint and a .beton to the numbers of a direct computation, or to one clear sentence."""
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+
+from ffcv_train.config.read import load_config, to_dict
+from ffcv_train.config.schema import ModelConfig, RunConfig
+from ffcv_train.models.checkpoint import save_checkpoint
+from ffcv_train.models.factory import create_model
+from tests.support.photographs import ROOT, crops_of_photographs
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+CLASS_NAMES = [f"class{i}" for i in range(4)]
+SETTINGS = [
+    "--model.arch=cifar_resnet20",
+    "--validation.resolution=32",
+    "--validation.crop_ratio=1",
+    "--validation.batch_size=16",
+    "--training.amp=off",
+    "--training.device=cpu",
+    "--data.num_workers=1",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine cost these small networks ten times what they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def network(seed: int) -> nn.Module:
+    """A network whose logits differ from image to image: its batch norms have seen data."""
+    torch.manual_seed(seed)
+    model = create_model(ModelConfig(arch="cifar_resnet20"), 4)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(64, 3, 1, 1) + 0.5 * torch.randn(64, 3, 32, 32))
+    return model
+
+
+def logits_of(model: nn.Module, images: np.ndarray, mean: Any, std: Any) -> torch.Tensor:
+    """Logits in float32 of uint8 images [N, H, W, 3], without any of our code but the network."""
+    batch = (torch.from_numpy(images).float() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    with torch.no_grad():
+        return model.eval()(batch.permute(0, 3, 1, 2).contiguous())
+
+
+@pytest.fixture(scope="module")
+def val_images(small_betons: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels and labels of the validation set, as conftest made them."""
+    images = crops_of_photographs(50, 32, 32, seed=2)
+    labels = np.arange(50) % 4
+    for image, label in zip(images, labels, strict=True):
+        image[:, :, label % 3] = image[:, :, label % 3] // 2 + (64 if label == 3 else 127)
+    return np.stack(images), labels
+
+
+@pytest.fixture(scope="module")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Path, Path]) -> Callable[..., Path]:
+    """A checkpoint as the trainer writes it; keyword arguments replace its entries."""
+
+    def make(**entries: Any) -> Path:
+        config = load_config(RunConfig, [*SETTINGS, f"--data.val_dataset={small_betons[1]}"])
+        path = tmp_path_factory.mktemp("run") / "final.pt"
+        state = {
+            "model": network(0).state_dict(),
+            "ema": None,
+            "config": to_dict(config),
+            "arch": config.model.arch,
+            "num_classes": 4,
+            "class_names": CLASS_NAMES,
+            "normalisation": {"mean": list(MEAN), "std": list(STD)},
+            "epoch": 3,
+            "step": 0,
+        }
+        save_checkpoint({**state, **entries}, path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint()
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict]:
+    """Run the real script in this process and return what it wrote."""
+
+    def run(*arguments: object) -> dict:
+        output = tmp_path / "out" / "metrics.json"
+        words = [str(argument) for argument in arguments]
+        if not any(word.startswith("--output") for word in words):
+            words += ["--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["eval.py", *words])
+        runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+        return json.loads(output.read_text())
+
+    return run
+
+
+@pytest.fixture
+def error_of(evaluate: Callable[..., dict], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line that the script prints when it refuses, having exited with status 2."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            evaluate(*arguments)
+        lines = capsys.readouterr().err.splitlines()
+        assert exit_.value.code == 2
+        assert len(lines) == 1
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return run
+
+
+def check(metrics: dict, logits: torch.Tensor, labels: np.ndarray) -> None:
+    scores = torch.softmax(logits.double(), dim=1).numpy()
+    assert metrics["count"] == len(labels)
+    assert metrics["top_1"] == pytest.approx(accuracy_score(labels, scores.argmax(axis=1)))
+    assert metrics["top_5"] == 1.0  # of four classes
+    assert metrics["nll"] == pytest.approx(log_loss(labels, scores, labels=range(4)), rel=1e-4)
+    assert sum(metrics["bins"]["count"]) == len(labels)
+
+
+def test_the_checkpoint_is_all_it_needs(
+    checkpoint: Path, evaluate: Callable[..., dict], val_images: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = val_images
+    report = evaluate("--checkpoint", checkpoint)
+    views = [logits_of(network(0), pixels, MEAN, STD) for pixels in (images, images[:, :, ::-1].copy())]
+    (result,) = report["results"]
+    assert result["resolution"] == 32
+    check(result, views[0], labels)
+    check(result["flip_averaged"], (views[0] + views[1]) / 2, labels)
+    assert report["weights"] == "model"
+    assert report["normalisation"] == {"mean": list(MEAN), "std": list(STD)}
+    assert (report["arch"], report["num_classes"], report["samples"], report["epoch"]) == ("cifar_resnet20", 4, 50, 3)
+    assert report["versions"]["torch"]
+    assert "eval.py" in report["command"]
+    assert result["seconds"] > 0
+    printed = capsys.readouterr().out
+    assert f"{100 * result['top_1']:.2f}" in printed
+    assert "flip-averaged" in printed
+    assert "metrics.json" in printed
+
+
+def test_several_resolutions_and_a_single_view(checkpoint: Path, evaluate: Callable[..., dict]) -> None:
+    report = evaluate("--checkpoint", checkpoint, "--validation.resolution=40,32,40", "--validation.lr_tta=0")
+    assert [result["resolution"] for result in report["results"]] == [40, 32]
+    assert all(result["count"] == 50 for result in report["results"])
+    assert not any("flip_averaged" in result for result in report["results"])
+    assert report["results"][0]["nll"] != report["results"][1]["nll"]
+
+
+def test_averaged_weights_are_the_default_where_there_are_some(
+    make_checkpoint: Callable[..., Path], evaluate: Callable[..., dict], val_images: Any
+) -> None:
+    path = make_checkpoint(ema=network(5).state_dict())
+    for wish, seed, used in (("auto", 5, "ema"), ("ema", 5, "ema"), ("model", 0, "model")):
+        report = evaluate("--checkpoint", path, "--weights", wish, "--validation.lr_tta=0")
+        assert report["weights"] == used
+        check(report["results"][0], logits_of(network(seed), val_images[0], MEAN, STD), val_images[1])
+
+
+def test_two_processes_find_the_same(checkpoint: Path, evaluate: Callable[..., dict], tmp_path: Path) -> None:
+    single = evaluate("--checkpoint", checkpoint)
+    output = tmp_path / "two.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "eval.py"), f"--checkpoint={checkpoint}", f"--output={output}"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("top-1") == 1  # rank 0 alone prints
+    report = json.loads(output.read_text())
+    assert report["world_size"] == 2
+    (a,), (b,) = report["results"], single["results"]
+    for x, y in ((a, b), (a["flip_averaged"], b["flip_averaged"])):
+        assert (x["count"], x["top_1"], x["top_5"]) == (y["count"], y["top_1"], y["top_5"])
+        assert x["nll"] == pytest.approx(y["nll"], rel=1e-6)
+        assert x["bins"]["count"] == y["bins"]["count"]
+
+
+def test_a_torchvision_state_dict(
+    evaluate: Callable[..., dict], small_betons: tuple[Path, Path], val_images: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.shufflenet_v2_x0_5(num_classes=4)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    report = evaluate(
+        "--checkpoint",
+        tmp_path / "weights.pth",
+        f"--data.val_dataset={small_betons[1]}",
+        *SETTINGS[1:],
+        "--model.arch=shufflenet_v2_x0_5",
+        "--validation.lr_tta=0",
+    )
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert report["normalisation"] == {"mean": list(mean), "std": list(std)}
+    check(report["results"][0], logits_of(model, val_images[0], mean, std), val_images[1])
+
+
+def test_a_timm_safetensors_file_with_more_classes(
+    evaluate: Callable[..., dict],
+    error_of: Callable[..., str],
+    small_betons: tuple[Path, Path],
+    val_images: Any,
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=7)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    arguments = ["--checkpoint", path, f"--data.val_dataset={small_betons[1]}", *SETTINGS[1:]]
+    arguments += ["--model.arch=timm/test_resnet", "--validation.lr_tta=0"]
+    message = error_of(*arguments)
+    assert "has 7 classes" in message
+    assert "has 4" in message
+    assert "--model.num_classes=7" in message
+    assert "model.num_classes is 6" in error_of(*arguments, "--model.num_classes=6")
+
+    cfg = timm.get_pretrained_cfg("test_resnet")
+    logits = logits_of(model, val_images[0], cfg.mean, cfg.std)
+    for extra in ("--model.num_classes=7", "--ignore-class-names"):
+        report = evaluate(*arguments, extra)
+        assert report["num_classes"] == 7
+        assert report["normalisation"]["mean"] == list(cfg.mean)
+        expected = nn.functional.cross_entropy(logits, torch.from_numpy(val_images[1])).item()
+        assert report["results"][0]["nll"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_a_sidecar_the_checkpoint_decides(
+    checkpoint: Path, evaluate: Callable[..., dict], small_betons: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.beton"
+    shutil.copy(small_betons[1], bare)
+    assert evaluate("--checkpoint", checkpoint, f"--data.val_dataset={bare}")["samples"] == 50
+    model = torchvision.models.shufflenet_v2_x0_5(num_classes=9)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    report = evaluate(
+        "--checkpoint",
+        tmp_path / "weights.pth",
+        f"--data.val_dataset={bare}",
+        *SETTINGS[1:],
+        "--model.arch=shufflenet_v2_x0_5",
+    )
+    assert report["num_classes"] == 9
+
+
+def with_names(beton: Path, folder: Path, names: list[str]) -> Path:
+    """A copy of a data set with other class names."""
+    path = folder / "named.beton"
+    shutil.copy(beton, path)
+    sidecar = json.loads(Path(f"{beton}.json").read_text())
+    Path(f"{path}.json").write_text(json.dumps({**sidecar, "class_names": names}))
+    return path
+
+
+def test_class_names_that_differ(
+    checkpoint: Path,
+    evaluate: Callable[..., dict],
+    error_of: Callable[..., str],
+    small_betons: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    other = with_names(small_betons[1], tmp_path, ["class0", "class2", "class1", "class3"])
+    message = error_of("--checkpoint", checkpoint, f"--data.val_dataset={other}")
+    assert "label 1 'class2'" in message
+    assert "'class1'" in message
+    report = evaluate("--checkpoint", checkpoint, f"--data.val_dataset={other}", "--ignore-class-names")
+    assert report["samples"] == 50
+    first = with_names(small_betons[1], tmp_path, ["class0", "class1", "class2"])
+    assert evaluate("--checkpoint", checkpoint, f"--data.val_dataset={first}")["samples"] == 50
+    fewer = with_names(small_betons[1], tmp_path, ["class0", "class2", "class1"])
+    message = error_of("--checkpoint", checkpoint, f"--data.val_dataset={fewer}")
+    assert "has 4 classes" in message
+    assert "has 3" in message
+
+
+def test_a_label_out_of_range(make_checkpoint: Callable[..., Path], error_of: Callable[..., str]) -> None:
+    torch.manual_seed(0)
+    model = create_model(ModelConfig(arch="cifar_resnet20"), 3)
+    path = make_checkpoint(model=model.state_dict(), num_classes=3, class_names=CLASS_NAMES[:3])
+    message = error_of("--checkpoint", path, "--ignore-class-names")
+    assert "label 3" in message
+    assert "3 classes" in message
+    assert "sample 3 " in message
+
+
+def test_bad_input_is_one_sentence(
+    checkpoint: Path,
+    make_checkpoint: Callable[..., Path],
+    error_of: Callable[..., str],
+    small_betons: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    data = f"--data.val_dataset={small_betons[1]}"
+    garbage, plain, truncated = tmp_path / "garbage.pt", tmp_path / "plain.pt", tmp_path / "cut.pt"
+    garbage.write_bytes(b"not a checkpoint" * 100)
+    torch.save(network(0).state_dict(), plain)
+    truncated.write_bytes(checkpoint.read_bytes()[:5000])
+    beton = tmp_path / "truncated.beton"
+    beton.write_bytes(small_betons[1].read_bytes()[:2000])
+    (tmp_path / "folder").mkdir()
+    nowhere = make_checkpoint(config=to_dict(load_config(RunConfig, SETTINGS)))
+    cases: list[tuple[list[object], str]] = [
+        ([], "--checkpoint FILE"),
+        (["--checkpoint", tmp_path / "none.pt"], "none.pt does not exist"),
+        (["--checkpoint", garbage, data], "garbage.pt is not a checkpoint"),
+        (["--checkpoint", truncated, data], "cut.pt is not a checkpoint"),
+        (["--checkpoint", plain, data], "--model.arch"),
+        (["--checkpoint", plain, data, "--model.arch=resnet18"], "does not fit resnet18"),
+        (["--checkpoint", plain, data, "--model.arch=resnet81"], "resnet81"),
+        (["--checkpoint", checkpoint, "--model.arch=cifar_resnet32"], "a checkpoint of cifar_resnet20"),
+        (["--checkpoint", checkpoint, "--model.num_classes=5"], "has 4 classes, not 5"),
+        (["--checkpoint", checkpoint, "--weights", "ema"], "no averaged weights"),
+        (["--checkpoint", nowhere], "data.val_dataset is not set"),
+        (["--checkpoint", checkpoint, "--data.val_dataset=none.beton"], "none.beton does not exist"),
+        (["--checkpoint", checkpoint, f"--data.val_dataset={beton}"], "truncated"),
+        (["--checkpoint", checkpoint, "--validation.resolutoin=32"], "did you mean 'validation.resolution'"),
+        (["--checkpoint", checkpoint, "--validation.resolution=big"], "must be a whole number"),
+        (["--checkpoint", checkpoint, "--data.mean=0.5,0.5,0.5", "--data.std="], "belong together"),
+        (["--checkpoint", checkpoint, "--output", tmp_path / "folder"], "is a folder"),
+        (["--checkpoint", checkpoint, "--output", garbage / "m.json"], "cannot write"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append((["--checkpoint", checkpoint, "--training.device=cuda"], "no GPU"))
+    for arguments, expected in cases:
+        assert expected in error_of(*arguments)
+
+
+def test_a_resolution_that_the_model_refuses(
+    error_of: Callable[..., str], small_betons: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = timm.create_model("test_vit", num_classes=4)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    arguments = ["--checkpoint", tmp_path / "vit.pth", f"--data.val_dataset={small_betons[1]}", *SETTINGS[1:]]
+    message = error_of(*arguments, "--model.arch=test_vit", "--validation.resolution=160,40")
+    assert "40 x 40" in message
+
+
+def test_an_old_report_survives_a_failed_run(checkpoint: Path, error_of: Callable[..., str], tmp_path: Path) -> None:
+    output = tmp_path / "metrics.json"
+    output.write_text("old")
+    error_of("--checkpoint", checkpoint, "--data.val_dataset=none.beton", "--output", output)
+    assert output.read_text() == "old"
+
+
+def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+    assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    for option in ("--checkpoint", "--output", "--weights", "--ignore-class-names", "--validation.resolution"):
+        assert option in printed

@@ -1,0 +1,454 @@
+"""compare.py: what it refuses, how it runs, stops and continues, what it measures and writes."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import runpy
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from ffcv_train.cli.arguments import parse_request
+from ffcv_train.cli.compare import parse_plan
+from ffcv_train.cli.measure import parse_measure_request
+from ffcv_train.comparison import run as running
+from ffcv_train.comparison.measure import is_measured, measure
+from ffcv_train.comparison.plan import Plan, Run, check_plan, claim_folder, devices, measure_command, train_command
+from ffcv_train.comparison.published import published
+from ffcv_train.comparison.report import collect, spread, summarise, to_markdown, write_report
+from ffcv_train.config.schema import ModelConfig, RunConfig, TrainingConfig
+from ffcv_train.models.factory import create_model
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import write_json
+from ffcv_train.system.progress import ProgressLine
+from tests.support.photographs import ROOT, crops_of_photographs
+
+
+@pytest.fixture
+def settings(small_betons: tuple[Path, Path]) -> list[str]:
+    return [
+        f"--data.train_dataset={small_betons[0]}",
+        f"--data.val_dataset={small_betons[1]}",
+        "--data.num_workers=1",
+        "--model.arch=cifar_resnet20",
+        "--training.epochs=1",
+        "--training.batch_size=16",
+        "--training.device=cpu",
+        "--training.amp=off",
+        "--validation.batch_size=25",
+        "--validation.resolution=32",
+        "--validation.crop_ratio=1",
+        "--resolution.min_res=32",
+        "--resolution.max_res=32",
+        "--lr.lr=0.05",
+        "--lr.lr_peak_epoch=0.5",
+        "--logging.tensorboard=0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--losses=ce,foo"], "'foo', which is no criterion; there are ce, ls, maxsup"),
+        ([], "--losses must name criteria"),
+        (["--losses="], "--losses must name criteria"),
+        (["--losses=ce,,ls"], "--losses must name criteria"),
+        (["--losses=ce,ls,ce"], "names 'ce' twice"),
+        (["--losses=ce", "--seeds="], "--seeds must name seeds"),
+        (["--losses=ce", "--seeds=1,1"], "names '1' twice"),
+        (["--losses=ce", "--seeds=1,01"], "names a seed twice"),
+        (["--losses=ce", "--seeds=-1"], "whole numbers from 0"),
+        (["--losses=ce", "--seeds=99999999999"], "whole numbers from 0"),
+        (["--losses=ce", "--loss.name=ls"], "compare.py sets loss.name itself"),
+        (["--losses=ce", "--training.seed=3"], "compare.py sets training.seed itself"),
+        (["--losses=ce", "--training.resume=x"], "compare.py sets training.resume itself"),
+        (["--losses=ce", "--logging.folder", "x"], "compare.py sets logging.folder itself"),
+        (["--losses=ce", "--logging.run=x"], "compare.py sets logging.run itself"),
+        (["--losses=ce", "--transfer-train=x"], "belong together"),
+        (["--losses=ce", "--epochs=3"], "unknown argument '--epochs=3', did you mean 'training.epochs'"),
+    ],
+)
+def test_what_is_refused(words: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_plan([*words, "--out=o"])
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_out_is_needed() -> None:
+    with pytest.raises(UserError, match="--out DIR"):
+        parse_plan(["--losses=ce"])
+
+
+def test_plan_and_commands(tmp_path: Path, settings: list[str]) -> None:
+    words = ["--losses", "ce, maxsup", "--seeds", "3,0", "--out", str(tmp_path / "o"), *settings]
+    plan = parse_plan([*words, "--transfer-train=a", "--transfer-val=b"])
+    assert [run.name for run in plan.runs] == ["ce_seed3", "maxsup_seed3", "ce_seed0", "maxsup_seed0"]
+    command = train_command(plan, Run("maxsup", 3))
+    assert command[1] == str(ROOT / "train_imagenet.py") and set(settings) <= set(command)
+    assert command[-5:] == [
+        "--loss.name=maxsup",
+        "--training.seed=3",
+        "--training.resume=auto",
+        f"--logging.folder={tmp_path / 'o' / 'runs'}",
+        "--logging.run=maxsup_seed3",
+    ]
+    assert measure_command(plan, Run("ce", 0))[-2:] == ["--transfer-train=a", "--transfer-val=b"]
+
+
+def test_checks_before_the_first_run(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--losses=ce,ls", "--seeds=0", f"--out={tmp_path / 'o'}", *settings]
+    plan = parse_plan(words)
+    check_plan(plan)
+    assert not (tmp_path / "o").exists()
+    for change, sentence in (
+        ("--data.val_dataset=missing.beton", "missing.beton"),
+        ("--training.batch_size=500", "fewer than one global batch of 500"),
+        ("--training.ema_decay=0.99996", "averages weights over about 25,000 steps"),
+        ("--transfer-train=missing.beton --transfer-val=missing.beton", "missing.beton"),
+        ("--model.arch=resnet999", "resnet999"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            check_plan(parse_plan([*words, *change.split()]))
+    claim_folder(plan)
+    check_plan(plan)
+    check_plan(parse_plan([*words, "--data.num_workers=3"]))  # how fast, not what
+    with pytest.raises(UserError, match=r"another|other settings: lr\.lr was 0\.05, is 0\.1"):
+        check_plan(parse_plan([*words, "--lr.lr=0.1"]))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        check_plan(dataclasses.replace(plan, out=tmp_path / "full"))
+    with pytest.raises(UserError, match="is a file"):
+        check_plan(dataclasses.replace(plan, out=tmp_path / "full" / "thesis.tex"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        check_plan(plan)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices(config) == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-abc")
+    assert devices(config) == ["5", "GPU-abc"]
+    assert devices(RunConfig(training=TrainingConfig(device="cpu"))) == [None]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert devices(config) == [None]
+
+
+# Stands for train_imagenet.py: ends like it, also after a SIGTERM, and writes down when it ran on what.
+FAKE_TRAINING = """
+import os, pathlib, signal, sys, time
+folder, journal = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+folder.mkdir(parents=True, exist_ok=True)
+def stop(number, frame):
+    (folder / "last.pt").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+start = time.time()
+print("the loss is not finite") if folder.name in sys.argv[4:] else time.sleep(float(sys.argv[3]))
+with journal.open("a") as file:
+    file.write(f"{folder.name} {os.environ.get('CUDA_VISIBLE_DEVICES')} {start} {time.time()}\\n")
+if folder.name in sys.argv[4:]:
+    sys.exit(2)
+(folder / "log.jsonl").write_text('{"epoch": 1, "top_1": 0.5}\\n')
+(folder / "final.pt").touch()
+"""
+FAKE_MEASURING = """
+import pathlib, sys
+(pathlib.Path(sys.argv[1]) / "measures.json").write_text('{"format": 1, "transfer": null}')
+"""
+
+
+class Fake:
+    """Replaces the commands of a comparison; `seconds` a training takes, `failing` are names of runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plan = Plan(
+            RunConfig(training=TrainingConfig(device="cpu", epochs=2)),
+            (),
+            ("ce", "ls"),
+            (0, 1),
+            folder / "out",
+            None,
+            False,
+        )
+        self.journal, self.seconds, self.failing = folder / "journal", 0.0, list[str]()
+        claim_folder(self.plan)
+
+    def train(self, plan: Plan, run: Run) -> list[str]:
+        arguments = [str(plan.folder(run)), str(self.journal), str(self.seconds), *self.failing]
+        return [sys.executable, "-c", FAKE_TRAINING, *arguments]
+
+    def measure(self, plan: Plan, run: Run) -> list[str]:
+        return [sys.executable, "-c", FAKE_MEASURING, str(plan.folder(run))]
+
+    def ran(self) -> list[list[str]]:
+        return [text.split() for text in self.journal.read_text().splitlines()] if self.journal.exists() else []
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    fake = Fake(tmp_path)
+    monkeypatch.setattr(running, "train_command", fake.train)
+    monkeypatch.setattr(running, "measure_command", fake.measure)
+    monkeypatch.setattr(running, "_POLL_SECONDS", 0.01)
+    yield fake
+
+
+def test_one_at_a_time_and_failures(fake: Fake, capfd: pytest.CaptureFixture) -> None:
+    fake.failing = ["ls_seed0"]
+    failures = running.run_all(fake.plan)
+    assert [(f.run.name, f.stage, f.status) for f in failures] == [("ls_seed0", "train", 2)]
+    assert [line[0] for line in fake.ran()] == ["ce_seed0", "ls_seed0", "ce_seed1", "ls_seed1"]
+    times = [(float(line[2]), float(line[3])) for line in fake.ran()]
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
+    printed = capfd.readouterr().out
+    assert "ls_seed0: failed to train, ended with status 2" in printed and "the loss is not finite" in printed
+    # Only what failed is tried again.
+    fake.failing = []
+    times_before = {path: path.stat().st_mtime_ns for path in fake.plan.out.glob("runs/*/measures.json")}
+    assert len(times_before) == 3 and running.run_all(fake.plan) == []
+    assert [line[0] for line in fake.ran()][4:] == ["ls_seed0"]
+    assert "4 runs, 3 finished before; 1 to go" in capfd.readouterr().out
+    assert all(path.stat().st_mtime_ns == before for path, before in times_before.items())
+
+
+def test_runs_spread_over_gpus(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "devices", lambda config: ["4", "7"])
+    fake.seconds = 0.5
+    assert running.run_all(fake.plan) == []
+    ran = fake.ran()
+    assert {line[1] for line in ran} == {"4", "7"} and len(ran) == 4
+    first, second = (next(line for line in ran if line[1] == gpu) for gpu in ("4", "7"))
+    assert float(first[2]) < float(second[3]) and float(second[2]) < float(first[3]), "at the same time"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_continued(fake: Fake, number: signal.Signals) -> None:
+    fake.seconds = 30.0
+    folder = fake.plan.folder(Run("ce", 0))
+
+    def interrupt() -> None:
+        while not folder.exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(running.Interrupted, match="continue with the same command") as caught:
+        running.run_all(fake.plan)
+    thread.join()
+    assert caught.value.exit_status == 128 + number
+    assert (folder / "last.pt").exists() and not (folder / "final.pt").exists()
+    fake.seconds = 0.0
+    assert running.run_all(fake.plan) == []
+    assert all(running.is_finished(fake.plan, run) for run in fake.plan.runs)
+
+
+def test_a_killed_comparison_leaves_no_training_behind() -> None:
+    program = (
+        "import os, signal, subprocess; from ffcv_train.comparison.run import end_with_parent\n"
+        "print(subprocess.Popen(['sleep', '60'], preexec_fn=end_with_parent, start_new_session=True).pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # Not a pipe to the end: the child would hold it open.
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert parent.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the child lives on"
+        time.sleep(0.05)
+
+
+def test_second_comparison_in_one_folder_is_refused(fake: Fake) -> None:
+    with running._only_one(fake.plan.out), pytest.raises(UserError, match="another process runs the comparison"):
+        running.run_all(fake.plan)
+
+
+def test_transfer_asked_for_later_is_measured(fake: Fake, tmp_path: Path) -> None:
+    assert running.run_all(fake.plan) == []
+    later = dataclasses.replace(fake.plan, transfer=(tmp_path / "a", tmp_path / "b"))
+    assert not any(running.is_finished(later, run) for run in later.runs)
+
+
+def test_progress_says_how_far(fake: Fake, capfd: pytest.CaptureFixture) -> None:
+    fake.seconds = 0.2
+    running.run_all(fake.plan, ProgressLine(plain_interval=0.0))
+    printed = capfd.readouterr().out
+    assert "epochs 0/8" in printed and "ls_seed1 epoch 2/2 top-1 50.00%" in printed and "ETA" in printed
+
+
+def fabricated(top_1: float, transfer: float | None = None) -> dict[str, Any]:
+    plain = {"top_1": top_1, "top_5": 0.9, "nll": 1.25, "ece": 0.05}
+    features = {"d_within": 0.2, "d_total": 0.5, "r_squared": 0.6}
+    probe = {"accuracy": transfer, "grid": [1e-6, 1e5, 45], "held_out": 0.2, "train_samples": 5, "test_samples": 6}
+    probe |= {"files": ["/d/a.beton", "/d/b.beton"], "at_edge": True}
+    return {
+        "format": 1,
+        "single": plain,
+        "flip_averaged": plain,
+        "train": plain,
+        "features": {"train": features, "val": features},
+        "transfer": probe if transfer is not None else None,
+    }
+
+
+def test_summary_and_tables(tmp_path: Path, settings: list[str]) -> None:
+    plan = parse_plan(["--losses=ce,ls,maxsup", "--seeds=0,1,2", f"--out={tmp_path}", *settings])
+    top_1 = {("ce", 0): 0.80, ("ce", 1): 0.82, ("ce", 2): 0.87, ("ls", 1): 0.815}
+    found = {Run(*key): fabricated(value, 0.7) for key, value in top_1.items()}
+    failure = running.Failure(Run("ls", 0), "train", 2, tmp_path / "x.txt", "boom")
+    summary = summarise(plan, found, [failure])
+    ce = summary["criteria"]["ce"]["metrics"]["top_1"]
+    assert ce["mean"] == pytest.approx(np.mean([0.80, 0.82, 0.87]))
+    assert ce["sd"] == pytest.approx(np.std([0.80, 0.82, 0.87], ddof=1))
+    assert summary["criteria"]["ls"]["metrics"]["top_1"] == {"values": [0.815], "mean": 0.815, "sd": None}
+    assert summary["differences"]["ls"]["seeds"] == [1]
+    assert summary["differences"]["ls"]["metrics"]["top_1"]["mean"] == pytest.approx(-0.005)
+    assert "maxsup" not in summary["criteria"] and "maxsup_seed0" in summary["missing"]
+    text = to_markdown(plan, summary)
+    assert "| ce | 3 | 83.00 ± 3.61 | 83.00 ± 3.61 | 90.00 ± 0.00 | 1.2500 ± 0.0000 | 0.0500 ± 0.0000 |" in text
+    assert "| ls | one seed | 81.50 | 81.50 | 90.00 | 1.2500 | 0.0500 |" in text
+    assert "45 log-spaced values 1e-06 to 1e+05, at the grid's end in 4 of 4 runs" in text
+    assert "| ls | one seed | -0.50 |" in text
+    assert "**ls_seed0 failed** to train" in text and "**Not yet run**: maxsup_seed0" in text
+    paths = write_report(plan, summary)
+    assert sorted(path.name for path in paths) == ["compare.json", "compare.md", "compare.png", "compare.svg"]
+    assert json.loads(paths[0].read_text())["criteria"]["ce"]["seeds"] == [0, 1, 2]
+    assert [path.name for path in write_report(plan, summarise(plan, {}, []))] == ["compare.json", "compare.md"]
+
+
+def test_published_row_stands_beside(tmp_path: Path, settings: list[str]) -> None:
+    plan = parse_plan(["--losses=ce", "--seeds=0", f"--out={tmp_path}", *settings])
+    config = dataclasses.replace(plan.config, model=ModelConfig(arch="resnet50", num_classes=1000))
+    plan = dataclasses.replace(plan, config=config)
+    text = to_markdown(plan, summarise(plan, {Run("ce", 0): fabricated(0.8)}, []))
+    assert "| ce, published (arXiv:2502.15798) | | 76.41 |" in text
+    assert "| ce, published (arXiv:2502.15798) | | 0.3114 | 0.3313 | 0.5212 | 0.5949 | 0.4025 | 0.4451 |" in text
+
+
+def test_published_values() -> None:
+    assert published("resnet50", 1000, 90, "maxsup")["top_1"] == 0.7708
+    assert published("resnet50", 1000, 200, "maxsup")["top_1"] == 0.7769
+    assert published("deit_small_patch16_224", 1000, 300, "regularization_only") == {"top_1": 0.7598}
+    assert published("cifar_resnet18", 100, 200, "ls") == {"top_1": 0.7705}
+    assert published("cifar_resnet20", 10, 36, "ls") == {}
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert published("resnet50", 1000, 200, "ls", names)["transfer"] == 0.9014
+    assert published("resnet50", 1000, 200, "ls", [f"digit{i}" for i in range(10)]).get("transfer") is None
+
+
+def test_spread() -> None:
+    assert spread([1.0, 2.0, 4.0])["sd"] == statistics.stdev([1, 2, 4])
+    assert spread([3.0]) == {"values": [3.0], "mean": 3.0, "sd": None}
+
+
+def by_hand(checkpoint: Path) -> tuple[float, float, float, float]:
+    """(top-1, NLL, d_within, R²) on the validation set, in float64 by pairs of samples, without our evaluation code."""
+    images = crops_of_photographs(50, 32, 32, seed=2)
+    labels = np.arange(50) % 4
+    for image, label in zip(images, labels, strict=True):
+        image[:, :, label % 3] = image[:, :, label % 3] // 2 + (64 if label == 3 else 127)
+    state = torch.load(checkpoint, weights_only=True)
+    model = create_model(ModelConfig(arch="cifar_resnet20"), 4)
+    model.load_state_dict(state["model"])
+    mean, std = (torch.tensor(state["normalisation"][key]) for key in ("mean", "std"))
+    x = ((torch.from_numpy(np.stack(images)).double() / 255 - mean) / std).permute(0, 3, 1, 2)
+    seen: list[torch.Tensor] = []
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    linear.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        logits = model.double().eval()(x)
+    nll = float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)))
+    unit = (seen[0] / seen[0].norm(dim=1, keepdim=True)).numpy()
+    distance = 1 - unit @ unit.T
+    blocks = [[distance[np.ix_(labels == a, labels == b)].mean() for b in range(4)] for a in range(4)]
+    d_within, d_total = float(np.trace(blocks) / 4), float(np.mean(blocks))
+    return float((logits.argmax(1).numpy() == labels).mean()), nll, d_within, 1 - d_within / d_total
+
+
+def check_transfer(checkpoint: Path, betons: tuple[Path, Path], folder: Path) -> None:
+    """The linear transfer that is measured is the probe's on the features that a hook sees."""
+    words = [f"--checkpoint={checkpoint}", f"--output={folder / 'm.json'}"]
+    words += [f"--transfer-train={betons[0]}", f"--transfer-val={betons[1]}"]
+    request = parse_measure_request(words)
+    found = measure(request, Process(0, 1, 0, 1, torch.device("cpu")))["transfer"]
+    assert found["train_samples"] == 96 and found["test_samples"] == 50 and found["num_classes"] == 4
+    assert len(found["curve"]) == 45 and 0.5 < found["accuracy"] <= 1
+    write_json(folder / "m.json", {"format": 1, "transfer": found})
+    assert is_measured(folder / "m.json", betons)
+    assert not is_measured(folder / "m.json", (betons[1], betons[0]))
+
+
+def test_script_end_to_end(
+    tmp_path: Path,
+    settings: list[str],
+    small_betons: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    """Two criteria, two seeds: one run fails, then the whole command again keeps the others and mends it."""
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "compare.py"), "--losses=ce,maxsup", "--seeds=0,1", f"--out={out}", *settings]
+    obstacle = out / "runs" / "maxsup_seed0"
+    plan = parse_plan(command[2:])
+    claim_folder(plan)
+    obstacle.touch()  # a file where the run's folder is to be
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert first.returncode == 2, first.stdout + first.stderr
+    assert "maxsup_seed0: failed to train" in first.stdout
+    assert "1 of 4 runs failed (maxsup_seed0)" in first.stderr and len(first.stderr.splitlines()) == 1
+    assert "**maxsup_seed0 failed** to train" in (out / "compare.md").read_text()
+    kept = (out / "runs" / "ce_seed1" / "final.pt").stat().st_mtime_ns
+
+    obstacle.unlink()
+    # Without a process of its own, whose start takes longer than what is tested.
+    monkeypatch.setattr(sys, "argv", command[1:])
+    runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
+    assert "4 runs, 3 finished before; 1 to go" in capfd.readouterr().out
+    assert (out / "runs" / "ce_seed1" / "final.pt").stat().st_mtime_ns == kept
+
+    report = json.loads((out / "compare.json").read_text())
+    assert report["failed"] == report["missing"] == []
+    assert {name: row["seeds"] for name, row in report["criteria"].items()} == {"ce": [0, 1], "maxsup": [0, 1]}
+    for run, found in collect(plan).items():
+        folder = plan.folder(run)
+        config = parse_request([f"--checkpoint={folder / 'final.pt'}"]).config
+        assert (config.loss.name, config.training.seed) == (run.loss, run.seed)
+        logged = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        assert found["single"]["top_1"] == logged["top_1"]
+        assert found["flip_averaged"]["nll"] == pytest.approx(logged["flip_averaged"]["nll"], rel=1e-5)
+        top_1, nll, d_within, r_squared = by_hand(folder / "final.pt")
+        assert found["single"]["top_1"] == pytest.approx(top_1)
+        assert found["single"]["nll"] == pytest.approx(nll, rel=1e-4)
+        assert found["features"]["val"]["d_within"] == pytest.approx(d_within, abs=1e-6)
+        assert found["features"]["val"]["r_squared"] == pytest.approx(r_squared, abs=1e-5)
+        assert found["features"]["train"]["samples"] == 96
+        assert found["transfer"] is None and math.isfinite(found["train"]["nll"])
+    assert (out / "compare.png").stat().st_size > 10_000 and (out / "compare.svg").exists()
+
+    check_transfer(plan.folder(Run("ce", 0)) / "final.pt", small_betons, tmp_path)
+    monkeypatch.setattr(sys, "argv", [*command[1:], "--seeds=0,1,2", "--dry-run"])
+    runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
+    printed = capfd.readouterr().out
+    assert "ce_seed0                         finished" in printed and "maxsup_seed2" in printed
+    assert "mean of 4 finished runs" in printed and "for 2 runs" in printed

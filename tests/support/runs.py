@@ -1,0 +1,86 @@
+"""Small training runs: their options, in one place, and what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.models.checkpoint import load_checkpoint
+from ffcv_train.system.distributed import Process
+from ffcv_train.training.trainer import Trainer
+from tests.support.photographs import ROOT
+
+ALONE = Process(0, 1, 0, 1, torch.device("cpu"))
+Betons = tuple[Path, Path]
+
+
+def options(betons: Betons, folder: Path, *more: str) -> list[str]:
+    """A two-epoch run of a small network; later options win."""
+    return [
+        "--model.arch=cifar_resnet20",
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        "--data.num_workers=1",
+        "--data.crop_scale=0.35,1",
+        "--lr.lr=0.05",
+        "--lr.lr_peak_epoch=1",
+        "--resolution.min_res=24",
+        "--resolution.max_res=32",
+        "--resolution.end_ramp=1",
+        "--resolution.step=8",
+        "--training.epochs=2",
+        "--training.batch_size=16",
+        "--training.device=cpu",
+        "--validation.resolution=32",
+        "--validation.batch_size=16",
+        f"--logging.folder={folder}",
+        "--logging.tensorboard=0",
+        *more,
+    ]
+
+
+def config(betons: Betons, folder: Path, *more: str) -> RunConfig:
+    return load_config(RunConfig, options(betons, folder, *more))
+
+
+def train(betons: Betons, folder: Path, *more: str) -> Path:
+    return Trainer(config(betons, folder, *more), ALONE).fit()
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def same_weights(a: Path, b: Path, key: str = "model") -> bool:
+    first, second = load_checkpoint(a)[key], load_checkpoint(b)[key]
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def run_script(arguments: list[str], processes: int = 1, port: int = 0) -> subprocess.CompletedProcess:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, "train_imagenet.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

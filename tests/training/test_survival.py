@@ -1,0 +1,342 @@
+"""What a run survives: signals that come twice, ends within a validation, data that moves, other runs in its folder."""
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ffcv_train.config.schema import TrainingConfig
+from ffcv_train.data import open
+from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
+from ffcv_train.models.cifar_resnet import CifarResNet
+from ffcv_train.system import signals
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.resources import available_bytes
+from ffcv_train.system.signals import StopRequest
+from ffcv_train.training.ema import WeightAverage
+from ffcv_train.training.optim import create_optimizer
+from ffcv_train.training.resume import load_optimizer
+from ffcv_train.training.runlog import RunLog
+from ffcv_train.training.status import Status, StatusBoard
+from ffcv_train.training.trainer import Stopped, Trainer
+from tests.support.photographs import ROOT
+from tests.support.runs import ALONE, Betons, config, free_port, log, options, run_script, same_weights, train
+
+
+class Killed(BaseException):
+    """Nothing that the trainer handles."""
+
+
+def test_repeated_signals_change_nothing_but_an_impatient_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StopRequest() as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert stop.signal == signal.SIGTERM
+        later = time.monotonic() + 1.5
+        monkeypatch.setattr(signals.time, "monotonic", lambda: later)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("dies_in", [0, 1])
+def test_an_epoch_whose_validation_was_cut_off_is_validated_at_resuming(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_in: int
+) -> None:
+    whole = train(small_betons, tmp_path, "--logging.run=whole")
+    validate = Trainer.validate
+
+    def die(self: Trainer, model: nn.Module, epoch: int) -> dict[str, Any]:
+        if epoch == dies_in:
+            raise Killed
+        return validate(self, model, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", die)
+        with pytest.raises(Killed):
+            train(small_betons, tmp_path, "--logging.run=parts")
+    parts = train(small_betons, tmp_path, "--logging.run=parts", "--training.resume=auto")
+    assert same_weights(whole / "final.pt", parts / "final.pt")
+    assert same_weights(whole / "best.pt", parts / "best.pt")
+    for a, b in zip(log(whole), log(parts), strict=True):
+        assert (a["epoch"], a["top_1"], a["train_loss"]) == (b["epoch"], b["top_1"], b["train_loss"])
+
+
+def test_a_stop_at_the_end_of_an_epoch_does_not_wait_for_validation(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = StatusBoard.read
+
+    def read_that_another_rank_stops(self: StatusBoard) -> Status | None:
+        status = read(self)
+        return status and dataclasses.replace(status, stop=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StatusBoard, "read", read_that_another_rank_stops)
+        patch.setattr(Trainer, "validate", lambda *_: pytest.fail("validated"))
+        with pytest.raises(Stopped):
+            train(small_betons, tmp_path, "--logging.run=r")
+    assert load_checkpoint(tmp_path / "r" / "last.pt")["unfinished"]["epoch"] == 0
+    run = train(small_betons, tmp_path, "--logging.run=r", "--training.resume=auto")
+    assert [line["epoch"] for line in log(run)] == [0, 1]
+
+
+def stopped_run(betons: Betons, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> Path:
+    """A run named r that was stopped after step 2 of epoch 2."""
+    step = Trainer.train_step
+
+    def stop(self: Trainer, epoch: int, number: int, batches: Any) -> float:
+        lr = step(self, epoch, number, batches)
+        if (epoch, number) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return lr
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop)
+        with pytest.raises(Stopped):
+            train(betons, folder, "--logging.run=r", *more)
+    return folder / "r"
+
+
+def test_a_moved_data_set_can_be_resumed_but_not_another_one(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_run(small_betons, tmp_path, monkeypatch)
+    moved = []
+    (tmp_path / "moved").mkdir()
+    for path in small_betons:
+        moved.append(tmp_path / "moved" / path.name)
+        shutil.copy(path, moved[-1])
+        shutil.copy(f"{path}.json", f"{moved[-1]}.json")
+    sidecars = [Path(f"{path}.json") for path in moved]
+    before = [sidecar.read_text() for sidecar in sidecars]
+    for sidecar, text in zip(sidecars, before, strict=True):
+        sidecar.write_text(text.replace("class0", "zebra"))
+    arguments = ["--logging.run=r", "--training.resume=auto", "--validation.batch_size=7"]
+    with pytest.raises(UserError, match="other class names"):
+        train((moved[0], moved[1]), tmp_path, *arguments)
+    for sidecar, text in zip(sidecars, before, strict=True):
+        sidecar.write_text(text)
+    run = train((moved[0], moved[1]), tmp_path, *arguments)
+    assert [line["epoch"] for line in log(run)] == [0, 1]
+
+
+def test_passes_may_change_within_an_epoch_the_memory_format_may_not(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ["--training.amp=off", "--model.arch=convnext_atto", "--resolution.min_res=32"]
+    whole = train(small_betons, tmp_path, "--logging.run=whole", *plain)
+    stopped_run(small_betons, tmp_path, monkeypatch, *plain)
+    resume = [*plain, "--logging.run=r", "--training.resume=auto"]
+    with pytest.raises(UserError, match=r"model\.channels_last was True, is False"):
+        train(small_betons, tmp_path, *resume, "--model.channels_last=0")
+    run = train(small_betons, tmp_path, *resume, "--training.accumulate=2", "--training.global_batch_size=16")
+    assert log(run)[1]["train_loss"] == pytest.approx(log(whole)[1]["train_loss"], abs=1e-4)
+
+
+def test_options_that_came_later_have_their_defaults_in_old_checkpoints(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped_run(small_betons, tmp_path, monkeypatch)
+    state = torch.load(run / "last.pt", weights_only=True)
+    del state["config"]["loss"]["beta"]
+    torch.save(state, run / "last.pt")
+    assert len(log(train(small_betons, tmp_path, "--logging.run=r", "--training.resume=auto"))) == 2
+    state["config"]["loss"]["alpha_end"] = 0.7
+    torch.save(state, run / "last.pt")
+    with pytest.raises(UserError, match=r"loss.alpha_end was 0.7, is 0.2"):
+        train(small_betons, tmp_path, "--logging.run=r", "--training.resume=auto")
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    first = RunLog.open(tmp_path, "run", tensorboard=False)
+    with pytest.raises(UserError, match="another process is training into"):
+        RunLog.open(tmp_path, "run", tensorboard=False)
+    first.close()
+    RunLog.open(tmp_path, "run", tensorboard=False).close()
+
+
+def test_continuing_one_run_under_the_name_of_another_is_refused(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_run(small_betons, tmp_path, monkeypatch)
+    other = train(small_betons, tmp_path, "--logging.run=other", "--training.seed=5")
+    before = (other / "log.jsonl").read_text()
+    with pytest.raises(UserError, match="holds another run than"):
+        train(small_betons, tmp_path, "--logging.run=other", f"--training.resume={tmp_path / 'r' / 'last.pt'}")
+    assert (other / "log.jsonl").read_text() == before
+
+
+def test_a_fresh_start_where_a_resume_was_asked_for_is_said(
+    small_betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_betons, tmp_path, "--training.resume=auto", "--training.epochs=1", "--lr.lr_peak_epoch=0")
+    assert f"no checkpoint of this configuration in {tmp_path}: a new run starts" in capsys.readouterr().out
+
+
+def test_names_of_runs_are_not_taken_twice(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ffcv_train.training import resume
+
+    class Noon(resume.datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2026, 1, 2, 12, 0, 0)
+
+    monkeypatch.setattr(resume.datetime, "datetime", Noon)
+    names = []
+    for _ in range(3):
+        names.append(resume.new_run_name(config(small_betons, tmp_path)))
+        (tmp_path / names[-1]).mkdir()
+    first = "2026-01-02_12-00-00_cifar_resnet20"
+    assert names == [first, f"{first}_2", f"{first}_3"]
+
+
+def test_a_cached_data_set_counts_as_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 1 << 30
+    (tmp_path / "memory.max").write_text(f"{6 * gib}\n")
+    (tmp_path / "memory.current").write_text(f"{5 * gib}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {gib}\nactive_file {3 * gib}\n")
+    monkeypatch.setattr(open, "_CGROUP", tmp_path)
+    monkeypatch.setattr(open.psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * gib})())
+    assert available_bytes() == 5 * gib
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's full disk")
+def test_a_full_disk_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / ".c.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint({"model": {"w": torch.zeros(100_000)}}, tmp_path / "c.pt")
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_the_average_of_weights_is_torchs() -> None:
+    torch.manual_seed(0)
+    model = CifarResNet(3, 4)
+    ours, theirs = (
+        WeightAverage(model, 0.9),
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(4):
+        model(torch.randn(8, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+        ours.update()
+        theirs.update_parameters(model)
+    ours.copy_counters()
+    reference = theirs.module.state_dict()
+    assert ours.updates == 4
+    for name, tensor in ours.module.state_dict().items():
+        expected = reference[name] if tensor.is_floating_point() else model.state_dict()[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_an_optimizer_keeps_the_ways_of_its_own_device() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = create_optimizer(model, TrainingConfig(), torch.device("cpu"))
+    before = [(group.get("fused"), group.get("foreach")) for group in optimizer.param_groups]
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group.update(fused=True, foreach=True, lr=0.123)
+    load_optimizer(optimizer, state)
+    assert [(group.get("fused"), group.get("foreach")) for group in optimizer.param_groups] == before
+    assert {group["lr"] for group in optimizer.param_groups} == {0.123}
+
+
+def test_two_ranks_stop_at_once_when_told_twice_and_resume(small_betons: Betons, tmp_path: Path) -> None:
+    more = ["--training.epochs=400", "--logging.run=r", "--logging.interval=50", "--training.batch_size=8"]
+    arguments = options(small_betons, tmp_path, *more)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    child = subprocess.Popen(
+        [*launcher, "train_imagenet.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for worker in psutil.Process(child.pid).children():
+        worker.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=60)
+    assert "stopped by SIGTERM" in errors, errors
+    state = load_checkpoint(tmp_path / "r" / "last.pt")
+    done = len((tmp_path / "r" / "log.jsonl").read_text().splitlines())
+    assert 0 < done < 400 and state["epoch"] in (done, done + 1)
+    # The rest of the run is short: the checkpoint is made one of the last epoch but one.
+    state["epoch"], state["step"] = 398, state["step"] if not state["unfinished"] else 0
+    state["unfinished"] = None
+    torch.save(state, tmp_path / "r" / "last.pt")
+    again = run_script([*arguments, "--training.resume=auto"], 2, free_port())
+    assert again.returncode == 0, again.stderr
+    lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines[-2:]] == [398, 399] and lines[-1]["count"] == 50
+
+
+def test_ranks_that_do_not_see_the_checkpoint_do_not_wait_for_ever(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ffcv_train.training import trainer as trainer_module
+
+    run = stopped_run(small_betons, tmp_path, monkeypatch)
+    asked: list[Any] = []
+
+    def answer_of_rank_0(value: Any) -> Any:
+        asked.append(value)
+        return run / "last.pt" if len(asked) == 1 else value
+
+    monkeypatch.setattr(trainer_module, "from_rank_0", answer_of_rank_0)
+    trainer = Trainer(config(small_betons, tmp_path, "--logging.run=r", "--training.resume=auto"), ALONE)
+    assert asked[0] == run / "last.pt" and (trainer.epoch, trainer.step) == (1, 2)
+
+
+def test_training_goes_on_when_nobody_reads_its_output(small_betons: Betons, tmp_path: Path) -> None:
+    command = [sys.executable, "train_imagenet.py", *options(small_betons, tmp_path, "--logging.run=r")]
+    with (tmp_path / "stderr").open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0, (tmp_path / "stderr").read_text()
+    assert (tmp_path / "r" / "final.pt").is_file()
+    assert (tmp_path / "stderr").read_text() == ""
+
+
+def test_a_script_whose_reader_leaves_says_nothing(tmp_path: Path) -> None:
+    program = "from ffcv_train.cli.main import run_main\nrun_main(lambda: [print('line') for _ in range(100_000)])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr.read() == ""

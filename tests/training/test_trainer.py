@@ -1,0 +1,322 @@
+"""Training on CPU: steps, resuming, stopping, several processes, and what is refused before the first step."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ffcv_train.metrics.logits_file import read_logits
+from ffcv_train.models.checkpoint import load_checkpoint
+from ffcv_train.models.normalise import Normaliser
+from ffcv_train.system.distributed import process_group
+from ffcv_train.system.errors import UserError
+from ffcv_train.training.trainer import Stopped, Trainer
+from tests.support.photographs import ROOT, Samples, crops_of_photographs, write_stock_beton
+from tests.support.runs import ALONE, Betons, config, free_port, log, options, run_script, same_weights, train
+
+
+def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Path) -> None:
+    run = train(small_betons, tmp_path, "--training.epochs=6", "--logging.run=r", "--logging.tensorboard=1")
+    assert {"params.json", "log.jsonl", "last.pt", "best.pt", "final.pt"} <= {p.name for p in run.iterdir()}
+    assert any(p.name.startswith("events.out") for p in run.iterdir())
+    params = json.loads((run / "params.json").read_text())
+    assert params["config"]["training"]["epochs"] == 6
+    assert (params["global_batch"], params["steps_per_epoch"], params["num_classes"]) == (16, 6, 4)
+    assert torch.__version__.startswith(params["versions"]["torch"])
+    lines = log(run)
+    assert [line["epoch"] for line in lines] == list(range(6))
+    assert [line["resolution"] for line in lines] == [24] + [32] * 5
+    assert [line["alpha"] for line in lines] == pytest.approx([0.1 + 0.1 * e / 6 for e in range(6)])
+    for key in ("train_loss", "top_1", "top_5", "nll", "ece", "lr", "images_per_s", "data_wait", "peak_memory_gb"):
+        assert key in lines[0]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert lines[-1]["top_1"] > 0.5
+    assert lines[-1]["count"] == 50
+    final = load_checkpoint(run / "final.pt")
+    assert final["class_names"] == [f"class{i}" for i in range(4)]
+    assert not any(name.startswith(("module.", "_orig_mod.")) for name in final["model"])
+    assert "optimizer" not in final
+    assert load_checkpoint(run / "best.pt")["best_top_1"] == max(line["top_1"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--training.ema_decay=0.8", "--training.accumulate=2", "--training.clip_grad=1", "--training.optimizer=adamw"],
+        ["--training.amp=off", "--data.in_memory=0", "--model.channels_last=0", "--training.nesterov=1"],
+        [
+            *("--augment.policy=rand_augment", "--augment.erase=0.5", "--augment.repeats=3"),
+            *("--augment.mixup=0.8", "--augment.cutmix=1", "--data.in_memory=0"),
+        ],
+    ],
+)
+def test_resuming_within_an_epoch_equals_not_stopping(
+    small_betons: Betons, tmp_path: Path, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(small_betons, tmp_path, "--logging.run=whole", *more)
+    step = Trainer.train_step
+
+    def stop_in_second_epoch(self: Trainer, epoch: int, number: int, batches: Any) -> float:
+        lr = step(self, epoch, number, batches)
+        if (epoch, number) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return lr
+
+    monkeypatch.setattr(Trainer, "train_step", stop_in_second_epoch)
+    with pytest.raises(Stopped, match="SIGTERM") as stopped:
+        train(small_betons, tmp_path, "--logging.run=parts", *more)
+    assert stopped.value.exit_status == 143
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 2
+    parts = train(small_betons, tmp_path, "--logging.run=parts", "--training.resume=auto", *more)
+    assert same_weights(whole / "final.pt", parts / "final.pt")
+    if load_checkpoint(whole / "final.pt")["ema"]:
+        assert same_weights(whole / "final.pt", parts / "final.pt", "ema")
+    timeless = ("epoch", "train_loss", "top_1", "nll", "ece", "lr", "resolution", "alpha")
+    for a, b in zip(log(whole), log(parts), strict=True):
+        assert {key: a[key] for key in timeless} == pytest.approx({key: b[key] for key in timeless}, rel=1e-12)
+
+
+def test_auto_resume_takes_the_newest_run_of_the_same_configuration(small_betons: Betons, tmp_path: Path) -> None:
+    first = train(small_betons, tmp_path, "--training.resume=auto", "--training.epochs=1", "--lr.lr_peak_epoch=0")
+    # A finished run is not trained again, and another configuration starts afresh.
+    before = (first / "final.pt").read_bytes()
+    again = train(small_betons, tmp_path, "--training.resume=auto", "--training.epochs=1", "--lr.lr_peak_epoch=0")
+    assert again == first and (first / "final.pt").read_bytes() == before
+    other = Trainer(config(small_betons, tmp_path, "--training.resume=auto", "--lr.lr=0.01"), ALONE)
+    assert (other.epoch, other.step) == (0, 0)
+
+
+def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoint(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, normalise = Trainer.train_step, Normaliser.__call__
+
+    def spoil(self: Trainer, epoch: int, number: int, batches: Any) -> float:
+        if (epoch, number) == (1, 3):
+            monkeypatch.setattr(Normaliser, "__call__", lambda s, x: normalise(s, x) * float("nan"))
+        return step(self, epoch, number, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", spoil)
+    with pytest.raises(UserError, match=r"not finite \(epoch 2 of 3, .*lr 0\.0"):
+        train(small_betons, tmp_path, "--logging.run=r", "--training.epochs=3", "--logging.interval=1")
+    state = load_checkpoint(tmp_path / "r" / "last.pt")
+    assert state["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in state["model"].values() if tensor.is_floating_point())
+
+
+def test_an_exploding_last_step_of_an_epoch_is_not_saved(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+
+    def explode(self: Trainer, epoch: int, number: int, batches: Any) -> float:
+        lr = step(self, epoch, number, batches)
+        if (epoch, number) == (1, self.steps - 1):
+            with torch.no_grad():
+                next(self.model.parameters()).mul_(float("inf"))
+        return lr
+
+    monkeypatch.setattr(Trainer, "train_step", explode)
+    with pytest.raises(UserError, match="weights are not finite after epoch 2"):
+        train(small_betons, tmp_path, "--logging.run=r")
+    assert load_checkpoint(tmp_path / "r" / "last.pt")["epoch"] == 1
+
+
+def test_accumulation_and_batch_size_make_the_same_gradient(small_betons: Betons, tmp_path: Path) -> None:
+    free_of_batch_norm = ["--model.arch=convnext_atto", "--training.amp=off", "--training.epochs=1", "--data.flip=0"]
+    free_of_batch_norm += ["--lr.lr_peak_epoch=0", "--resolution.min_res=32", "--loss.name=ls"]
+    whole = train(small_betons, tmp_path, *free_of_batch_norm, "--logging.run=a", "--training.batch_size=32")
+    parts = train(
+        small_betons,
+        tmp_path,
+        *free_of_batch_norm,
+        "--logging.run=b",
+        "--training.batch_size=8",
+        "--training.accumulate=4",
+    )
+    a, b = load_checkpoint(whole / "final.pt")["model"], load_checkpoint(parts / "final.pt")["model"]
+    assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a)
+
+
+def test_the_number_of_workers_changes_no_weight(small_betons: Betons, tmp_path: Path) -> None:
+    for order in ("--data.in_memory=1", "--data.in_memory=0"):
+        one = train(small_betons, tmp_path, order, f"--logging.run=one{order[-1]}")
+        two = train(small_betons, tmp_path, order, f"--logging.run=two{order[-1]}", "--data.num_workers=2")
+        assert same_weights(one / "final.pt", two / "final.pt")
+
+
+def test_two_processes_equal_one_on_the_same_global_batch(small_betons: Betons, tmp_path: Path) -> None:
+    more = ["--model.arch=convnext_atto", "--training.amp=off", "--training.global_batch_size=32"]
+    more += ["--training.epochs=1", "--lr.lr_peak_epoch=0", "--training.ema_decay=0.5", "--logging.interval=1"]
+    more += ["--resolution.min_res=32"]
+    done = run_script(options(small_betons, tmp_path, *more, "--logging.run=two"), 2, free_port())
+    assert done.returncode == 0, done.stderr
+    assert "batch 16 per device × 2 devices × 1 passes = 32 globally" in done.stdout
+    train(small_betons, tmp_path, *more, "--logging.run=one")
+    one, two = (load_checkpoint(tmp_path / run / "final.pt") for run in ("one", "two"))
+    for part in ("model", "ema"):
+        assert all(torch.allclose(one[part][name], two[part][name], atol=2e-5) for name in one[part])
+    a, b = (log(tmp_path / run)[-1] for run in ("one", "two"))
+    assert a["count"] == b["count"] == 50
+    assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-5)
+    assert a["top_1"] == pytest.approx(b["top_1"], abs=0.021)  # a sample on the fence may fall to the other side
+    assert a["nll"] == pytest.approx(b["nll"], abs=1e-4)
+
+
+def test_ctrl_c_and_sigterm_end_the_script_with_a_checkpoint(small_betons: Betons, tmp_path: Path) -> None:
+    arguments = options(small_betons, tmp_path, "--training.epochs=500", "--logging.run=r")
+    child = subprocess.Popen(
+        [sys.executable, "train_imagenet.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert "stopped by SIGINT" in errors and "Traceback" not in errors
+    state = load_checkpoint(tmp_path / "r" / "last.pt")
+    assert state["epoch"] >= 1 and "optimizer" in state
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--data.train_dataset="], "data.train_dataset is not set"),
+        (["--data.val_dataset=absent.beton"], "absent.beton does not exist"),
+        (["--model.num_classes=3"], "num_classes=3.*4 classes"),
+        (["--model.arch=resnet5"], "resnet5.*did you mean"),
+        (["--loss.name=maxsupp"], "maxsupp.*maxsup"),
+        (["--training.batch_size=97"], "96 samples, fewer than one global batch of 97"),
+        (["--training.global_batch_size=15", "--training.accumulate=2"], "multiple of 2"),
+        (["--resolution.min_res=20"], "min_res=20 is not a multiple"),
+        (["--resolution.min_res=64"], "min_res=64 is above"),
+        (["--lr.lr_peak_epoch=9"], "lr_peak_epoch=9"),
+        (["--data.crop_scale=0.9,0.1"], "crop_scale"),
+        (["--data.mean=0.5,0.5,0.5"], "belong together"),
+        (["--model.arch=vit_tiny_patch16_224"], "24 x 24|32 x 32"),
+        (["--model.weights=absent.pt"], "absent.pt"),
+        (["--training.resume=absent.pt"], "absent.pt does not exist"),
+    ],
+)
+def test_bad_input_is_refused_before_any_step(
+    small_betons: Betons, tmp_path: Path, more: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        train(small_betons, tmp_path, *more)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_sets_that_do_not_fit_each_other_are_refused(small_betons: Betons, tmp_path: Path) -> None:
+    other = write_stock_beton(tmp_path / "o.beton", Samples(crops_of_photographs(8, 32, 32), [0] * 8), "raw", 3)
+    with pytest.raises(UserError, match="different classes"):
+        train((small_betons[0], other), tmp_path)
+    bare = write_stock_beton(tmp_path / "b.beton", Samples(crops_of_photographs(40, 32, 32), [9] * 40), "raw")
+    with pytest.raises(UserError, match=r"nothing names the classes of .*num_classes"):
+        train((bare, bare), tmp_path)
+    with pytest.raises(UserError, match=r"label 9.*4 classes"):
+        train((bare, bare), tmp_path, "--model.num_classes=4")
+
+
+def test_too_little_memory_is_refused(small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffcv_train.data.open.available_bytes", lambda: 1000)
+    with pytest.raises(UserError, match="in_memory=0"):
+        train(small_betons, tmp_path)
+    train(small_betons, tmp_path, "--data.in_memory=0", "--training.epochs=1")
+
+
+def test_a_checkpoint_of_another_run_is_refused(small_betons: Betons, tmp_path: Path) -> None:
+    run = train(small_betons, tmp_path, "--logging.run=r", "--training.epochs=1", "--lr.lr_peak_epoch=0")
+    again = f"--training.resume={run / 'last.pt'}"
+    for more, words in (
+        (["--lr.lr=0.3"], "lr.lr was 0.05, is 0.3"),
+        (["--model.arch=cifar_resnet32"], "model.arch was cifar_resnet20, is cifar_resnet32"),
+        (["--training.batch_size=8"], "global_batch 16, this run has 8; set --training.global_batch_size=16"),
+        ([f"--training.resume={run / 'final.pt'}"], "weights only"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(small_betons, tmp_path, "--training.epochs=1", "--lr.lr_peak_epoch=0", again, *more)
+    with pytest.raises(UserError, match="another architecture"):
+        train(small_betons, tmp_path, f"--model.weights={run / 'final.pt'}", "--model.arch=cifar_resnet32")
+
+
+def test_starting_from_weights_takes_them_and_their_normalisation(small_betons: Betons, tmp_path: Path) -> None:
+    statistics = ["--data.mean=0.4,0.5,0.6", "--data.std=0.2,0.2,0.2"]
+    run = train(small_betons, tmp_path, "--logging.run=r", *statistics)
+    second = Trainer(config(small_betons, tmp_path, f"--model.weights={run / 'final.pt'}"), ALONE)
+    assert second.mean == (0.4, 0.5, 0.6)
+    stored = load_checkpoint(run / "final.pt")["model"]
+    assert all(torch.equal(second.model.state_dict()[name], stored[name]) for name in stored)
+
+
+def test_the_script_says_errors_in_a_line_and_exits_with_2(small_betons: Betons, tmp_path: Path) -> None:
+    done = run_script(options(small_betons, tmp_path, "--training.device=cuda"))
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: training.device is cuda, but PyTorch sees no GPU")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+        }.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match="master_port"), process_group("cpu"):
+            pass
+
+
+def test_compiled_training_recompiles_once_per_resolution(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[int] = []
+    compile_ = torch.compile
+
+    def counting(model: Any, **kwargs: Any) -> Any:
+        def backend(graph: Any, inputs: Any) -> Any:
+            compiled.append(1)
+            return graph.forward
+
+        return compile_(model, backend=backend, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    torch._dynamo.reset()
+    train(small_betons, tmp_path, "--model.compile=1", "--training.epochs=4", "--resolution.end_ramp=2")
+    assert len(compiled) == 2  # 24 and 32 pixels
+
+
+def test_a_network_with_more_outputs_than_named_classes(small_betons: Betons, tmp_path: Path) -> None:
+    """As for a part of ImageNet's classes with the labels of the whole: evaluation and logits take it as it is."""
+    run = train(small_betons, tmp_path, "--model.num_classes=6", "--training.epochs=1", "--logging.run=r")
+    assert load_checkpoint(run / "final.pt")["class_names"] == ["class0", "class1", "class2", "class3", "4", "5"]
+    for command in (
+        ["eval.py", "--checkpoint", str(run / "final.pt")],
+        ["viz/logits.py", "--checkpoint", str(run / "final.pt"), "--output", str(tmp_path / "logits.pt")],
+    ):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert read_logits(tmp_path / "logits.pt").class_names == ("class0", "class1", "class2", "class3", "4", "5")
