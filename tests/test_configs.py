@@ -68,7 +68,15 @@ def test_states_its_recipe(file: Path) -> None:
     if content["resolution"]["min_res"] != content["resolution"]["max_res"]:
         assert {"start_ramp", "end_ramp"} <= content["resolution"].keys()
     if content["loss"]["name"] in ("maxsup", "ls"):
-        assert {"alpha_start", "alpha_end"} <= content["loss"].keys()
+        assert {"alpha_start", "alpha_end", "alpha_schedule"} <= content["loss"].keys()
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=by_name)
+def test_alpha_grows_as_in_the_recipes_source(file: Path) -> None:
+    """MaxSup's repository: 0.1 + epoch · 0.1/299 for DeiT's 300 epochs, t/T for ConvNets on FFCV."""
+    loss = load(file).loss
+    as_deit = file.parent.name == "deit_configs" and loss.name != "ce"
+    assert loss.alpha_schedule == ("reach" if as_deit else "approach")
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=by_name)

@@ -138,6 +138,11 @@ class LossConfig:
     name: str = option("maxsup", "criterion: ce, ls, maxsup, logit_penalty, ols, zipf, or an ablation (docs/losses.md)")
     alpha_start: float = option(0.1, "maxsup, ls, ablations: weight of the penalty at the start", min=0.0)
     alpha_end: float = option(0.2, "maxsup, ls, ablations: weight at the end, reached linearly", min=0.0)
+    alpha_schedule: str = option(
+        "approach",
+        "epoch t of T: approach t/T, as MaxSup's ConvNets; reach t/(T − 1), as its DeiT: the last epoch has alpha_end",
+        choices=("approach", "reach"),
+    )
     beta: float = option(6e-4, "logit_penalty: weight of half the squared norm of the logits", min=0.0)
     hard_weight: float = option(0.5, "ols: weight of cross-entropy with the target", min=0.0)
     soft_weight: float = option(0.5, "ols: weight of cross-entropy with the class's mean prediction", min=0.0)

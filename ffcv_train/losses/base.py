@@ -76,7 +76,7 @@ class Criterion(nn.Module):
 
 
 class AlphaCriterion(Criterion):
-    """A criterion whose penalty has the weight α, linear in the epoch from `alpha_start` to `alpha_end`.
+    """A criterion whose penalty has the weight α, linear in the epoch from `alpha_start` to `alpha_end` (see `alpha`).
 
     α is a 0-d float32 buffer that `start_epoch` changes in place: a compiled criterion is not compiled again, and
     nothing waits for the device. It follows from configuration and epoch, so checkpoints do not hold it.
@@ -84,14 +84,15 @@ class AlphaCriterion(Criterion):
 
     alpha: Tensor
 
-    def __init__(self, alpha_start: float, alpha_end: float, epochs: int) -> None:
+    def __init__(self, alpha_start: float, alpha_end: float, epochs: int, alpha_schedule: str = "approach") -> None:
         super().__init__()
         self.alpha_start, self.alpha_end, self.epochs = alpha_start, alpha_end, epochs
+        self.alpha_schedule = alpha_schedule
         self.register_buffer("alpha", torch.tensor(0.0), persistent=False)
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        self._alpha_on_host = alpha(self.alpha_start, self.alpha_end, self.epochs, epoch)
+        self._alpha_on_host = alpha(self.alpha_start, self.alpha_end, self.epochs, epoch, self.alpha_schedule)
         self.alpha.fill_(self._alpha_on_host)
 
     def scalars(self) -> dict[str, float]:
@@ -109,9 +110,12 @@ def _check_shapes(logits: Tensor, targets: Tensor) -> None:
         )
 
 
-def alpha(start: float, end: float, epochs: int, epoch: int) -> float:
-    """The weight of a criterion's penalty in epoch `epoch`: α₀ + (α₁ − α₀) t/T (arXiv:2502.15798).
+def alpha(start: float, end: float, epochs: int, epoch: int, schedule: str = "approach") -> float:
+    """The weight of a criterion's penalty in epoch `epoch` of `epochs`, counted from 0.
 
-    t counts epochs from 0 and T is their number, so that `end` is approached and not reached.
+    `schedule` "approach": α₀ + (α₁ − α₀) t/T (arXiv:2502.15798 and its `Conv/ffcv`), so that `end` is approached and
+    not reached; "reach": α₀ + (α₁ − α₀) t/(T − 1) (its DeiT, common_resnet and long-tail code), `end` in the last
+    epoch. A run of one epoch has `start` in both.
     """
-    return start + (end - start) * epoch / epochs
+    span = epochs if schedule == "approach" else max(1, epochs - 1)
+    return start + (end - start) * epoch / span

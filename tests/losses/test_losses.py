@@ -296,6 +296,16 @@ def test_alpha_changes_in_place_and_shows_in_the_log(name: str) -> None:
     assert not criterion.state_dict()
 
 
+@pytest.mark.parametrize("name", ["ls", "maxsup", "regularization_only", "error_amplification_only"])
+def test_alpha_follows_the_schedule_that_is_asked_for(name: str) -> None:
+    seen = {}
+    for schedule in ("approach", "reach"):
+        criterion = create_criterion(LossConfig(name=name, alpha_schedule=schedule), num_classes=3, epochs=90)
+        criterion.start_epoch(89)
+        seen[schedule] = criterion.scalars()["alpha"]
+    assert seen == {"approach": pytest.approx(0.1 + 0.1 * 89 / 90), "reach": pytest.approx(0.2)}
+
+
 @each
 def test_probabilities_are_taken_or_refused_in_words(name: str) -> None:
     logits, targets = batch(13, soft=True)

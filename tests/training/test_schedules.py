@@ -112,6 +112,13 @@ def test_alpha_is_linear_in_the_epoch() -> None:
     assert alpha(0.1, 0.1, 7, 5) == pytest.approx(0.1)
 
 
+def test_alpha_reaches_its_end_in_the_last_epoch_as_in_maxsups_deit() -> None:
+    weights = [alpha(0.1, 0.2, 300, epoch, "reach") for epoch in range(300)]
+    assert weights == pytest.approx([0.1 + epoch * 0.1 / 299 for epoch in range(300)])
+    assert weights[-1] == pytest.approx(0.2)
+    assert alpha(0.1, 0.2, 1, 0, "reach") == 0.1
+
+
 @pytest.mark.parametrize(
     ("lr", "resolution", "key"),
     [
