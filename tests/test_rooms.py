@@ -50,6 +50,8 @@ def test_imports_stay_within_the_table(file: Path) -> None:
     room, *rest = file.relative_to(PACKAGE).with_suffix("").parts
     assert room in MAY_IMPORT, f"{room} is a new room: give it a line in the table"
     for target, *below in imported(file):
+        if target == "__version__":  # the package's own
+            continue
         assert target in {room, *MAY_IMPORT[room].split()}, f"{room} must not import {target}"
         if room == target == "data" and rest[0] != "__init__":
             assert below[0] in {rest[0], *MAY_IMPORT_IN_DATA[rest[0]].split()}, (
@@ -64,4 +66,4 @@ def test_only_cli_knows_the_command_line(file: Path) -> None:
     # fastargs, the face of the options, is handed an argparse parser.
     if room != "cli" and file != PACKAGE / "config" / "read.py":
         assert not any(word in text for word in ("ArgumentParser", "sys.argv", "run_main"))
-    assert not any(word in text for word in ('.py"', "sys.path", "parents[")), "a path out of the package"
+    assert not any(word in text for word in ("sys.path.", "sys.path[", "parents[")), "a path out of the package"
