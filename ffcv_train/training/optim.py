@@ -50,9 +50,25 @@ def create_optimizer(model: nn.Module, config: TrainingConfig, device: torch.dev
     try:
         if config.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, config.beta2), **speed)
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, **speed)
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, **speed)
     except ValueError as error:
         raise UserError(
             f"training.optimizer={config.optimizer} refuses training.momentum={config.momentum:g}, "
             f"beta2={config.beta2:g}, nesterov={int(config.nesterov)}: {error}"
         ) from None
+    fill_momentum(optimizer)
+    return optimizer
+
+
+def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give fused SGD the buffers of momentum that it lacks, as zeros: the first step makes the same of them.
+
+    A first step that the fp16 scaler has skipped would leave those that PyTorch makes uninitialised.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"]:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -12,6 +12,7 @@ from ffcv_train.config.read import from_dict, to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.system.errors import UserError
+from ffcv_train.training.optim import fill_momentum
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
@@ -64,10 +65,11 @@ def load_for_resume(path: Path, config: RunConfig, facts: dict[str, Any]) -> dic
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimizer's state, but keep how it computes: that belongs to the device, which may be another now."""
-    kept = [{key: group.get(key) for key in ("fused", "foreach")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, kept, strict=True):
-        group.update(own)
+    own = [{key: group[key] for key in ("fused", "foreach")} for group in optimizer.param_groups]
+    # Before it is loaded: where counters of steps lie depends on it.
+    groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    fill_momentum(optimizer)
 
 
 def new_run_name(config: RunConfig) -> str:
@@ -105,7 +107,7 @@ def _configuration_of(run: Path) -> dict[str, Any] | None:
 def comparable(config: dict[str, Any], *, files_may_move: bool = False) -> dict[str, Any]:
     """The part of a configuration (as `to_dict` gives it) that a resumed run must share with the first one.
 
-    With `files_may_move` paths are not among it, nor is the batch of validation.
+    With `files_may_move` paths are not among it. How many images there are at once never is.
     """
     kept = {section: dict(values) for section, values in config.items() if section != "logging"}
     free = {
@@ -113,13 +115,12 @@ def comparable(config: dict[str, Any], *, files_may_move: bool = False) -> dict[
         "training": ["resume", "device", "batch_size", "global_batch_size", "accumulate"],
         # Not channels_last: the optimizer's state has the memory format of the weights.
         "model": ["compile"],
-        "validation": [],
+        "validation": ["batch_size"],
     }
     if files_may_move:
         free["data"] += ["train_dataset", "val_dataset"]
         free["model"] += ["weights"]
         free["distill"] = ["teacher"]
-        free["validation"] += ["batch_size"]
     for section, names in free.items():
         for name in names:
             kept.get(section, {}).pop(name, None)

@@ -130,3 +130,29 @@ def test_values_that_an_optimizer_refuses_are_named(config: TrainingConfig) -> N
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(UserError, match="no trainable parameter"):
         create_optimizer(Small().requires_grad_(False), TrainingConfig(), "cpu")
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("overflowing", [{0}, {0, 1, 4}, {2}])
+def test_fused_sgd_survives_steps_that_the_scaler_skips(overflowing: set[int], nesterov: bool) -> None:
+    """PyTorch's own fused kernel, as a GPU in fp16 uses it, beside the multi-tensor one, step for step."""
+    weights = []
+    for device in ("cuda", "cpu"):  # of which the first means fused
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 5))
+        optimizer = create_optimizer(model, TrainingConfig(nesterov=nesterov), device)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for step in range(8):
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.1
+            loss = model(torch.randn(16, 40, generator=torch.Generator().manual_seed(step))).square().mean()
+            scaler.scale(loss * (float("inf") if step in overflowing else 1)).backward()
+            # What is not initialised shall not be 0 by chance.
+            dirty = [torch.full_like(p, 1e30) for p in model.parameters() for _ in range(20)]
+            del dirty
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert optimizer.param_groups[0]["fused"] is None
+    for fused, multi_tensor in zip(*weights, strict=True):
+        assert torch.allclose(fused, multi_tensor, rtol=0, atol=1e-6)

@@ -91,6 +91,9 @@ def test_auto_resume_takes_the_newest_run_of_the_same_configuration(small_betons
     before = (first / "final.pt").read_bytes()
     again = train(small_betons, tmp_path, "--training.resume=auto", "--training.epochs=1", "--lr.lr_peak_epoch=0")
     assert again == first and (first / "final.pt").read_bytes() == before
+    # Where memory was too short for validation, fewer images at once continue the run.
+    fewer = ("--training.epochs=1", "--lr.lr_peak_epoch=0", "--validation.batch_size=5")
+    assert train(small_betons, tmp_path, "--training.resume=auto", *fewer) == first
     other = Trainer(config(small_betons, tmp_path, "--training.resume=auto", "--lr.lr=0.01"), ALONE)
     assert (other.epoch, other.step) == (0, 0)
 
