@@ -3,13 +3,14 @@
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -74,6 +75,8 @@ def run_all(plan: Plan, line: ProgressLine | None = None) -> list[Failure]:
     todo = [run for run in plan.runs if not is_finished(plan, run)]
     kept = len(plan.runs) - len(todo)
     free = devices(plan.config)
+    # Threads that the user has counted need no bounds.
+    cores = {} if plan.config.data.num_workers else shares_of_cores(free)
     line.print(f"{len(plan.runs)} runs, {kept} finished before; {len(todo)} to go, {len(free)} at a time")
     failures: list[Failure] = []
     jobs: dict[str | None, _Job] = {}
@@ -86,7 +89,7 @@ def run_all(plan: Plan, line: ProgressLine | None = None) -> list[Failure]:
                     if waiting and stop.signal is None:
                         run = waiting.pop(0)
                         trained = (plan.folder(run) / "final.pt").is_file()
-                        jobs[device] = _start(plan, run, "measure" if trained else "train", device)
+                        jobs[device] = _start(plan, run, "measure" if trained else "train", device, cores)
                         line.print(f"{run.name}: {'measuring' if trained else 'training'}, {plan.log(run)}")
                 time.sleep(_POLL_SECONDS)
                 if stop.signal is not None:
@@ -105,7 +108,7 @@ def run_all(plan: Plan, line: ProgressLine | None = None) -> list[Failure]:
                         line.print(describe(failure))
                         watch.give_up(job.run)
                     elif job.stage == "train":
-                        jobs[device] = _start(plan, job.run, "measure", device)
+                        jobs[device] = _start(plan, job.run, "measure", device, cores)
                     else:
                         line.print(f"{job.run.name}: done")
                 watch.show(line, [job.run for job in jobs.values()])
@@ -126,7 +129,21 @@ def describe(failure: Failure) -> str:
     return f"{failure.run.name}: failed to {failure.stage}, ended {how}; the end of {failure.log}:\n{tail}"
 
 
-def _start(plan: Plan, run: Run, stage: str, device: str | None) -> _Job:
+def shares_of_cores(devices: Sequence[str | None]) -> dict[str | None, set[int]]:
+    """Which of this process's cores the run on each device may use; {} where there is one device, or no way to say so.
+
+    A run shares its cores among its own processes only, so that runs beside each other would each decode on all.
+    """
+    if len(devices) < 2 or not hasattr(os, "sched_setaffinity"):
+        return {}
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < len(devices):
+        return {}
+    bounds = [len(cores) * number // len(devices) for number in range(len(devices) + 1)]
+    return {device: set(cores[a:b]) for device, (a, b) in zip(devices, itertools.pairwise(bounds), strict=True)}
+
+
+def _start(plan: Plan, run: Run, stage: str, device: str | None, cores: Mapping[str | None, set[int]]) -> _Job:
     command = train_command(plan, run) if stage == "train" else measure_command(plan, run)
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # what is imported here is imported there
@@ -136,6 +153,12 @@ def _start(plan: Plan, run: Run, stage: str, device: str | None) -> _Job:
     with disk_errors(plan.log(run)):
         log = plan.log(run).open("ab")
         start = log.tell()
+
+    def set_up() -> None:
+        end_with_parent()
+        if device in cores:
+            os.sched_setaffinity(0, cores[device])
+
     # A session of its own: Ctrl-C goes to this process alone, which then asks each run to stop, once.
     process = subprocess.Popen(
         command,
@@ -144,7 +167,7 @@ def _start(plan: Plan, run: Run, stage: str, device: str | None) -> _Job:
         stdout=log,
         stderr=log,
         start_new_session=True,
-        preexec_fn=end_with_parent,
+        preexec_fn=set_up,
     )
     return _Job(run, stage, process, log, start)
 

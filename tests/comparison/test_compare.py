@@ -163,7 +163,8 @@ signal.signal(signal.SIGTERM, stop)
 start = time.time()
 print("the loss is not finite") if folder.name in sys.argv[4:] else time.sleep(float(sys.argv[3]))
 with journal.open("a") as file:
-    file.write(f"{folder.name} {os.environ.get('CUDA_VISIBLE_DEVICES')} {start} {time.time()}\\n")
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else ""
+    file.write(f"{folder.name} {os.environ.get('CUDA_VISIBLE_DEVICES')} {start} {time.time()} {cores}\\n")
 if folder.name in sys.argv[4:]:
     sys.exit(2)
 (folder / "log.jsonl").write_text('{"epoch": 1, "top_1": 0.5}\\n')
@@ -237,6 +238,17 @@ def test_runs_spread_over_gpus(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> N
     assert {line[1] for line in ran} == {"4", "7"} and len(ran) == 4
     first, second = (next(line for line in ran if line[1] == gpu) for gpu in ("4", "7"))
     assert float(first[2]) < float(second[3]) and float(second[2]) < float(first[3]), "at the same time"
+    if running.shares_of_cores(["4", "7"]):  # as many cores as runs, at least
+        used = {gpu: {line[4] for line in ran if line[1] == gpu} for gpu in ("4", "7")}
+        assert [len(cores) for cores in used.values()] == [1, 1] and used["4"].isdisjoint(used["7"])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are bound to cores on Linux only")
+def test_runs_beside_each_other_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 8, 9, 11, 12})
+    assert running.shares_of_cores(["0", "1", "GPU-a"]) == {"0": {2, 3}, "1": {5, 8}, "GPU-a": {9, 11, 12}}
+    assert running.shares_of_cores([None]) == running.shares_of_cores(["0"]) == {}
+    assert running.shares_of_cores([str(number) for number in range(8)]) == {}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
