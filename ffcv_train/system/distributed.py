@@ -55,6 +55,10 @@ def process_group(device_name: str) -> Iterator[Process]:
     try:
         dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
     except (RuntimeError, ValueError) as error:
+        if "Duplicate GPU" in str(error):
+            raise UserError(
+                "several processes have the same GPU; start as many as there are GPUs, or give each one of its own"
+            ) from None
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -112,6 +116,9 @@ def _device(name: str, local_rank: int) -> torch.device:
             "training.device is cuda, but PyTorch sees no GPU; check nvidia-smi, or use --training.device=cpu"
         )
     count = torch.cuda.device_count()
+    if count == 1 and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
+        # A launcher such as SLURM's gave each of its tasks one GPU, which is the first that this one sees.
+        local_rank = 0
     if local_rank >= count:
         raise UserError(
             f"this machine has {count} GPUs, but torchrun started local rank {local_rank}; lower --nproc_per_node"
