@@ -25,6 +25,7 @@ from ffcv_train.data.kernels.decode import PROBLEMS, Scratch, decode_samples
 from ffcv_train.data.loading import plan as orders
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.pages import PageCache
+from ffcv_train.data.loading.transfer import Transfer
 from ffcv_train.system.errors import UserError
 
 _CHUNK = 8  # samples per task: about 8 ms of work, so that threads finish a batch together
@@ -103,7 +104,7 @@ class Loader:
         self._threads = threading.local()
         self._generation = 0
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
-        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._transfer = Transfer(device) if device.type == "cuda" else None
         self.wait_seconds = 0.0
         """Time that the consumer has spent waiting for decoded batches since the loader was made."""
         self._content: np.ndarray | None = None
@@ -306,29 +307,19 @@ class Loader:
     def _to_device(self, task: _Task) -> tuple[Batch, torch.cuda.Event | None]:
         slot, count = task.slot, len(task.keys)
         labels, indices = slot.labels[:count], slot.indices[:count]
-        if self._copy_stream is None:
+        if self._transfer is None:
             images = torch.from_numpy(task.target)
             # No copy: the slot is free again when the last tensor that shares its memory is gone.
             weakref.finalize(task.target, self._free.append, slot).atexit = False
             return Batch(images.permute(0, 3, 1, 2), labels.clone(), indices.clone(), task.keys), None
         sources = (slot.images[: task.target.size].view(task.target.shape), labels, indices)
-        with torch.cuda.stream(self._copy_stream):
-            copies = [torch.empty_like(s, device=self._device, pin_memory=False) for s in sources]
-            for copy, source in zip(copies, sources, strict=True):
-                copy.copy_(source, non_blocking=True)
-            slot.copied = torch.cuda.Event()
-            slot.copied.record(self._copy_stream)
+        copies, slot.copied = self._transfer.send(sources)
         self._free.append(slot)
         return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2], task.keys), slot.copied
 
     def _handed_over(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
-        if copied is not None:
-            current = torch.cuda.current_stream(self._device)
-            # This batch's copy only: the next one's is under way on the same stream.
-            current.wait_event(copied)
-            for tensor in (batch.images, batch.labels, batch.indices):
-                # Allocated on the copy stream: its memory may be reused only after the step has read it.
-                tensor.record_stream(current)
+        if self._transfer is not None and copied is not None:
+            self._transfer.receive((batch.images, batch.labels, batch.indices), copied)
         return batch
 
     def _cancel(self, pending: deque[_Task]) -> None:

@@ -18,6 +18,7 @@ from ffcv_train.data.loading import plan as orders
 from ffcv_train.data.loading.archive_cache import ArchiveCache
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.image_worker import Failure, ImageFiles, Order, collate, set_up_worker
+from ffcv_train.data.loading.transfer import Transfer
 from ffcv_train.data.sources.image_set import ImageSet, archive_of
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
@@ -53,7 +54,8 @@ class ImageLoader:
             )
         self._images, self._batch_size, self._augment = images, batch_size, augment
         self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._device, self._resolution = process.device, resolution
+        self._resolution = resolution
+        self._transfer = Transfer(process.device) if process.device.type == "cuda" else None
         self._epoch, self._first_batch = 0, 0
         self._busy = False
         self.wait_seconds = 0.0
@@ -104,6 +106,7 @@ class ImageLoader:
         self._busy = True
         try:
             batches = self._batches()
+            staged: tuple[Batch, torch.cuda.Event | None] | None = None
             self._plan.set(batches, self._epoch, self._resolution)
             start = time.perf_counter()
             with _worker_ends(), _no_news_of_children():
@@ -114,8 +117,17 @@ class ImageLoader:
                 self.wait_seconds += time.perf_counter() - start
                 if isinstance(images, Failure):
                     raise UserError(images.sentence)
-                yield self._to_device(images, keys)
+                fresh = self._to_device(images, keys)
+                if self._transfer is None:
+                    yield fresh[0]
+                else:
+                    # The copy of one batch runs on its stream while the step works on the one before.
+                    if staged is not None:
+                        yield self._handed_over(*staged)
+                    staged = fresh
                 start = time.perf_counter()
+            if staged is not None:
+                yield self._handed_over(*staged)
         finally:
             self._busy = False
 
@@ -146,12 +158,19 @@ class ImageLoader:
                 batches = orders.repeated_batches(order, repeats, size, rank, world_size)
         return batches[self._first_batch :]
 
-    def _to_device(self, images: torch.Tensor, keys: np.ndarray) -> Batch:
+    def _to_device(self, images: torch.Tensor, keys: np.ndarray) -> tuple[Batch, torch.cuda.Event | None]:
         indices = keys % len(self._images)
         tensors = [images, torch.from_numpy(self._images.labels[indices]), torch.from_numpy(indices)]
-        if self._device.type == "cuda":
-            tensors = [t.pin_memory().to(self._device, non_blocking=True) for t in tensors]
-        return Batch(tensors[0].permute(0, 3, 1, 2), tensors[1], tensors[2], keys)
+        copied = None
+        if self._transfer is not None:
+            # The images are pinned already, by DataLoader's thread.
+            tensors, copied = self._transfer.send([t.pin_memory() for t in tensors])
+        return Batch(tensors[0].permute(0, 3, 1, 2), tensors[1], tensors[2], keys), copied
+
+    def _handed_over(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
+        if self._transfer is not None and copied is not None:
+            self._transfer.receive((batch.images, batch.labels, batch.indices), copied)
+        return batch
 
 
 class _Plan:
