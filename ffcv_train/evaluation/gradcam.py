@@ -60,7 +60,13 @@ def run_gradcam(request: GradcamRequest, process: Process) -> list[Row]:
     rows = []
     for one, label, network, layer in zip(request.requests, request.labels, networks, layers, strict=True):
         pixels = images.read(one.config, process)
-        rows.append(Row(label, layer.name, layer.grid, cells(network, layer, pixels, true, wish, names, images.texts)))
+        try:
+            found = cells(network, layer, pixels, true, wish, names, images.texts)
+        except torch.cuda.OutOfMemoryError:
+            raise UserError(
+                f"the GPU has too little memory for Grad-CAM of {len(pixels)} images at once; explain fewer"
+            ) from None
+        rows.append(Row(label, layer.name, layer.grid, found))
     return rows
 
 

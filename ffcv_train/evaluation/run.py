@@ -37,6 +37,10 @@ def load_network(request: Request, device: torch.device, data_set: DataSet | Non
     amp_dtype = AMP_DTYPES[config.training.amp]
     normalise = Normaliser(mean, std, device, amp_dtype or torch.float32, memory_format)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
+    if amp_dtype is None:
+        # What is asked for in float32 is no TF32, which keeps 10 bits of the 23.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
     return Network(model, num_classes, normalise, amp_dtype, mean, std)
 
 

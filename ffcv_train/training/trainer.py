@@ -17,7 +17,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.open import open_data_sets, train_loader, val_loader
-from ffcv_train.evaluation.predict import evaluate
+from ffcv_train.evaluation.predict import evaluate, out_of_memory
 from ffcv_train.losses import create_criterion
 from ffcv_train.models.checkpoint import save_checkpoint, unwrap
 from ffcv_train.models.network import AMP_DTYPES, build_model, normalisation
@@ -227,16 +227,17 @@ class Trainer:
     def validate(self, model: nn.Module, epoch: int) -> dict[str, Any]:
         """Metrics of `model` on the whole validation set, the same on every rank; `epoch` is for the progress line."""
         validation = self.config.validation
-        metrics = evaluate(
-            model,
-            self._shown(epoch),
-            device=self.process.device,
-            normalise=self.normalise,
-            amp_dtype=self.amp_dtype,
-            tta=validation.lr_tta,
-            all_reduce=all_reduce_sum,
-            num_samples=len(self.data.val),
-        )
+        with out_of_memory(self.config, validation.resolution[0]):
+            metrics = evaluate(
+                model,
+                self._shown(epoch),
+                device=self.process.device,
+                normalise=self.normalise,
+                amp_dtype=self.amp_dtype,
+                tta=validation.lr_tta,
+                all_reduce=all_reduce_sum,
+                num_samples=len(self.data.val),
+            )
         metrics.pop("bins")
         metrics.get("flip_averaged", {}).pop("bins", None)
         return metrics
