@@ -14,6 +14,8 @@ SOURCES = Path(__file__).parent / "stub"
 RUNTIME_SOURCES = ("device.cpp", "runtime.cpp", "libraries.cpp", "collectives.cpp")
 RUNTIME = "libcudastub.so"
 DRIVER = "libcuda.so.1"
+# A C++ library's own templates must not take the place of other libraries'.
+EXPORTS = "{ global: cuda*; __cuda*; cublas*; cudnn*; nccl*; nvrtc*; cu[A-Z]*; local: *; };\n"
 _FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden", "-shared", "-fPIC")
 _IMPORTERS = ("libtorch_cuda.so", "libc10_cuda.so", "libtorch_python.so", "libtorch_cuda_linalg.so")
 
@@ -33,14 +35,14 @@ def unavailable() -> str:
     version = (_site_packages() / "torch" / "version.py").read_text()
     if not re.search(r"^cuda: .* = '", version, re.MULTILINE):
         return "the CUDA stub needs PyTorch's CUDA build, and another one is installed"
-    missing = [tool for tool in ("g++", "nm") if shutil.which(tool) is None]
+    missing = [tool for tool in ("g++", "nm", "readelf") if shutil.which(tool) is None]
     if missing:
-        return f"the CUDA stub is built with g++ and nm, and {' and '.join(missing)} is not installed"
+        return f"the CUDA stub is built with g++, nm and readelf, and {' and '.join(missing)} is not installed"
     return ""
 
 
 def build(cache: Path) -> Path:
-    """The folder with `RUNTIME` to preload and `DRIVER` for LD_LIBRARY_PATH; made in `cache` where it is not yet."""
+    """The folder of the stub, for LD_LIBRARY_PATH; made in `cache` where it is not there yet."""
     folder = cache / _digest()
     if folder.is_dir():
         return folder
@@ -51,14 +53,41 @@ def build(cache: Path) -> Path:
         (made / "imports.inc").write_text(_imports())
         headers = _site_packages() / "triton" / "backends" / "nvidia" / "include"
         sources = [str(SOURCES / source) for source in RUNTIME_SOURCES]
-        _compile("-I", str(headers), "-I", str(made), *sources, "-o", str(made / RUNTIME), "-lrt")
-        _compile(f"-Wl,-soname,{DRIVER}", str(SOURCES / "driver.cpp"), "-o", str(made / DRIVER))
+        _compile("-I", str(headers), "-I", str(made), *sources, *_named(made, RUNTIME), "-lrt")
+        _compile(str(SOURCES / "driver.cpp"), *_named(made, DRIVER))
+        # Programs that are linked to NVRTC ask for a version of its functions, which is named like the library.
+        _compile(str(SOURCES / "nvrtc.cpp"), *_named(made, _nvrtc(), version=_nvrtc()))
         try:
             made.rename(folder)
         except OSError:  # another process was faster
             if not folder.is_dir():
                 raise
     return folder
+
+
+def _named(folder: Path, library: str, version: str = "") -> list[str]:
+    script = folder / f"{library}.exports"
+    script.write_text(f"{version} {EXPORTS}")
+    return ["-o", str(folder / library), f"-Wl,-soname,{library}", f"-Wl,--version-script={script}"]
+
+
+def preloaded(folder: Path) -> str:
+    """LD_PRELOAD for a program that is to run on the stub in `folder`."""
+    return f"{folder / RUNTIME}:{folder / _nvrtc()}"
+
+
+def _nvrtc() -> str:
+    """The name under which PyTorch asks for NVRTC."""
+    needed = subprocess.run(
+        ["readelf", "-d", str(_site_packages() / "torch" / "lib" / "libtorch_cuda.so")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = re.search(r"\[(libnvrtc\.so[\d.]*)\]", needed)
+    if found is None:
+        raise RuntimeError("PyTorch's CUDA library does not name the NVRTC library that it needs")
+    return found[1]
 
 
 def _compile(*arguments: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stub_build
 
+from tests.cuda import stub_build
 from tests.support.photographs import ROOT
 
 PROBES = Path(__file__).parent / "probes"
@@ -77,10 +77,14 @@ def _environment(ranks: int) -> dict[str, str]:
         ours |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
         ours |= {"MASTER_PORT": str(_free_port()), "CUDA_STUB_DEVICES": str(ranks)}
     return ours | {
-        "LD_PRELOAD": str(stub / stub_build.RUNTIME),
+        "LD_PRELOAD": stub_build.preloaded(stub),
         "LD_LIBRARY_PATH": str(stub),
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
+        # What is compiled here is no use to anybody else.
+        "USE_PYTORCH_KERNEL_CACHE": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor"),
+        "TRITON_CACHE_DIR": str(CACHE / "triton"),
     }
 
 

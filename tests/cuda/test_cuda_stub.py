@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from stub_run import findings
+
+from tests.cuda.stub_run import findings
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +13,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_copies_arrive_whenever_the_device_works(found: Any) -> None:
-    assert found["copied_back"] == [True, True, True]
+    assert found["copied_back"] == [True] * 4
     assert found["pageable_is_staged"]
 
 

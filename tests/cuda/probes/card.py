@@ -14,7 +14,7 @@ _stub = ctypes.CDLL(None)
 _stub.cuda_stub_counters.restype = ctypes.c_char_p
 _stub.cuda_stub_set_memory.argtypes = [ctypes.c_size_t]
 
-ORDERS = ("early", "late", "random")
+ORDERS = ("early", "late", "random", "overtaking")
 MEMORY = 80 << 30
 
 
@@ -37,7 +37,7 @@ def counted(action: Callable[[], Any]) -> dict[str, int]:
 
 
 def set_order(order: str) -> None:
-    """Have the device work "early", "late" or at "random" moments from now on."""
+    """Have the device work "early", "late", at "random" moments or "overtaking" from now on (stub/device.hpp)."""
     _stub.cuda_stub_set_order(ORDERS.index(order))
 
 

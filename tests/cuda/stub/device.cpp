@@ -4,8 +4,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 namespace stub {
 
@@ -31,6 +33,7 @@ Order order_of_environment() {
     const char* name = getenv("CUDA_STUB_ORDER");
     if (name && !strcmp(name, "early")) return Order::early;
     if (name && !strcmp(name, "random")) return Order::random;
+    if (name && !strcmp(name, "overtaking")) return Order::overtaking;
     return Order::late;
 }
 
@@ -129,15 +132,17 @@ void wait_for(const std::function<bool()>& finished) {
 }
 
 bool drain_all() {
-    bool idle = true, worked = true;
+    std::vector<Stream*> all; // the default streams first, as their handle is null
+    for (auto& [key, stream] : streams()) all.push_back(stream.get());
+    if (order() == Order::overtaking) std::reverse(all.begin(), all.end());
+    bool worked = true;
     while (worked) {
         worked = false;
-        for (auto& [key, stream] : streams()) {
+        for (Stream* stream : all) {
             while (stream->advance()) worked = true;
         }
     }
-    for (auto& [key, stream] : streams()) idle = idle && stream->idle();
-    return idle;
+    return std::all_of(all.begin(), all.end(), [](Stream* stream) { return stream->idle(); });
 }
 
 } // namespace stub
@@ -158,7 +163,7 @@ API void cuda_stub_reset_counters() {
     stub::counters().clear();
 }
 
-// 0 early, 1 late, 2 random; what is queued is done first.
+// 0 early, 1 late, 2 random, 3 overtaking; what is queued is done first.
 API void cuda_stub_set_order(int order) {
     stub::wait_for(stub::drain_all);
     LOCKED;

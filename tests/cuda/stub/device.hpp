@@ -20,8 +20,9 @@ extern std::recursive_mutex mutex;
 
 void count(const std::string& what);
 
-// When the work in a queue is done: at once, not before somebody waits for it, or at any time in between.
-enum class Order { early, late, random };
+// When the work in a queue is done: at once, not before somebody waits for it, or at any time in between. `overtaking` is
+// late, too, but when all is waited for, other streams are ahead of the default one instead of behind it.
+enum class Order { early, late, random, overtaking };
 
 // A piece of the device's work. Does what it can without blocking and says whether it is finished.
 using Operation = std::function<bool()>;

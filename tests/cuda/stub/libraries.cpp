@@ -155,7 +155,7 @@ API int cudnnBackendGetAttribute(void*, int name, int type, int64_t wanted, int6
 
 API int cudnnBackendExecute(void*, void*, void*) { return compute("cudnnBackendExecute"); }
 
-// Made by build.py from what PyTorch imports: OBJECT(function), SETTING(function), COMPUTE(function), MISSING(function).
+// Made by stub_build.py from what PyTorch imports: OBJECT(function), SETTING(function), COMPUTE(function), MISSING(function).
 #define OBJECT(function)                                                                                               \
     API int function(void** object, ...) { return make_object(object); }
 #define SETTING(function)                                                                                              \

@@ -1,0 +1,28 @@
+"""torch.compile above the device: a graph per resolution, no breaks, kernels that Triton has made."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cuda.stub_run import findings
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Path, Path]) -> Any:
+    return findings(tmp_path_factory, "compiled", {"beton": str(small_betons[0])})
+
+
+def test_a_network_is_compiled_once_per_resolution_in_one_graph(found: Any) -> None:
+    growing = found["counted"]["resnet"]
+    assert growing["sides"] == [32, 48, 64, 64]
+    assert growing["graphs"] == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("network", ["zipf", "transformer"])
+def test_evaluation_between_epochs_compiles_nothing(found: Any, network: str) -> None:
+    assert found["counted"][network]["graphs"] == [1, 1]
+
+
+def test_inductor_and_triton_work_above_the_stub(found: Any) -> None:
+    assert found["inductor"] > 0
