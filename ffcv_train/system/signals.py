@@ -77,6 +77,11 @@ class StopRequest:
     ) -> None:
         self._restore()
 
+    @property
+    def age(self) -> float:
+        """Seconds since the signal came, 0 without one."""
+        return time.monotonic() - self._since if self.signal is not None else 0.0
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._since = signal.Signals(number), time.monotonic()

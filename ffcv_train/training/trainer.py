@@ -151,7 +151,7 @@ class Trainer:
                 self.step = step + 1
                 status = None
                 if self.step % min(interval, _AGREEMENT_STEPS) == 0:
-                    status = self.board.read()
+                    status = self.board.read(stop)
                     self.board.post(stop.signal is not None)
                     self._act_on(status, epoch, step, lr)
                 self.log.progress(
@@ -168,7 +168,7 @@ class Trainer:
                     self._stop(epoch, stop.signal or signal.SIGTERM)
         # The last report of the epoch, which waits for its last step.
         self.board.post(stop.signal is not None)
-        status = self.board.read()
+        status = self.board.read(stop)
         seconds = time.perf_counter() - start
         assert status is not None
         self._act_on(status, epoch, self.steps - 1, lr)

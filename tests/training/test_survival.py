@@ -90,8 +90,8 @@ def test_a_stop_at_the_end_of_an_epoch_does_not_wait_for_validation(
 ) -> None:
     read = StatusBoard.read
 
-    def read_that_another_rank_stops(self: StatusBoard) -> Status | None:
-        status = read(self)
+    def read_that_another_rank_stops(self: StatusBoard, stop: StopRequest) -> Status | None:
+        status = read(self, stop)
         return status and dataclasses.replace(status, stop=True)
 
     with monkeypatch.context() as patch:

@@ -44,7 +44,8 @@ def _post(self: status.StatusBoard, stop: bool) -> None:
     """Report a loss of 0.5 and the wish to stop: the report itself goes all the way."""
 
     def all_reduce(report: torch.Tensor) -> torch.Tensor:
-        return _all_reduce(report.copy_(torch.tensor([0.5, 1.0, float(stop)], dtype=torch.float64)))
+        values = torch.tensor([0.5, 1.0, float(stop)], dtype=torch.float64).pin_memory()
+        return _all_reduce(report.copy_(values, non_blocking=True))
 
     status.all_reduce_sum = all_reduce
     try:
