@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from ffcv_train.losses import CRITERIA
+from tests.cuda.record import RECORD, tables
 from tests.cuda.stub_run import findings
 from tests.support.photographs import ROOT
 
-RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())
+RECORDED = json.loads(RECORD.read_text())
 _TOLERANCE = 0.1
 _RECORD = "where that is meant, record it with: python tests/cuda/record.py"
 
@@ -51,6 +52,12 @@ def test_no_recipe_costs_more_than_was_recorded(found: Any, what: str) -> None:
 
 def test_every_recipe_is_recorded(found: Any) -> None:
     assert set(RECORDED["recipes"]) == {name for name, steps in found["recipes"].items() if "as" not in steps}
+
+
+def test_the_docs_have_the_recorded_figures() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    for table in tables(RECORDED).split("\n\n"):
+        assert table in page, _RECORD
 
 
 def test_the_stub_lacks_nothing_that_a_step_calls(found: Any) -> None:
