@@ -15,7 +15,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton, open_beton
 from ffcv_train.data.kernels.crops import center_crop
 from ffcv_train.data.open import val_loader
-from ffcv_train.data.sources.archives import ZipBlob
+from ffcv_train.data.sources.archives import Blob, ZipBlob
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
 from ffcv_train.data.sources.image_set import ImageSet, open_image_set
 from ffcv_train.models.class_names import ClassNames
@@ -173,11 +173,11 @@ def subset(beton: Beton, indices: Sequence[int]) -> Beton:
 def read_image(file: Path) -> np.ndarray:
     """uint8 [H, W, 3], RGB. Raises `UserError` naming the file."""
     try:
-        return contiguous(decode_rgb(file.read_bytes()))
+        return contiguous(decode_rgb(Blob(str(file)).read()))
     except ImageError as error:
         raise UserError(f"{file} {error}; remove it or replace it") from None
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; check the file and its rights") from None
+        raise UserError(f"cannot read {file}: {error.strerror or error}; check the file and its rights") from None
 
 
 def centre_crop(pixels: np.ndarray, side: int, ratio: float, interpolation: str) -> np.ndarray:

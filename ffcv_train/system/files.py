@@ -1,16 +1,40 @@
-"""Records as strict JSON; files written whole or not at all."""
+"""Records as strict JSON; files written whole or not at all; files opened only where they are files."""
 
 import contextlib
 import json
 import math
 import numbers
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from ffcv_train.system.errors import UserError
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | Path) -> FileIO:
+    """Open `path` for unbuffered reading where it is a regular file, links followed.
+
+    Raises `OSError`, also for anything else: opening a named pipe would wait for a writer for ever, and a device may
+    have no end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise OSError(f"it is {_KINDS.get(kind, 'something else')}, not a file")
+    return FileIO(descriptor)
 
 
 def to_plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ from ffcv_train.data.sources.image_set import ImageSet, Places, open_image_set
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
 from ffcv_train.training.trainer import Trainer
+from tests.support.limits import no_hang
 from tests.support.photographs import ROOT, crops_of_photographs
 from tests.support.runs import ALONE, free_port, log, run_script, same_weights
 
@@ -317,6 +318,16 @@ def test_an_undecodable_image_is_named_with_its_line(sets: Path, tmp_path: Path,
     (tmp_path / "train.zip").write_bytes(flipped)
     with pytest.raises(UserError, match=r"\(line \d+ of .* cannot be read: .*its checksum does not fit"):
         read_all(tmp_path / "train.zip")
+
+
+def test_a_named_pipe_is_no_image(sets: Path, tmp_path: Path) -> None:
+    shutil.copytree(sets / "folder", tmp_path / "folder")
+    (tmp_path / "folder/train/bee/04.jpg").unlink()
+    os.mkfifo(tmp_path / "folder/train/bee/04.jpg")
+    images = open_image_set(tmp_path / "folder/train", "folder")
+    refused = pytest.raises(UserError, match=r"bee/04\.jpg in .* cannot be read: it is a named pipe, not a file")
+    with contextlib.closing(image_loader(images)) as loader, no_hang(), refused:
+        list(loader.epoch())
 
 
 def read_all(archive: Path) -> list[Batch]:

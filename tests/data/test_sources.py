@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import tarfile
 import zipfile
@@ -22,6 +23,7 @@ from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import Request, Source
 from ffcv_train.data.sources.zips import parse_map
 from ffcv_train.system.errors import UserError
+from tests.support.limits import no_hang
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -295,6 +297,11 @@ def test_bad_shards(tmp_path: Path) -> None:
     assert "holds no shards" in message("z")
     (tmp_path / "z" / "z.tar").write_bytes(gzip.compress(shard.read_bytes()))
     assert "uncompressed" in message("z")
+    (tmp_path / "z" / "z.tar").unlink()
+    os.mkfifo(tmp_path / "z" / "z.tar")
+    with no_hang():
+        assert "it is a named pipe, not a file" in message("z")
+    (tmp_path / "z" / "z.tar").unlink()
     end = len(shard.read_bytes().rstrip(b"\0"))
     for cut in (2000, 512 * 10, end - 700, end, -(-end // 512) * 512):
         (tmp_path / "z" / "z.tar").write_bytes(shard.read_bytes()[:cut])

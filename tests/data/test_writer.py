@@ -24,6 +24,7 @@ from PIL import Image
 
 from ffcv_train.cli.write import main as command
 from ffcv_train.config.read import load_config
+from ffcv_train.data.convert.make_zip import make_zips
 from ffcv_train.data.convert.worker import write_samples
 from ffcv_train.data.convert.write import WriteConfig, WriterRun, write_dataset
 from ffcv_train.data.format.beton import open_beton, sidecar_path
@@ -32,6 +33,7 @@ from ffcv_train.data.format.pagefile import PageFile
 from ffcv_train.data.format.verify import verify
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
+from tests.support.limits import no_hang
 from tests.support.photographs import ROOT, Samples, crops_of_photographs, decode_rgb, write_stock_beton
 
 LABELS = [0, 0, 0, 1, 1, 2, 2, 2, 2, 2]
@@ -326,6 +328,23 @@ def test_unreadable_image_stops_or_is_skipped(folder: Path, tmp_path: Path) -> N
     everything = stored(write(folder, out / "b.beton", write_mode="proportion"))
     assert stored(path) == [everything[i] for i in kept]
     verify(path)
+
+
+def test_a_named_pipe_is_no_image(folder: Path, tmp_path: Path) -> None:
+    piped = tmp_path / "images"
+    shutil.copytree(folder, piped)
+    (piped / "ape" / "001.png").unlink()
+    os.mkfifo(piped / "ape" / "001.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    with no_hang(), pytest.raises(UserError, match=r"ape/001\.png .* cannot be read: it is a named pipe, not a file"):
+        write(piped, out / "a.beton")
+    only(out)
+    with no_hang():
+        beton = open_beton(write(piped, out / "a.beton", on_error="skip"))
+    assert beton.sidecar is not None and [item["name"] for item in beton.sidecar["skipped"]] == ["ape/001.png"]
+    with no_hang(), pytest.raises(UserError, match=r"ape/001\.png: it is a named pipe, not a file"):
+        make_zips(piped, tmp_path / "zips", "train")
 
 
 def test_all_skipped_is_an_error(tmp_path: Path) -> None:

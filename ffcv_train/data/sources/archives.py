@@ -9,10 +9,12 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import open_regular
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
@@ -27,9 +29,9 @@ class Blob(NamedTuple):
     def read(self) -> bytes:
         """The bytes; raises `OSError` where they cannot be had."""
         if self.size < 0:
-            with open(self.path, "rb", buffering=0) as whole:  # noqa: PTH123  # a third faster than by Path, buffered
-                return whole.read()
-        with Path(self.path).open("rb") as file:
+            with open_regular(self.path) as whole:
+                return whole.readall()
+        with BufferedReader(open_regular(self.path)) as file:
             file.seek(self.offset)
             data = file.read(self.size)
         if len(data) != self.size:
@@ -49,7 +51,7 @@ class ZipBlob(NamedTuple):
 
     def read(self) -> bytes:
         """The member's bytes, unpacked and compared with their checksum; raises `OSError` where they cannot be had."""
-        with Path(self.path).open("rb") as file:
+        with BufferedReader(open_regular(self.path)) as file:
             file.seek(self.offset)
             header = file.read(_LOCAL_HEADER.size)
             if len(header) != _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
@@ -94,7 +96,7 @@ def index_zip(path: Path) -> dict[str, ZipBlob]:
 def index_tar(path: Path) -> Iterator[tuple[str, Blob]]:
     """The regular files of an uncompressed tar archive, in its order; raises `UserError`."""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with BufferedReader(open_regular(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if member.isreg():
                     yield member.name, Blob(str(path), member.offset_data, member.size)
