@@ -46,7 +46,8 @@ def main() -> None:
     result = np.empty((SIDE, SIDE, 3), np.uint8)
     box = (CROP[0] - top, CROP[1] - left, *CROP[2:])
     work = (scratch.row, scratch.weights, scratch.spans)
-    resize_crop(scratch.image, columns, *box, False, BILINEAR, result, *work)
+    whole = (0.0, 0.0, float(CROP[2]), float(CROP[3]))
+    resize_crop(scratch.image, columns, *box, *whole, False, BILINEAR, result, *work)
 
     plt.rcParams.update({"font.size": 9})
     figure, axes = plt.subplots(1, 3, figsize=(10, 4.2), width_ratios=[width, columns, SIDE + 30], layout="constrained")

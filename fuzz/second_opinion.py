@@ -1,5 +1,6 @@
 """Whether an image from a damaged JPEG may be believed, by decoding all of it and by taking it to pieces."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import cv2
@@ -82,7 +83,11 @@ class SecondOpinion:
             return "an image, though OpenCV finds none"
         top, left = min(box[0] // reduction, rows - 1), min(box[1] // reduction, columns - 1)
         height, width = min(box[2] // reduction, rows - top), min(box[3] // reduction, columns - left)
-        expected = self._resized(pixels[top : top + height, left : left + width], flip, request)
+        if request.parameters[0] == 0:
+            whole = dataclasses.replace(request, data=pixels.reshape(-1), mode=1)
+            expected = self._decoder.decode(whole)[1]
+        else:
+            expected = self._resized(pixels[top : top + height, left : left + width], flip, request)
         if not np.array_equal(expected, image):
             difference = np.abs(expected.astype(int) - image)
             what = "the whole JPEG" if reduction == 1 else f"the whole JPEG at 1/{reduction}"
@@ -173,9 +178,9 @@ def frame_size_of(data: bytes) -> tuple[int, int]:
 
 
 def crop_box(request: Request) -> tuple[tuple[int, int, int, int], bool]:
-    """(top, left, height, width) of the crop that the loader draws, and whether it is mirrored."""
+    """(top, left, height, width) of the pixels that the loader makes its crop from, and whether it is mirrored."""
     if request.parameters[0] == 0:
-        return center_crop(request.height, request.width, request.parameters[2]), False
+        return center_crop(request.height, request.width, request.parameters, request.resolution)[:4], False
     state = np.zeros(1, np.uint64)
     seed_stream(state, 0, 0, request.index)
     *box, flip = random_crop(request.height, request.width, request.parameters, state)

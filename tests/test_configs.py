@@ -28,9 +28,9 @@ RECIPE_KEYS = {
     "lr": {"lr", "lr_schedule_type"},
     "loss": {"name"},
     "training": {"epochs", "optimizer", "momentum", "weight_decay", "amp"},
-    "validation": {"resolution", "crop_ratio"},
+    "validation": {"resolution", "crop_ratio", "crop"},
 }
-HEAD = ("Command", "Data", "Hardware", "Time", "Expected", "Source", "Status")
+HEAD = ("Command", "Data", "Hardware", "Time", "Expected", "Source", "Crop", "Status")
 
 
 def by_name(file: Path) -> str:
@@ -49,11 +49,15 @@ def head(file: Path) -> dict[str, str]:
     return {name: re.sub(r"\s*\n#\s*", " ", text).strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
+def teacher(file: Path) -> list[str]:
+    """A teacher is the user's to give, as the command in the head says."""
+    option = "--distill.teacher=teacher.pt"
+    return [option] if option in file.read_text() else []
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=by_name)
 def test_loads_and_is_consistent(file: Path) -> None:
-    # A teacher is the user's to give, as the command in the head says.
-    teacher = "--distill.teacher=teacher.pt" in file.read_text()
-    config = load(file, *(["--distill.teacher=teacher.pt"] if teacher else []))
+    config = load(file, *teacher(file))
     check_config(config)
     assert min(schedules.resolution(config.resolution, epoch) for epoch in range(config.training.epochs)) >= 8
     create_criterion(config.loss, 10, config.training.epochs)
@@ -86,6 +90,7 @@ def test_head_says_what_to_expect(file: Path) -> None:
     assert f"--config-file {file.relative_to(ROOT)}" in parts["Command"]
     assert "train_imagenet.py" in parts["Command"]
     assert re.search(r"\d\d\.\d+% top-1", parts["Expected"])
+    assert ("FFCV's" in parts["Crop"]) == (load(file, *teacher(file)).validation.crop == "ffcv")
     assert "not run here" in parts["Status"] or "docs/results.md" in parts["Status"]
 
 

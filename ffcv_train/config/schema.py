@@ -180,6 +180,9 @@ class ValidationConfig:
     batch_size: int = option(512, "images per device", min=1)
     resolution: tuple[int, ...] = option((224,), "sides of validation images; training reports the first", min=8)
     crop_ratio: float = option(224 / 256, "side of the centre crop / shorter side of the image", min=0.01, max=1.0)
+    crop: str = option(
+        "torchvision", "whose centre crop: Resize and CenterCrop, or FFCV's", choices=("torchvision", "ffcv")
+    )
     interpolation: str = option("bilinear", "antialiased filter of centre crops", choices=("bilinear", "bicubic"))
     lr_tta: bool = option(True, "also report flip-averaged metrics")
     every: int = option(1, "epochs between validations; the last epoch always validates", min=1)

@@ -124,9 +124,15 @@ def train_loader(config: RunConfig, data_set: DataSet, batch_size: int, process:
     )
 
 
+def center_crop_of(config: RunConfig) -> CenterCrop:
+    """The crop that validation and evaluation take."""
+    how = config.validation
+    return CenterCrop(how.crop_ratio, how.interpolation, how.crop)
+
+
 def val_loader(config: RunConfig, data_set: DataSet, resolution: int, process: Process) -> Loader | ImageLoader:
     """Centre crops of every sample once."""
-    crop = CenterCrop(config.validation.crop_ratio, config.validation.interpolation)
+    crop = center_crop_of(config)
     if not isinstance(data_set, Beton):
         return ImageLoader(
             data_set,

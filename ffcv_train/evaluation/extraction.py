@@ -80,6 +80,7 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
         "data_set": str(data_set.path),
         "resolution": side,
         "crop_ratio": config.validation.crop_ratio,
+        "crop": config.validation.crop,
         "interpolation": config.validation.interpolation,
         "amp": config.training.amp,
         "mean": list(network.mean),

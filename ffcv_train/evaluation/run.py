@@ -86,6 +86,7 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         "samples": len(data_set),
         "normalisation": {"mean": network.mean, "std": network.std},
         "crop_ratio": config.validation.crop_ratio,
+        "crop": config.validation.crop,
         "interpolation": config.validation.interpolation,
         "amp": config.training.amp,
         "world_size": process.world_size,

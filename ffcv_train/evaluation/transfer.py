@@ -45,6 +45,7 @@ def run_transfer(request: Request, process: Process) -> dict[str, Any]:
         "features": layer.weight.shape[1],
         "resolution": config.validation.resolution[0],
         "crop_ratio": config.validation.crop_ratio,
+        "crop": config.validation.crop,
         "interpolation": config.validation.interpolation,
         "amp": config.training.amp,
         "held_out_share": options.held_out,

@@ -91,7 +91,9 @@ def resized(image: np.ndarray, box: tuple[int, int, int, int], size: int, kind: 
     target = np.empty((size, size, 3), np.uint8)
     scratch = decode.Scratch(1, 1, max(image.shape), size)
     flat = np.ascontiguousarray(image).reshape(-1)
-    resize_crop(flat, image.shape[1], *box, flip, FILTERS[kind], target, scratch.row, scratch.weights, scratch.spans)
+    whole = (0.0, 0.0, float(box[2]), float(box[3]))
+    work = (scratch.row, scratch.weights, scratch.spans)
+    resize_crop(flat, image.shape[1], *box, *whole, flip, FILTERS[kind], target, *work)
     return target
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import AugmentConfig, RunConfig
@@ -28,7 +29,7 @@ from ffcv_train.data.loading import archive_cache
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.beton_loader import Loader
 from ffcv_train.data.loading.image_loader import ImageLoader, _worker_ends
-from ffcv_train.data.open import open_data_set
+from ffcv_train.data.open import open_data_set, val_loader
 from ffcv_train.data.sources.image_set import ImageSet, Places, open_image_set
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
@@ -136,6 +137,21 @@ def test_validation_sees_every_image_once(sets: Path, ranks: int) -> None:
             assert equal(found, list(theirs.epoch())) and len(found) == len(ours)
         seen += [int(index) for batch in found for index in batch.indices]
     assert sorted(seen) == list(range(13))
+
+
+@pytest.mark.parametrize("kind", ["beton", "zip", "folder"])
+def test_evaluation_sees_torchvisions_resize_and_centre_crop(sets: Path, kind: str) -> None:
+    config = load_config(
+        RunConfig, ["--validation.crop_ratio=0.9", "--validation.batch_size=13", "--data.num_workers=1"]
+    )
+    with contextlib.closing(val_loader(config, open_data_set(path_of(sets, kind, "val"), kind), 32, ALONE)) as loader:
+        (batch,) = list(loader.epoch())
+    files = sorted((sets / "folder" / "val").glob("*/*.jpg"))
+    steps = transforms.Compose([transforms.Resize(int(32 / 0.9)), transforms.CenterCrop(32)])
+    expected = [np.asarray(steps(Image.open(file)), float) for file in files]
+    found = batch.images.permute(0, 2, 3, 1).numpy()
+    differences = np.abs(found - np.stack(expected)).mean(axis=(1, 2, 3))
+    assert differences.mean() <= 0.5 and differences.max() <= 1.5
 
 
 @pytest.mark.parametrize("policy", ["rand_augment", "three_augment"])

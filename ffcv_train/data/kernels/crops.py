@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from ffcv_train.data.kernels.random import uniform
-from ffcv_train.data.kernels.resample import FILTERS
+from ffcv_train.data.kernels.resample import FILTERS, reach
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,29 @@ class RandomResizedCrop:
     dct_scaling: bool = False
 
 
+RULES = ("torchvision", "ffcv")
+"""Whose central square a `CenterCrop` is"""
+
+
 @dataclass(frozen=True)
 class CenterCrop:
-    """The central square of side `ratio` × the shorter side."""
+    """The central square, `ratio` of the shorter side.
+
+    By the rule "torchvision", what `Resize(int(side / ratio))` and `CenterCrop(side)` leave, with the roundings of
+    both: in general no whole pixels of the source, and the filter sees what lies beyond its edges. By "ffcv", what
+    FFCV's `CenterCropRGBImageDecoder` cuts: whole pixels, and nothing beyond them.
+    """
 
     ratio: float = 224 / 256
     interpolation: str = "bilinear"
+    rule: str = "torchvision"
 
 
 def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:
     """The crop as the float64 vector that `decode_samples` takes."""
     kind = FILTERS[crop.interpolation]
     if isinstance(crop, CenterCrop):
-        return np.array([0.0, kind, crop.ratio, 0, 0, 0, 0, 0])
+        return np.array([0.0, kind, crop.ratio, RULES.index(crop.rule), 0, 0, 0, 0])
     return np.array([1.0, kind, *crop.scale, *(math.log(bound) for bound in crop.ratio), crop.flip, crop.dct_scaling])
 
 
@@ -67,7 +77,24 @@ def random_crop(height: int, width: int, parameters: np.ndarray, state: np.ndarr
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def center_crop(height: int, width: int, ratio: float) -> tuple[int, int, int, int]:
-    """(top, left, crop height, crop width) of the central square."""
-    side = max(1, round(ratio * min(height, width)))
-    return (height - side) // 2, (width - side) // 2, side, side
+def center_crop(
+    height: int, width: int, parameters: np.ndarray, side: int
+) -> tuple[int, int, int, int, float, float, float, float]:
+    """(top, left, height, width) of the pixels that the central square of `side` × `side` is made from, and the
+    square itself (y, x, height, width) within them, in pixels."""
+    height, width = int(height), int(width)
+    ratio = parameters[2]
+    if parameters[3] == 1.0:
+        crop = max(1, int(ratio * min(height, width)))
+        return (height - crop) // 2, (width - crop) // 2, crop, crop, 0.0, 0.0, float(crop), float(crop)
+    short = int(side / ratio + 1e-6)  # 224 / (224 / 232) is a hair less than 232
+    tall, wide = short, short
+    if height > width:
+        tall = int(short * height / width)
+    else:
+        wide = int(short * width / height)
+    y, x = round((tall - side) / 2.0) * height / tall, round((wide - side) / 2.0) * width / wide
+    box_height, box_width = side * height / tall, side * width / wide
+    top, rows = reach(int(parameters[1]), y, box_height, height, side)
+    left, columns = reach(int(parameters[1]), x, box_width, width, side)
+    return top, left, rows, columns, y - top, x - left, box_height, box_width

@@ -88,7 +88,7 @@ def decode_samples(
         height, width = heights[i], widths[i]
         data = carray(_as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
         if parameters[0] == 0.0:
-            top, left, h, w = center_crop(height, width, parameters[2])
+            top, left, h, w, y, x, box_h, box_w = center_crop(height, width, parameters, target.shape[1])
             flip = False
         else:
             seed_stream(state, seed, epoch, indices[i])
@@ -117,7 +117,9 @@ def decode_samples(
             if decode_jpeg(source, size, rows, columns, image) != 0:
                 return i, 2
             pixels, stride = image, columns
-        resize_crop(pixels, stride, top, left, h, w, flip, kind, target[i], row, weights, spans)
+        if parameters[0] != 0.0:
+            y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
+        resize_crop(pixels, stride, top, left, h, w, y, x, box_h, box_w, flip, kind, target[i], row, weights, spans)
     return -1, 0
 
 

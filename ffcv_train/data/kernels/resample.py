@@ -1,7 +1,8 @@
 """Antialiased resizing of a crop, as Pillow and torchvision (`antialias=True`) define it, in numba.
 
 The filter (triangle for bilinear, Keys' cubic with a = −0.5 for bicubic) is stretched by the scale when shrinking, cut
-off at the crop's edge and normalised. Both passes work in float32 with one rounding at the end; torchvision rounds in
+off at the crop's edge and normalised. What becomes the target may be a box within the crop that falls between pixels,
+as Pillow's `box`. Both passes work in float32 with one rounding at the end; torchvision rounds in
 between as well, so the two differ by at most a level or two.
 
 The vertical pass comes first, along contiguous rows, which LLVM vectorises by itself. The horizontal pass, four fifths
@@ -42,20 +43,33 @@ def _filter(kind: int, x: float) -> float:
     return 0.0
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def reach(kind: int, start: float, extent: float, source: int, target: int) -> tuple[int, int]:
+    """(first, count) of the `source` pixels in a row that count where `extent` of them, from `start` on, are resized
+    to `target`."""
+    scale = extent / target
+    support = max(scale, 1.0) * (1.0 if kind == 0 else 2.0)
+    low = max(0, int(start + 0.5 * scale - support + 0.5))
+    high = min(source, int(start + (target - 0.5) * scale + support + 0.5))
+    return low, high - low
+
+
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _taps(kind: int, source: int, target: int, first: np.ndarray, weights: np.ndarray) -> int:
+def _taps(
+    kind: int, source: int, start: float, extent: float, target: int, first: np.ndarray, weights: np.ndarray
+) -> int:
     """Fill the first source index of every target pixel and its weights, one pixel after the other; return how many
     weights each has. A loop of one length everywhere costs less than the zeros that some pixels get."""
-    scale = source / target
+    scale = extent / target
     stretch = max(scale, 1.0)
     support = stretch * (1.0 if kind == 0 else 2.0)
     taps = 0
     for i in range(target):
-        center = (i + 0.5) * scale
+        center = start + (i + 0.5) * scale
         taps = max(taps, min(source, int(center + support + 0.5)) - max(0, int(center - support + 0.5)))
     position = 0
     for i in range(target):
-        center = (i + 0.5) * scale
+        center = start + (i + 0.5) * scale
         low = max(0, int(center - support + 0.5))
         high = min(source, int(center + support + 0.5))
         total = 0.0
@@ -170,6 +184,10 @@ def resize_crop(
     left: int,
     crop_height: int,
     crop_width: int,
+    y: float,
+    x: float,
+    box_height: float,
+    box_width: float,
     flip: bool,
     kind: int,
     target: np.ndarray,
@@ -177,37 +195,39 @@ def resize_crop(
     weights: np.ndarray,
     spans: np.ndarray,
 ) -> None:
-    """Resize a crop of `source` (uint8, flat RGB rows of `width` pixels) into `target` (uint8 [R, R, 3], contiguous).
+    """Resize a box within a crop of `source` (uint8, flat RGB rows of `width` pixels) into `target` (uint8 [R, R, 3]).
 
-    `flip` mirrors left to right. `row` and `weights` are float32 scratch of `scratch_sizes`, `row` finite; `spans`
-    int32 [2, ≥ R]. The crop must lie inside the source: nothing is checked here.
+    The box lies at (y, x) of the crop, in pixels; the whole crop is (0, 0, crop_height, crop_width). The filter sees
+    the crop beyond the box, and nothing beyond the crop. `target` is contiguous; `flip` mirrors left to right. `row`
+    and `weights` are float32 scratch of `scratch_sizes`, `row` finite; `spans` int32 [2, ≥ R]. The crop must lie
+    inside the source: nothing is checked here.
     """
     size = target.shape[0]
     half = len(weights) // 2
     down_first, across_first = spans[0, :size], spans[1, :size]
     down_weights, across_weights = weights[:half], weights[half:]
-    down_taps = _taps(kind, crop_height, size, down_first, down_weights)
-    across_taps = np.uint64(_taps(kind, crop_width, size, across_first, across_weights))
+    down_taps = _taps(kind, crop_height, y, box_height, size, down_first, down_weights)
+    across_taps = np.uint64(_taps(kind, crop_width, x, box_width, size, across_first, across_weights))
     stride = np.uint64(3 * width)
     length, pitch = 3 * crop_width, 3 * crop_width + LANES
     step = 3 * size + LANES
     output = row[ROWS * pitch :]
     pixels = target.reshape(size * 3 * size)
-    for y in range(0, size, ROWS):
-        rows = min(ROWS, size - y)
+    for upper in range(0, size, ROWS):
+        rows = min(ROWS, size - upper)
         for k in range(rows):
-            start = np.uint64(top + down_first[y + k]) * stride + np.uint64(3 * left)
+            start = np.uint64(top + down_first[upper + k]) * stride + np.uint64(3 * left)
             line = row[k * pitch : k * pitch + length]
-            weighted_rows(source, start, stride, down_weights, (y + k) * down_taps, down_taps, line)
+            weighted_rows(source, start, stride, down_weights, (upper + k) * down_taps, down_taps, line)
         # The fourth lane falls on the next pixel, which overwrites it.
         for column in range(size):
-            x = size - 1 - column if flip else column
-            first = np.uint64(x) * across_taps
-            start = np.uint64(3 * across_first[x])
+            pixel = size - 1 - column if flip else column
+            first = np.uint64(pixel) * across_taps
+            start = np.uint64(3 * across_first[pixel])
             place = output[3 * column :]
             weighted_pixels(row, np.uint64(pitch), start, across_weights, first, across_taps, place, np.uint64(step))
         for k in range(rows):
             sums = output[k * step : k * step + 3 * size]
-            line_of_target = pixels[(y + k) * 3 * size : (y + k + 1) * 3 * size]
+            line_of_target = pixels[(upper + k) * 3 * size : (upper + k + 1) * 3 * size]
             for i in range(3 * size):
                 line_of_target[i] = np.uint8(min(max(sums[i], np.float32(0)), np.float32(255)))
