@@ -1,3 +1,54 @@
 """ffcv_train: train ImageNet classifiers fast on FFCV files, with the MaxSup criterion."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.2.0"
+
+if TYPE_CHECKING:  # what editors and mypy read
+    from ffcv_train.config.read import load_config as load_config
+    from ffcv_train.config.schema import RunConfig as RunConfig
+    from ffcv_train.data.kernels.crops import CenterCrop as CenterCrop
+    from ffcv_train.data.kernels.crops import RandomResizedCrop as RandomResizedCrop
+    from ffcv_train.data.loader import Loader as Loader
+    from ffcv_train.data.loading.batch import Batch as Batch
+    from ffcv_train.data.open import open_data_set as open_data_set
+    from ffcv_train.losses import CRITERIA as CRITERIA
+    from ffcv_train.losses.base import Criterion as Criterion
+    from ffcv_train.losses.label_smoothing import LabelSmoothing as LabelSmoothing
+    from ffcv_train.losses.maxsup import MaxSup as MaxSup
+    from ffcv_train.losses.maxsup import maxsup as maxsup
+    from ffcv_train.metrics.classification import MetricSums as MetricSums
+    from ffcv_train.models.normalise import Normaliser as Normaliser
+    from ffcv_train.system.errors import UserError as UserError
+
+# The module that defines each name. Names are imported when first asked for: conversion's worker processes import this
+# package and must stay light, and who wants the criterion alone needs no compiler.
+_MODULE_OF = {
+    "Batch": "data.loading.batch",
+    "CRITERIA": "losses",
+    "CenterCrop": "data.kernels.crops",
+    "Criterion": "losses.base",
+    "LabelSmoothing": "losses.label_smoothing",
+    "Loader": "data.loader",
+    "MaxSup": "losses.maxsup",
+    "MetricSums": "metrics.classification",
+    "Normaliser": "models.normalise",
+    "RandomResizedCrop": "data.kernels.crops",
+    "RunConfig": "config.schema",
+    "UserError": "system.errors",
+    "load_config": "config.read",
+    "maxsup": "losses.maxsup",
+    "open_data_set": "data.open",
+}
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"ffcv_train has no {name!r}; it offers {', '.join(_MODULE_OF)}")
+    return getattr(importlib.import_module(f"ffcv_train.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -29,6 +29,7 @@ MAY_IMPORT_IN_DATA = {
     "convert": "sources format kernels",
     "loading": "sources format kernels",
     "open": "loading sources format kernels classes",
+    "loader": "open loading sources format kernels",
 }
 
 

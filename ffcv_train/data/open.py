@@ -11,21 +11,37 @@ from ffcv_train.data.loading.beton_loader import Loader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.sources.image_set import ImageSet, open_image_set
 from ffcv_train.system.distributed import Process, share_of_cores
-from ffcv_train.system.errors import UserError
+from ffcv_train.system.errors import UserError, speaking_of_arguments
 from ffcv_train.system.resources import available_bytes
 
 DataSet = Beton | ImageSet
+FORMATS = ("beton", "zip", "folder")
 
 
-def open_data_set(path: str, kind: str) -> DataSet:
-    """Open `path`, whose format is `kind` (data.format), or a .beton file that is named so. Raises `UserError`."""
-    if kind != "beton":
+def open_data_set(path: str | Path, format: str | None = None) -> DataSet:
+    """Open a .beton file, a .zip of images with its map beside it, or a folder with a folder of images per class.
+
+    `format`, "beton", "zip" or "folder" (data.format), is what `path` must be, or a file named .beton whatever it says;
+    None takes what it is. Names, labels and places of all samples are read and checked, no image is. Raises
+    `UserError` for what is missing, damaged or does not fit, and `ValueError` for another `format`.
+
+    >>> data_set = open_data_set("train.beton")
+    >>> len(data_set), data_set.class_names
+    (96, ('class0', 'class1', 'class2', 'class3'))
+    """
+    if format not in (*FORMATS, None):
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, or None, not {format!r}")
+    path = str(path)
+    found = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and Path(path).is_file() else ""
+    if format is None:
+        with speaking_of_arguments():
+            return open_image_set(path, found) if found else open_beton(path)
+    if format != "beton":
         named_so = path.endswith(".beton") and Path(path).is_file()
-        return open_beton(path) if named_so else open_image_set(path, kind)
-    other = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and Path(path).is_file() else ""
-    if other:
+        return open_beton(path) if named_so else open_image_set(path, format)
+    if found:
         raise UserError(
-            f"the data set {path} is a {other} of images; train from it with --data.format={other}, or convert it with "
+            f"the data set {path} is a {found} of images; train from it with --data.format={found}, or convert it with "
             "write_dataset.py and give the .beton file"
         )
     return open_beton(path)

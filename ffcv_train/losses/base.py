@@ -79,12 +79,15 @@ class AlphaCriterion(Criterion):
     """A criterion whose penalty has the weight α, linear in the epoch from `alpha_start` to `alpha_end` (see `alpha`).
 
     α is a 0-d float32 buffer that `start_epoch` changes in place: a compiled criterion is not compiled again, and
-    nothing waits for the device. It follows from configuration and epoch, so checkpoints do not hold it.
+    nothing waits for the device. It follows from configuration and epoch, so checkpoints do not hold it. Until
+    `start_epoch` is called it is `alpha_start`. The defaults are the paper's, whose main recipe has 200 epochs.
     """
 
     alpha: Tensor
 
-    def __init__(self, alpha_start: float, alpha_end: float, epochs: int, alpha_schedule: str = "approach") -> None:
+    def __init__(
+        self, alpha_start: float = 0.1, alpha_end: float = 0.2, epochs: int = 200, alpha_schedule: str = "approach"
+    ) -> None:
         super().__init__()
         self.alpha_start, self.alpha_end, self.epochs = alpha_start, alpha_end, epochs
         self.alpha_schedule = alpha_schedule

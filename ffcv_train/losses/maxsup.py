@@ -20,7 +20,19 @@ def maxsup(logits: Tensor, targets: Tensor, alpha: Tensor | float) -> Tensor:
 
 
 class MaxSup(AlphaCriterion):
-    """`loss.name=maxsup`: max suppression with the α schedule."""
+    """`loss.name=maxsup`: max suppression, cross-entropy + α (max z − mean z), averaged over the batch.
+
+    In a loop of your own, call `start_epoch(epoch)` at the start of each epoch: α grows linearly from `alpha_start` to
+    `alpha_end` over `epochs`. Without it, α stays `alpha_start`.
+
+    >>> import torch
+    >>> criterion = MaxSup(epochs=90)
+    >>> criterion(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([0]))
+    tensor(0.5076)
+    >>> criterion.start_epoch(45)
+    >>> criterion.scalars()
+    {'alpha': 0.15000000000000002}
+    """
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         return maxsup(logits, targets, self.alpha)

@@ -102,6 +102,41 @@ def barrier() -> None:
         dist.barrier()
 
 
+def local_process(device: torch.device, rank: int | None = None, world_size: int | None = None) -> Process:
+    """This process within the group that the caller has set up, if any; `rank` and `world_size` replace the group's.
+
+    Raises `ValueError` where one of them is given alone, or they do not fit.
+    """
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank and world_size belong together, not {rank=}, {world_size=}")
+    if rank is None or world_size is None:
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in 0 … world_size − 1, not {rank} of {world_size}")
+    # The launcher knows how many of them this machine has.
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size) if world_size > 1 else 1
+    return Process(rank, world_size, int(os.environ.get("LOCAL_RANK") or rank) if local > 1 else 0, local, device)
+
+
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """`device` with its index; None: the current GPU, or the CPU where there is none. Raises `ValueError`."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {str(device)!r}")
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count()
+        index = chosen.index if chosen.index is not None or not count else torch.cuda.current_device()
+        if index is None or index >= count:
+            raise ValueError(f"device={str(device)!r}, but PyTorch sees {count} GPUs; check nvidia-smi")
+        chosen = torch.device("cuda", index)
+    return chosen
+
+
 def share_of_cores(process: Process) -> int:
     """The cores this process may use, when the machine's are shared evenly among its local ranks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

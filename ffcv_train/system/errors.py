@@ -1,5 +1,25 @@
 """The one exception that users see."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OPTION = re.compile(r"--(\w+)\.(\w+)")
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do about it, in one sentence."""
+
+
+@contextmanager
+def speaking_of_arguments(sections: bool = False) -> Iterator[None]:
+    """A `UserError` raised within names arguments of functions where commands name options of the same name.
+
+    `--data.num_workers` becomes `num_workers`; with `sections`, for functions that take a configuration,
+    `data.num_workers`.
+    """
+    try:
+        yield
+    except UserError as error:
+        error.args = (_OPTION.sub(r"\1.\2" if sections else r"\2", str(error)),)
+        raise

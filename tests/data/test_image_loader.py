@@ -406,7 +406,7 @@ with process_group("cpu") as process:
 SLOW_PROGRAM = """
 import datetime, sys, time, torch
 from pathlib import Path
-from ffcv_train.data import archive_cache
+from ffcv_train.data.loading import archive_cache
 from ffcv_train.distributed import Process
 rank, failing = int(sys.argv[1]), sys.argv[4] == "1"
 torch.distributed.init_process_group(

@@ -16,7 +16,7 @@ class RandomResizedCrop:
 
     The draw is torchvision's and FFCV's: ten attempts, then the largest central crop within `ratio`. With `dct_scaling`
     a JPEG crop of at least twice the target is decoded at a reduced scale, which moves its edges by less than a pixel
-    of the reduced image.
+    of the reduced image. Raises `ValueError` for bounds that do not fit.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -24,6 +24,16 @@ class RandomResizedCrop:
     flip: float = 0.5
     interpolation: str = "bilinear"
     dct_scaling: bool = False
+
+    def __post_init__(self) -> None:
+        for name, high in (("scale", 1.0), ("ratio", math.inf)):
+            bounds = getattr(self, name)
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= high:
+                most = " of at most 1" if high == 1.0 else ""
+                raise ValueError(f"{name} must be two positive numbers{most}, the smaller first, not {bounds!r}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is a probability, so from 0 to 1, not {self.flip!r}")
+        _check_interpolation(self.interpolation)
 
 
 RULES = ("torchvision", "ffcv")
@@ -36,12 +46,25 @@ class CenterCrop:
 
     By the rule "torchvision", what `Resize(int(side / ratio))` and `CenterCrop(side)` leave, with the roundings of
     both: in general no whole pixels of the source, and the filter sees what lies beyond its edges. By "ffcv", what
-    FFCV's `CenterCropRGBImageDecoder` cuts: whole pixels, and nothing beyond them.
+    FFCV's `CenterCropRGBImageDecoder` cuts: whole pixels, and nothing beyond them. Raises `ValueError` for a ratio
+    outside (0, 1], or another rule.
     """
 
     ratio: float = 224 / 256
     interpolation: str = "bilinear"
     rule: str = "torchvision"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must be above 0 and at most 1, not {self.ratio!r}")
+        if self.rule not in RULES:
+            raise ValueError(f"rule must be {' or '.join(RULES)}, not {self.rule!r}")
+        _check_interpolation(self.interpolation)
+
+
+def _check_interpolation(name: str) -> None:
+    if name not in FILTERS:
+        raise ValueError(f"interpolation must be {' or '.join(FILTERS)}, not {name!r}")
 
 
 def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:

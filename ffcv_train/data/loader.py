@@ -1,0 +1,184 @@
+"""The loader of training loops that are not ours: any data set, an epoch per iteration."""
+
+import contextlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import get_args
+
+import torch
+
+from ffcv_train.config.schema import AugmentConfig
+from ffcv_train.data.format.beton import Beton
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
+from ffcv_train.data.loading import beton_loader
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.image_loader import ImageLoader
+from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.data.sources.image_set import ImageSet
+from ffcv_train.system.distributed import choose_device, local_process, share_of_cores
+from ffcv_train.system.errors import speaking_of_arguments
+
+
+class Loader:
+    """Batches of decoded, cropped images on a device; every iteration is the next epoch.
+
+    - `data_set`: what `open_data_set` returned, or a path for it.
+    - `batch_size`: images per batch of this process.
+    - `crop`: `RandomResizedCrop` or `CenterCrop`; `resolution`: the side of the images in pixels.
+    - `device`: "cpu", "cuda", "cuda:1" or a `torch.device`; None is the current GPU, or the CPU where there is none.
+    - `order`: "random"; "quasi_random" (.beton only: whole pages, for files larger than memory); "sequential" (every
+      sample once, the last batch may be smaller). None is "random" for random crops and "sequential" for centre crops.
+      The first two yield full batches only.
+    - `num_workers`: decoding threads (processes for zip and folder); None is this process's share of the cores.
+    - `seed`: crops, flips and order are functions of (seed, epoch, sample), whatever the workers and ranks.
+    - `rank`, `world_size`: this process's part of the data; None asks `torch.distributed`, if it is initialised.
+    - `batches_ahead`: batches decoded ahead of the consumer. `repeats`: crops of a sample in a row, for training.
+    - `cache`: hold a zip archive in memory, once per machine.
+
+    As with PyTorch's loaders, `len` is the number of batches of an epoch. A new iteration ends one that is under way,
+    whose consumer gets a `RuntimeError`. `close` it, or use it as a context manager, to end threads and let go of the
+    file before the loader itself goes. Raises `TypeError` and `ValueError` naming the argument that is wrong, and
+    `UserError` for what is wrong with the data.
+
+    >>> with Loader("train.beton", 32, crop=RandomResizedCrop(), resolution=24, device="cpu") as loader:
+    ...     for images, labels, *_ in loader:
+    ...         pass
+    >>> len(loader), images.shape, images.dtype, labels.shape
+    (3, torch.Size([32, 3, 24, 24]), torch.uint8, torch.Size([32]))
+    """
+
+    def __init__(
+        self,
+        data_set: DataSet | str | Path,
+        batch_size: int,
+        *,
+        crop: RandomResizedCrop | CenterCrop,
+        resolution: int,
+        device: torch.device | str | None = None,
+        order: beton_loader.Order | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        batches_ahead: int = 3,
+        repeats: int = 1,
+        cache: bool = False,
+    ) -> None:
+        if isinstance(data_set, str | Path):
+            data_set = open_data_set(data_set)
+        if not isinstance(data_set, Beton | ImageSet):
+            raise TypeError(f"data_set must be a path or what open_data_set returned, not {type(data_set).__name__}")
+        if not isinstance(crop, RandomResizedCrop | CenterCrop):
+            raise TypeError(f"crop must be a RandomResizedCrop or a CenterCrop, not {crop!r}")
+        _check_counts(batch_size=batch_size, resolution=resolution, batches_ahead=batches_ahead, repeats=repeats)
+        if num_workers is not None:
+            _check_counts(num_workers=num_workers)
+        if order is None:
+            order = "random" if isinstance(crop, RandomResizedCrop) else "sequential"
+        if order not in get_args(beton_loader.Order):
+            raise ValueError(f"order must be one of {', '.join(get_args(beton_loader.Order))}, not {order!r}")
+        if repeats > 1 and order == "sequential":
+            raise ValueError(f"repeats={repeats} is for training, and order is sequential; leave it at 1")
+        process = local_process(choose_device(device), rank, world_size)
+        workers = num_workers or share_of_cores(process)
+
+        self.data_set = data_set
+        self.batch_size = batch_size
+        self._next = (0, 0)
+        self._running: Generator[Batch, None, None] | None = None
+        with speaking_of_arguments():
+            if isinstance(data_set, Beton):
+                if cache:
+                    raise ValueError(f"cache holds zip archives in memory, and {data_set.path} is a .beton file")
+                self._loader: beton_loader.Loader | ImageLoader = beton_loader.Loader(
+                    data_set,
+                    batch_size,
+                    crop=crop,
+                    resolution=resolution,
+                    device=process.device,
+                    order=order,
+                    num_workers=workers,
+                    seed=seed,
+                    rank=process.rank,
+                    world_size=process.world_size,
+                    batches_ahead=batches_ahead,
+                    repeats=repeats,
+                )
+            else:
+                if order == "quasi_random":
+                    raise ValueError(f"order=quasi_random is for .beton files, and {data_set.path} is none")
+                self._loader = ImageLoader(
+                    data_set,
+                    batch_size,
+                    crop=crop,
+                    resolution=resolution,
+                    process=process,
+                    num_workers=workers,
+                    augment=AugmentConfig(repeats=repeats) if order == "random" else None,
+                    seed=seed,
+                    batches_ahead=batches_ahead,
+                    cache=cache,
+                )
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch of this rank."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the next epoch: 0 at first, then one more each time, or what `set_epoch` said."""
+        if self._running is not None:
+            self._running.close()
+        epoch, first_batch = self._next
+        self._next = (epoch + 1, 0)
+        self._loader.set_epoch(epoch, first_batch)
+        batches = self._running = self._loader.epoch()
+        return self._batches(batches)
+
+    def _batches(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        with contextlib.closing(batches), speaking_of_arguments():
+            self._check_running(batches)
+            for batch in batches:
+                yield batch
+                self._check_running(batches)
+
+    def _check_running(self, batches: Generator[Batch, None, None]) -> None:
+        if self._running is not batches:
+            raise RuntimeError("this loader has begun another iteration, or was closed; this one cannot go on")
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The next iteration is epoch `epoch`, from its batch `first_batch` on; later ones count on from there."""
+        self._next = (epoch, first_batch)
+
+    def set_resolution(self, resolution: int) -> None:
+        """The side in pixels of the images of later iterations; recompiles nothing."""
+        _check_counts(resolution=resolution)
+        self._loader.set_resolution(resolution)
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that the consumer has spent waiting for decoded batches since the loader was made."""
+        return self._loader.wait_seconds
+
+    def close(self) -> None:
+        """End all threads and processes and let go of the file; the loader cannot be used again."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+        self._loader.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
