@@ -95,50 +95,83 @@ def gaussian_blur(images: Tensor, amount: Tensor) -> Tensor:
 
 def rotate(images: Tensor, amount: Tensor) -> Tensor:
     """By `amount` degrees, counter-clockwise, around the centre."""
-    angle = -amount * (math.pi / 180)
-    cos, sin = angle.cos(), angle.sin()
-    x, y = images.shape[3] / 2, images.shape[2] / 2
-    return _affine(images, (cos, sin, x - x * cos - y * sin), (-sin, cos, y + x * sin - y * cos))
+    return affine(images, rotation(amount, *images.shape[2:]))
 
 
 def shear_x(images: Tensor, amount: Tensor) -> Tensor:
     """Rows move left by `amount` × their distance from the top."""
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _affine(images, (one, amount, zero), (zero, one, zero))
+    return affine(images, horizontal_shear(amount, *images.shape[2:]))
 
 
 def shear_y(images: Tensor, amount: Tensor) -> Tensor:
     """Columns move up by `amount` × their distance from the left."""
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _affine(images, (one, zero, zero), (amount, one, zero))
+    return affine(images, vertical_shear(amount, *images.shape[2:]))
 
 
 def translate_x(images: Tensor, amount: Tensor) -> Tensor:
     """To the left by `amount` × the width."""
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _affine(images, (one, zero, amount * images.shape[3]), (zero, one, zero))
+    return affine(images, horizontal_translation(amount, *images.shape[2:]))
 
 
 def translate_y(images: Tensor, amount: Tensor) -> Tensor:
     """Up by `amount` × the height."""
+    return affine(images, vertical_translation(amount, *images.shape[2:]))
+
+
+def rotation(amount: Tensor, height: int, width: int) -> Tensor:
+    """`affine`'s map for `rotate`."""
+    angle = -amount * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    x, y = width / 2, height / 2
+    return torch.stack([cos, sin, x - x * cos - y * sin, -sin, cos, y + x * sin - y * cos], dim=1)
+
+
+def horizontal_shear(amount: Tensor, height: int, width: int) -> Tensor:
+    """`affine`'s map for `shear_x`."""
     one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _affine(images, (one, zero, zero), (zero, one, amount * images.shape[2]))
+    return torch.stack([one, amount, zero, zero, one, zero], dim=1)
 
 
+def vertical_shear(amount: Tensor, height: int, width: int) -> Tensor:
+    """`affine`'s map for `shear_y`."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return torch.stack([one, zero, zero, amount, one, zero], dim=1)
+
+
+def horizontal_translation(amount: Tensor, height: int, width: int) -> Tensor:
+    """`affine`'s map for `translate_x`."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return torch.stack([one, zero, amount * width, zero, one, zero], dim=1)
+
+
+def vertical_translation(amount: Tensor, height: int, width: int) -> Tensor:
+    """`affine`'s map for `translate_y`."""
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return torch.stack([one, zero, zero, zero, one, amount * height], dim=1)
+
+
+GEOMETRIC: dict[Operation, Callable[[Tensor, int, int], Tensor]] = {
+    rotate: rotation,
+    shear_x: horizontal_shear,
+    shear_y: vertical_shear,
+    translate_x: horizontal_translation,
+    translate_y: vertical_translation,
+}
+"""The operations that are `affine`, by their maps: functions of the amounts [n] and the images' height and width"""
 FILL = (124, 116, 104)
 """What comes in from outside the image: ImageNet's mean, as timm has it"""
 
 
-def _affine(images: Tensor, to_x: tuple[Tensor, ...], to_y: tuple[Tensor, ...]) -> Tensor:
+def affine(images: Tensor, maps: Tensor) -> Tensor:
     """Bilinear samples at (x, y) = (a x' + b y' + c, d x' + e y' + f) for the output's pixel centres (x', y').
 
-    Coordinates are in pixels with the image's corner at 0. As in Pillow, points outside take `FILL`, and within half
-    a pixel of the border the border's value.
+    `maps` float32 [n, 6] holds a to f of each image, on the images' device. Coordinates are in pixels with the image's
+    corner at 0. As in Pillow, points outside take `FILL`, and within half a pixel of the border the border's value.
     """
     height, width = images.shape[2:]
     column = torch.arange(width, device=images.device) + 0.5
     row = (torch.arange(height, device=images.device) + 0.5)[:, None]
-    (a, b, c), (d, e, f) = ([v.view(-1, 1, 1) for v in line] for line in (to_x, to_y))
+    a, b, c, d, e, f = maps[:, :, None, None].unbind(dim=1)
     x, y = a * column + b * row + c, d * column + e * row + f
     grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
     found = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)

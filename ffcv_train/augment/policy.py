@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -46,6 +47,7 @@ OPERATIONS: tuple[ops.Operation, ...] = (
     ops.grayscale,
     ops.gaussian_blur,
 )
+_GEOMETRIC = [OPERATIONS.index(operation) for operation in ops.GEOMETRIC]
 RAND_AUGMENT = OPERATIONS[:15]
 """timm's set for `rand-…-inc1`, in which every operation is the stronger, the larger its magnitude"""
 
@@ -65,17 +67,34 @@ def apply(images: Tensor, layers: Sequence[Layer]) -> Tensor:
         return images
     images = images.clone()
     for layer in layers:
-        order = np.argsort(layer.operations, kind="stable")
+        # Geometric operations are one, with a map for each sample.
+        kinds = np.where(np.isin(layer.operations, _GEOMETRIC), _GEOMETRIC[0], layer.operations)
+        order = np.argsort(kinds, kind="stable")
         positions = to_device(order, images.device)
         amounts = to_device(layer.amounts[order], images.device)
-        present, starts = np.unique(layer.operations[order], return_index=True)
+        present, starts = np.unique(kinds[order], return_index=True)
         ends = [*starts[1:], len(order)]
-        for operation, start, end in zip(present.tolist(), starts, ends, strict=True):
-            if operation == _NOTHING:
+        for kind, start, end in zip(present.tolist(), starts, ends, strict=True):
+            if kind == _NOTHING:
                 continue
             rows = positions[start:end]
-            images.index_copy_(0, rows, OPERATIONS[operation](images[rows], amounts[start:end]))
+            if kind == _GEOMETRIC[0]:
+                own = order[start:end]
+                maps = _maps(layer.operations[own], layer.amounts[own], *images.shape[2:])
+                changed = ops.affine(images[rows], to_device(maps, images.device))
+            else:
+                changed = OPERATIONS[kind](images[rows], amounts[start:end])
+            images.index_copy_(0, rows, changed)
     return images
+
+
+def _maps(operations: np.ndarray, amounts: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`affine`'s maps, float32 [n, 6], for geometric `operations` int64 [n]."""
+    maps = np.empty((len(operations), 6), np.float32)
+    for operation in np.unique(operations).tolist():
+        rows = operations == operation
+        maps[rows] = ops.GEOMETRIC[OPERATIONS[operation]](torch.from_numpy(amounts[rows]), height, width).numpy()
+    return maps
 
 
 def _rand_augment(config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> list[Layer]:

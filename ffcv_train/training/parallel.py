@@ -23,6 +23,16 @@ def set_up_device(amp: str, device: torch.device) -> None:
         raise UserError("this GPU only emulates bf16, which is slow; use --training.amp=fp16")
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and `device` alone.
+
+    Where there are no GPUs that one takes half a millisecond, to keep a stack trace in case there will be.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
 def wrap(model: nn.Module, config: RunConfig, process: Process) -> nn.Module:
     """The model as the step calls it: compiled and data-parallel where asked for."""
     wrapped = model

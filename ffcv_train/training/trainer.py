@@ -195,7 +195,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # Dropout and the like depend on (seed, epoch, step, rank) alone, so a resumed run draws the same numbers.
-        torch.manual_seed(hash((config.seed, epoch, step, self.process.rank)) % 2**63)
+        parallel.seed_generators(hash((config.seed, epoch, step, self.process.rank)) % 2**63, self.process.device)
         for number, batch in enumerate(islice(batches, self.sizes.accumulate), start=1):
             with parallel.gradients_stay_local(self.wrapped, number < self.sizes.accumulate):
                 # Outside of autocast, which would blur images in 8 bits of precision.

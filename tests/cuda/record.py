@@ -1,6 +1,6 @@
 """Records what a step of every recipe costs, for test_cuda_recipes.py and docs/gpu.md to compare with.
 
-python tests/cuda/record.py, where a change of launches or memory is meant; prints the tables of docs/gpu.md.
+python tests/cuda/record.py, where a change of launches or memory is meant.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "recorded.json"
+PAGE = HERE.parents[1] / "docs" / "gpu.md"
 CARDS = (11, 16, 24, 40, 80)
 RESERVE_GIB = 2.0
 """What the allocator's peak leaves out: CUDA's context, workspaces of cuDNN and cuBLAS, NCCL's buffers, fragments"""
@@ -37,7 +38,7 @@ def tables(recorded: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, write, print."""
+    """Measure, and write the record and the page."""
     sys.path.insert(0, str(HERE.parents[1]))
     import pytest
 
@@ -59,6 +60,11 @@ def main() -> None:
     kept = ("batch", "side", "launches", "peak_gib")
     recipes = {name: {key: step[key] for key in kept} for name, step in found["recipes"].items() if "as" not in step}
     recorded = {"recipes": recipes, "sizes": found["sizes"]}
+    page = PAGE.read_text()
+    before = tables(json.loads(RECORD.read_text())).split("\n\n")
+    for old, new in zip(before, tables(recorded).split("\n\n"), strict=True):
+        page = page.replace(old, new)
+    PAGE.write_text(page)
     RECORD.write_text(json.dumps(recorded, indent=1) + "\n")
     print(tables(recorded))
 

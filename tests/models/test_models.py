@@ -187,8 +187,19 @@ def blurred_reference(images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_blurpool_is_a_blur_before_the_convolution(size: tuple[int, int], memory_format: torch.memory_format) -> None:
-    conv = nn.Conv2d(16, 8, 3, stride=2, padding=1)
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        (3, {"stride": 2, "padding": 1}),
+        (1, {"stride": 2}),
+        (1, {"stride": (3, 1), "groups": 4, "bias": False}),
+        (1, {"stride": 2, "padding": 1}),
+    ],
+)
+def test_blurpool_is_a_blur_before_the_convolution(
+    kernel: int, options: dict[str, Any], size: tuple[int, int], memory_format: torch.memory_format
+) -> None:
+    conv = nn.Conv2d(16, 8, kernel, **options)
     plain = copy.deepcopy(conv)
     assert apply_blurpool(nn.Sequential(conv)) == ["0"]
     images = torch.randn(2, 16, *size).to(memory_format=memory_format).requires_grad_()
