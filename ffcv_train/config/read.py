@@ -1,8 +1,9 @@
 """The schema of a run: frozen, typed dataclasses; fastargs is their YAML and command-line face.
 
 Every option of the trainer stands in exactly one dataclass field below. `load_config` reads YAML files and
-`--section.key=value` arguments, refuses unknown keys and wrong types (naming the nearest key), and returns a
-`RunConfig`; `to_dict` and `from_dict` carry it through checkpoints.
+`--section.key=value` arguments, refuses unknown keys and wrong types, all of them at once (naming the nearest key, or
+what stands here for another trainer's), and returns a `RunConfig`; `to_dict` and `from_dict` carry it through
+checkpoints.
 """
 
 import argparse
@@ -12,13 +13,13 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fastargs
 import fastargs.validation
-import yaml
 
+from ffcv_train.config.foreign_names import meaning_here, normalised
+from ffcv_train.config.yaml_file import Plain, read_yaml
 from ffcv_train.system.errors import UserError
 
 T = TypeVar("T")
@@ -33,30 +34,29 @@ def load_config(
     or key, a wrong type or a value out of bounds, naming the file or argument it came from.
     """
     schema_fields = _fields_by_key(schema)
-    arguments = list(argv)
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.usage = "%(prog)s [--config-file YAML] [--section.key=value …]"
     face = _fastargs_face(schema)
     _augment_help(face, parser, schema_fields)
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        name = unknown[0].split("=")[0].lstrip("-")
-        raise UserError(f"unknown argument {unknown[0]!r}{_suggest(name, schema_fields)}; --help lists all options")
+    known, rest = parser.parse_known_args(list(argv))
 
     merged: dict[str, tuple[Any, str]] = {}
-    for key, value in _flatten(base or {}).items():
-        _check_key(key, schema_fields, "the checkpoint's configuration")
-        merged[key] = (value, "the checkpoint's configuration")
-    for file in known.config_file:
-        for key, value in _flatten(_read_yaml(file)).items():
-            _check_key(key, schema_fields, file)
-            merged[key] = (value, file)
+    unknown: list[tuple[str, str]] = []
+    sources = [(base or {}, "the checkpoint's configuration"), *((read_yaml(file), file) for file in known.config_file)]
+    for content, origin in sources:
+        for key, value in _flatten(content).items():
+            if key in schema_fields:
+                merged[key] = (value, origin)
+            else:
+                unknown.append((key, origin))
     for key, value in vars(known).items():
         if key in schema_fields and value is not None:
             merged[key] = (value, "the command line")
+    unknown += [(word, "the command line") for word in _unknown_arguments(rest)]
     face.collect({key: value for key, (value, _) in merged.items() if value is not None})
 
     sections: dict[str, dict[str, Any]] = {}
+    wrong = []
     for key, spec in schema_fields.items():
         section, name = key.split(".")
         value, origin = merged.get(key, (None, ""))
@@ -67,7 +67,8 @@ def load_config(
             sections.setdefault(section, {})[name] = face[key]
         except (ValueError, fastargs.exceptions.ValidationError) as error:
             reason = error.__cause__ or error.__context__ or error
-            raise UserError(f"{key} in {origin} {reason}, not {value!r}") from None
+            wrong.append(f"{key} in {origin} {reason}, not {_shown(value)}")
+    _refuse(unknown, wrong, schema_fields)
     return _build(schema, sections)
 
 
@@ -86,13 +87,14 @@ def from_dict(schema: type[T], content: Mapping[str, Any], origin: str) -> T:
     """The inverse of `to_dict`; `origin` names the file in errors."""
     schema_fields = _fields_by_key(schema)
     sections: dict[str, dict[str, Any]] = {f.name: {} for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    for key, value in _flatten(content).items():
-        _check_key(key, schema_fields, origin)
+    flat = _flatten(content)
+    _refuse([(key, origin) for key in flat if key not in schema_fields], [], schema_fields)
+    for key, value in flat.items():
         section, name = key.split(".")
         try:
             sections[section][name] = parse_value(schema_fields[key], value)
         except ValueError as error:
-            raise UserError(f"{key} in {origin} {error}, not {value!r}") from None
+            raise UserError(f"{key} in {origin} {error}, not {_shown(value)}") from None
     return _build(schema, sections)
 
 
@@ -119,11 +121,13 @@ def parse_value(spec: dataclasses.Field, value: Any) -> Any:
 
 def _parse_scalar(kind: type, value: Any, metadata: Mapping[str, Any] | types.MappingProxyType) -> Any:
     parsed: Any
+    if isinstance(value, Plain):
+        value = _unquoted(kind, value, metadata["choices"])
     try:
         if kind is bool:
             parsed = _BOOLEANS[str(value).lower()]
         elif kind is int:
-            parsed = int(value) if isinstance(value, str) else value
+            parsed = _number(value) if isinstance(value, str) else value
             if isinstance(value, bool) or int(parsed) != parsed:
                 raise ValueError
             parsed = int(parsed)
@@ -147,6 +151,26 @@ def _parse_scalar(kind: type, value: Any, metadata: Mapping[str, Any] | types.Ma
     if high is not None and parsed > high:
         raise ValueError(f"must be at most {high:g}")
     return parsed
+
+
+def _number(text: str) -> int | float:
+    """A whole number may be written 90.0 or 1e3."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _unquoted(kind: type, plain: Plain, choices: Sequence[Any] | None) -> str:
+    """What a word without quotes means for an option of this kind: what it would on the command line.
+
+    YAML, which knows no kinds, reads `off` as a boolean, 010 as 8 and 1:30 as 90. A text that has no choices to be
+    recognised by is refused, for the next reader of the file would see something else.
+    """
+    if kind is not str or choices is not None:
+        return plain.text
+    named = {bool: "1 or 0", int: "a number", float: "a number"}.get(type(plain.value), "a date")
+    raise ValueError(f"must be a text, and without quotes YAML reads {named} here: quote it ('{plain.text}')")
 
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -213,47 +237,70 @@ def _build(schema: type[T], sections: Mapping[str, Mapping[str, Any]]) -> T:
     return schema(**{f.name: typing.cast(type, f.type)(**sections.get(f.name, {})) for f in fields})
 
 
-def _read_yaml(file: str) -> Mapping[str, Any]:
-    try:
-        content = yaml.load(Path(file).read_text(), Loader=_StrictLoader)
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {file}: {error.strerror}; check --config-file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, Mapping):
-        raise UserError(f"{file} must hold sections such as 'training:', not {type(content).__name__}")
-    return content
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, and 1e-4 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key {key!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-def _flatten(content: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for section, values in content.items():
-        if isinstance(values, Mapping):
-            flat.update({f"{section}.{name}": value for name, value in values.items()})
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
         else:
-            flat[str(section)] = values
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
-def _check_key(key: str, schema_fields: Mapping[str, Any], origin: str) -> None:
-    if key not in schema_fields:
-        raise UserError(f"unknown key {key!r} in {origin}{_suggest(key, schema_fields)}; --help lists all options")
+def _shown(value: Any) -> str:
+    """A value in a message, as its author wrote it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return value.text if isinstance(value, Plain) else repr(value)
 
 
-def _suggest(key: str, schema_fields: Mapping[str, Any]) -> str:
-    exact = [known for known in schema_fields if known.split(".")[1] == key.split(".")[-1]]
-    near = exact or difflib.get_close_matches(key, list(schema_fields), n=1, cutoff=0.75)
-    return f", did you mean {near[0]!r}?" if near else ""
+def _unknown_arguments(rest: Sequence[str]) -> list[str]:
+    """The options among the words that argparse did not know, and words that are no option's values."""
+    names: list[str] = []
+    after_option = False
+    for word in rest:
+        is_option = word.startswith("-") and not word.lstrip("-")[:1].isdigit() and word.strip("-") != ""
+        if is_option or not after_option:
+            names.append(word.split("=")[0] if is_option else word)
+        after_option = "=" not in word if is_option else after_option
+    return names
+
+
+def _refuse(unknown: Sequence[tuple[str, str]], wrong: Sequence[str], schema_fields: Mapping[str, Any]) -> None:
+    """Raise one `UserError` that names every key that is `unknown`, with where it stands, and all that is `wrong`."""
+    parts = []
+    for origin in dict.fromkeys(origin for _, origin in unknown):
+        keys = [key for key, where in unknown if where == origin]
+        hinted = [f"{key!r}{_hint(key, schema_fields)}" for key in keys]
+        parts.append(f"unknown {'key' if len(keys) == 1 else 'keys'} in {origin}: {', '.join(hinted)}")
+    if any(meaning_here(key, schema_fields) for key, _ in unknown):
+        parts.append("docs/migration.md compares other trainers' options with these")
+    elif unknown:
+        parts.append("--help lists all options")
+    if unknown or wrong:
+        raise UserError("; ".join([*parts, *wrong]))
+
+
+def _hint(key: str, schema_fields: Mapping[str, Any]) -> str:
+    """What an unknown `key` may have meant: another trainer's name, another section's or spelling's key, or nothing."""
+    name = normalised(key)
+    if name not in schema_fields and (meaning := meaning_here(key, schema_fields)):
+        return f" (here {meaning})"
+    exact = [known for known in schema_fields if known == name or known.split(".")[1] == name.split(".")[-1]]
+    near = [name] if name in schema_fields else exact or _near(name, schema_fields)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def _near(name: str, schema_fields: Mapping[str, Any]) -> list[str]:
+    """The one key whose section and option are both spelt nearly like `name`'s; `name` may lack the section."""
+    section, _, option = name.rpartition(".")
+
+    def likeness(known: str) -> float:
+        of_section, of_option = (
+            difflib.SequenceMatcher(None, a, b).ratio()
+            for a, b in zip((section or known.split(".")[0], option), known.split("."), strict=True)
+        )
+        return of_option if min(of_section, of_option) >= 0.75 else 0.0
+
+    best = max(schema_fields, key=likeness, default="")
+    return [best] if best and likeness(best) else []

@@ -77,6 +77,55 @@ def test_yaml_faults_name_the_file_and_the_key(tmp_path: Path, text: str, words:
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["90.0", "9e1", "+90", "090"])
+def test_a_whole_number_may_be_written_as_others_write_it(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"training: {{epochs: {text}}}\nvalidation: {{resolution: [{text}]}}\n")
+    assert load(f"--training.epochs={text}").training.epochs == 90
+    assert load("-C", str(file)).training.epochs == 90
+    assert load("-C", str(file)).validation.resolution == (90,)
+    assert type(load(f"--training.epochs={text}").training.epochs) is int
+
+
+def test_whole_numbers_beyond_floats_stay_exact() -> None:
+    assert load("--training.seed=9007199254740993").training.seed == 9007199254740993
+
+
+def test_off_is_a_choice_before_it_is_a_boolean_of_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("training: {amp: off}\nmodel: {compile: off, channels_last: on}\n")
+    config = load("-C", str(file))
+    assert config.training.amp == "off"
+    assert (config.model.compile, config.model.channels_last) == (False, True)
+    file.write_text("training: {amp: no}\n")
+    with pytest.raises(UserError, match=r"training\.amp in .* must be one of bf16, fp16, off, not no"):
+        load("-C", str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "seen"),
+    [
+        ("logging: {run: 007}", "007", "a number"),
+        ("logging: {run: 12:30:00}", "12:30:00", "a number"),
+        ("logging: {run: 1.50}", "1.50", "a number"),
+        ("logging: {run: 2026-01-02}", "2026-01-02", "a date"),
+        ("training: {resume: no}", "no", "1 or 0"),
+        ("model: {weights: on}", "on", "1 or 0"),
+    ],
+)
+def test_a_text_that_yaml_reads_as_something_else_is_to_be_quoted(
+    tmp_path: Path, text: str, written: str, seen: str
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load("-C", str(file))
+    assert f"YAML reads {seen} here: quote it ('{written}')" in str(caught.value)
+    file.write_text(text.replace(f" {written}}}", f" '{written}'}}"))
+    config = load("-C", str(file))
+    assert written in (config.logging.run, config.training.resume, config.model.weights)
+
+
 def test_environment_variables_are_not_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("training.epochs", "7")
     assert load().training.epochs == RunConfig().training.epochs
