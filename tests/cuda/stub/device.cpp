@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kLongestQueue = 20000;
 constexpr unsigned kPatience = 64;
-constexpr useconds_t kPollMicroseconds = 50;
+constexpr useconds_t kFirstPoll = 50, kLongestPoll = 5000; // microseconds
 
 std::map<std::string, uint64_t>& counters() {
     static auto* all = new std::map<std::string, uint64_t>; // never destroyed: threads outlive static objects
@@ -122,12 +122,12 @@ void let_work() {
 bool out_of_patience(unsigned& queries) { return ++queries > kPatience; }
 
 void wait_for(const std::function<bool()>& finished) {
-    while (true) {
+    for (useconds_t pause = kFirstPoll;; pause = std::min(2 * pause, kLongestPoll)) {
         {
             LOCKED;
             if (finished()) return;
         }
-        usleep(kPollMicroseconds); // what is waited for is another process's part in a collective operation
+        usleep(pause); // what is waited for is another process's part in a collective operation
     }
 }
 
