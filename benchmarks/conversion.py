@@ -21,7 +21,7 @@ def prepare_ours(
 ) -> Callable[[], object]:
     """What write_dataset.py does, after its imports."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from ffcv_train.data.convert.write import WriteConfig, write_dataset
+    from ffcv_train.data.convert.write import WriteConfig, convert
 
     config = WriteConfig(
         data_dir=folder,
@@ -33,7 +33,7 @@ def prepare_ours(
         num_workers=workers,
         subset=images,
     )
-    return lambda: write_dataset(config)
+    return lambda: convert(config)
 
 
 def prepare_stock(

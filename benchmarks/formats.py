@@ -30,7 +30,7 @@ from ffcv_train.augment import policy
 from ffcv_train.cli.main import run_main
 from ffcv_train.config.schema import AugmentConfig
 from ffcv_train.data.convert.make_zip import make_zips
-from ffcv_train.data.convert.write import WriteConfig, write_dataset
+from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import RandomResizedCrop
 from ffcv_train.data.loading.beton_loader import Loader
@@ -113,7 +113,7 @@ def parse() -> argparse.Namespace:
 def prepare(folder: Path, scratch: Path, workers: int) -> None:
     """The photographs as train.zip and train.beton in `scratch`."""
     make_zips(folder, scratch, "train")
-    write_dataset(
+    convert(
         WriteConfig(
             data_dir=str(folder),
             write_path=str(scratch / "train.beton"),

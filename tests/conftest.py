@@ -46,3 +46,11 @@ def small_betons(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             image[:, :, label % 3] = image[:, :, label % 3] // 2 + (64 if label == 3 else 127)
         paths.append(write_stock_beton(folder / f"{name}.beton", Samples(images, labels), "raw", 4))
     return paths[0], paths[1]
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Path, Path]) -> Path:
+    """The folder of a run of two epochs on `small_betons`."""
+    from tests.support.runs import train
+
+    return train(small_betons, tmp_path_factory.mktemp("run"), "--logging.run=small")

@@ -10,6 +10,14 @@ import ffcv_train
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
+    "write_dataset",
+    "train",
+    "load_network",
+    "evaluate",
+    "create_model",
+    "WriteConfig",
+    "Stopped",
+    "Classifier",
     "Batch",
     "CRITERIA",
     "CenterCrop",

@@ -30,6 +30,7 @@ MAY_IMPORT_IN_DATA = {
     "loading": "sources format kernels",
     "open": "loading sources format kernels classes",
     "loader": "open loading sources format kernels",
+    "write": "convert sources format",
 }
 
 

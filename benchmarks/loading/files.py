@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.loading.contenders import Files
-from ffcv_train.data.convert.write import WriteConfig, write_dataset
+from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.format.layout import MODE_JPG
 from ffcv_train.system.errors import UserError
@@ -28,7 +28,7 @@ def from_folder(folder: Path, scratch: Path, mode: str, images: int, workers: in
     betons = []
     for tiles in (True, False):
         path = scratch / f"{mode}_{'tiles' if tiles else 'plain'}.beton"
-        write_dataset(
+        convert(
             WriteConfig(
                 data_dir=str(links),
                 write_path=str(path),

@@ -17,7 +17,7 @@ from ffcv_train.data.convert.make_zip import (
 )
 from ffcv_train.data.convert.write import (
     WriterRun,
-    write_dataset,
+    convert,
 )
 from ffcv_train.data.format.verify import verify
 from ffcv_train.system.errors import UserError
@@ -62,4 +62,4 @@ def main(argv: Sequence[str]) -> None:
         "Write images into a .beton file. With --verify F.beton alone: check one, decoding every image. With "
         "--make-zip DIR --output OUT: pack an image folder into the zipped layout that --data.format=zip trains on."
     )
-    write_dataset(load_config(WriterRun, argv, description).cfg)
+    convert(load_config(WriterRun, argv, description).cfg)

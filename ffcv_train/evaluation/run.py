@@ -22,13 +22,16 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
 
 
-def load_network(request: Request, device: torch.device, data_set: DataSet | None) -> Network:
+def load_network(
+    request: Request, device: torch.device, data_set: DataSet | None, model: nn.Module | None = None
+) -> Network:
     """The network that `request` names, checked against every resolution asked for and the classes of `data_set`.
 
-    Without `data_set`, for features of other classes, the class count is the checkpoint's. Raises `UserError`.
+    Without `data_set`, for features of other classes, the class count is the checkpoint's; then `model` may stand in
+    place of the network that the configuration names. Raises `UserError`.
     """
     config = request.config
-    model, num_classes = _load_model(request, data_set)
+    model, num_classes = _load_model(request, data_set, model)
     for resolution in config.validation.resolution:
         check_resolution(model, resolution, config.model.arch)
     memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
@@ -96,18 +99,18 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
     }
 
 
-def _load_model(request: Request, data_set: DataSet | None) -> tuple[nn.Module, int]:
+def _load_model(request: Request, data_set: DataSet | None, model: nn.Module | None) -> tuple[nn.Module, int]:
     """The network with the checkpoint's weights on the CPU and its class count, checked against the data set's."""
     subject, config = request.subject, request.config
     if data_set is None:
         expected = subject.num_classes or config.model.num_classes or 1
-        model, file_classes = _load(request, expected)
-        return (model, expected) if file_classes == expected else _load(request, file_classes)
+        loaded, file_classes = _load(request, expected, model)
+        return (loaded, expected) if file_classes == expected else _load(request, file_classes, model)
     names = data_set.class_names
     if subject.ours:
         num_classes = subject.num_classes
         if not request.ignore_class_names:
-            _check_classes(subject, data_set)
+            check_classes(subject, data_set)
         check_labels(data_set, num_classes)
         return _load(request, num_classes)
     # Only the file's tensors know its class count, so a head that does not fit tells it.
@@ -126,17 +129,19 @@ def _load_model(request: Request, data_set: DataSet | None) -> tuple[nn.Module, 
     return model, file_classes
 
 
-def _load(request: Request, num_classes: int) -> tuple[nn.Module, int]:
+def _load(request: Request, num_classes: int, model: nn.Module | None = None) -> tuple[nn.Module, int]:
     """The loaded network and the checkpoint's number of classes; where that is another, the head is random."""
     config = request.config.model
-    model = create_model(config, num_classes)
+    if model is None:
+        model = create_model(config, num_classes)
     report = load_weights(
         model, request.subject.path, config.arch, ema=request.weights != "model", blurred=config.use_blurpool
     )
     return model, report.file_classes if report.replaced else num_classes
 
 
-def _check_classes(subject: Subject, data_set: DataSet) -> None:
+def check_classes(subject: Subject, data_set: DataSet) -> None:
+    """Raise `UserError` where the classes of `data_set` are not those of the checkpoint, or its first."""
     known, found = subject.class_names, data_set.class_names
     way_out = "if its labels are nevertheless the model's, pass --ignore-class-names"
     # A data set that has the first of the model's classes only is as good.

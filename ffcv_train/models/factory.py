@@ -26,8 +26,10 @@ _TORCHVISION_OPTIONS = {
 }
 
 
-def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
+def create_model(config: ModelConfig | str, num_classes: int) -> nn.Module:
     """The network `config.arch` with `num_classes` outputs and its library's random initialisation, on the CPU.
+
+    A text in place of a `ModelConfig` is its `arch`.
 
     Names are looked up among our CIFAR networks, torchvision's classifiers and timm's models in this order: a name
     that two of them have, such as resnet50, is torchvision's, unless a prefix decides (`timm/resnet50`,
@@ -35,7 +37,11 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
     (see `apply_blurpool`). `config.weights` is not read, that is `load_weights`' part: a checkpoint's own
     configuration may name a file that is long gone. Raises `UserError` for an unknown name, or for a network that
     BlurPool would leave as it is.
+
+    >>> model = create_model("cifar_resnet20", num_classes=10)
     """
+    if isinstance(config, str):
+        config = ModelConfig(arch=config)
     if num_classes < 1:
         raise UserError(f"a classifier needs at least one class, not {num_classes}; set model.num_classes")
     library, name = find_arch(config.arch)
@@ -134,8 +140,8 @@ def pretrained_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tu
     return None
 
 
-def check_resolution(model: nn.Module, resolution: int, arch: str = "") -> None:
-    """Raise `UserError` where `model` does not turn [1, 3, resolution, resolution] into logits [1, classes].
+def check_resolution(model: nn.Module, resolution: int, arch: str = "") -> int:
+    """The number of classes of `model`; `UserError` where it does not turn [1, 3, resolution, resolution] into logits.
 
     Runs on a copy without storage (meta device) in evaluation mode, a tenth of a second, and leaves `model` as it
     is. A model that cannot run there, or refuses, is asked once more with real numbers.
@@ -159,6 +165,7 @@ def check_resolution(model: nn.Module, resolution: int, arch: str = "") -> None:
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UserError(f"{name} is no image classifier: it returns {shape} for one image; choose another model.arch")
+    return output.shape[1]
 
 
 def _torchvision_names() -> list[str]:

@@ -10,6 +10,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 from ffcv_train.models.weights import load_weights
+from ffcv_train.system.errors import UserError
 
 
 def normalisation(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -19,15 +20,24 @@ def normalisation(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ..
     return pretrained_normalisation(config.model) or (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def build_model(config: RunConfig, num_classes: int, device: torch.device, sides: Set[int]) -> tuple[nn.Module, str]:
+def build_model(
+    config: RunConfig, num_classes: int, device: torch.device, sides: Set[int], model: nn.Module | None = None
+) -> tuple[nn.Module, str]:
     """The network on `device`, initialised from the seed or model.weights, and what was loaded, in words.
 
-    Raises `UserError` where it cannot take images of the training `sides` or of validation's.
+    `model` stands in place of the one that `config` describes. Raises `UserError` where it cannot take images of the
+    training `sides` or of validation's, or has not `num_classes` outputs.
     """
     torch.manual_seed(config.training.seed)
-    model = create_model(config.model, num_classes)
+    if model is None:
+        model = create_model(config.model, num_classes)
     for side in sorted(sides | set(config.validation.resolution)):
-        check_resolution(model, side, config.model.arch)
+        outputs = check_resolution(model, side, config.model.arch)
+        if outputs != num_classes:
+            raise UserError(
+                f"{config.model.arch} has {outputs} outputs, but there are {num_classes} classes; give it as many, or "
+                f"set --model.num_classes={outputs}"
+            )
     loaded = ""
     if config.model.weights:
         report = load_weights(model, config.model.weights, config.model.arch, blurred=config.model.use_blurpool)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _OPTION = re.compile(r"--(\w+)\.(\w+)")
+_FLAG = re.compile(r"--\w+(?:-\w+)+")
 
 
 class UserError(Exception):
@@ -16,10 +17,11 @@ def speaking_of_arguments(sections: bool = False) -> Iterator[None]:
     """A `UserError` raised within names arguments of functions where commands name options of the same name.
 
     `--data.num_workers` becomes `num_workers`; with `sections`, for functions that take a configuration,
-    `data.num_workers`.
+    `data.num_workers`; a flag such as `--ignore-class-names` is the argument `ignore_class_names`.
     """
     try:
         yield
     except UserError as error:
-        error.args = (_OPTION.sub(r"\1.\2" if sections else r"\2", str(error)),)
+        text = _OPTION.sub(r"\1.\2" if sections else r"\2", str(error))
+        error.args = (_FLAG.sub(lambda flag: flag[0][2:].replace("-", "_"), text),)
         raise

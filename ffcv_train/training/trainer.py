@@ -19,6 +19,7 @@ from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.open import open_data_sets, train_loader, val_loader
 from ffcv_train.evaluation.predict import evaluate, out_of_memory
 from ffcv_train.losses import create_criterion
+from ffcv_train.losses.base import Criterion
 from ffcv_train.models.checkpoint import save_checkpoint, unwrap
 from ffcv_train.models.network import AMP_DTYPES, build_model, normalisation
 from ffcv_train.models.normalise import Normaliser
@@ -47,9 +48,14 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 
 
 class Trainer:
-    """Everything a run consists of, built and checked; `fit` runs it."""
+    """Everything a run consists of, built and checked; `fit` runs it.
 
-    def __init__(self, config: RunConfig, process: Process) -> None:
+    `model` and `criterion` stand in place of those that `config` describes.
+    """
+
+    def __init__(
+        self, config: RunConfig, process: Process, model: nn.Module | None = None, criterion: Criterion | None = None
+    ) -> None:
         setup.check_config(config)
         self.config, self.process = config, process
         self.data = open_data_sets(config)
@@ -58,10 +64,11 @@ class Trainer:
         self.steps = setup.check_length(config, self.data, self.sizes)
         parallel.set_up_device(config.training.amp, process.device)
         self.mean, self.std = normalisation(config)
-        self.model, self.loaded = build_model(
-            config, self.data.num_classes, process.device, schedules.sides(config.resolution, config.training.epochs)
-        )
-        self.criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs).to(process.device)
+        sides = schedules.sides(config.resolution, config.training.epochs)
+        self.model, self.loaded = build_model(config, self.data.num_classes, process.device, sides, model)
+        if criterion is None:
+            criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs)
+        self.criterion = criterion.to(process.device)
         self.optimizer = create_optimizer(self.model, config.training, process.device)
         self.amp_dtype = AMP_DTYPES[config.training.amp]
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.training.amp == "fp16")

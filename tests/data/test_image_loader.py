@@ -22,7 +22,7 @@ from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import AugmentConfig, RunConfig
 from ffcv_train.data.classes import check_labels
 from ffcv_train.data.convert.make_zip import make_zips
-from ffcv_train.data.convert.write import WriteConfig, write_dataset
+from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.format.beton import Beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading import archive_cache
@@ -53,7 +53,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_zips(root / "folder", root)
     for split in ("train", "val"):
         settings = {"data_dir": str(root / "folder"), "write_path": str(root / f"{split}.beton")}
-        write_dataset(WriteConfig(split=split, write_mode="raw", num_workers=1, **settings))
+        convert(WriteConfig(split=split, write_mode="raw", num_workers=1, **settings))
     return root
 
 

@@ -26,7 +26,7 @@ from ffcv_train.cli.write import main as command
 from ffcv_train.config.read import load_config
 from ffcv_train.data.convert.make_zip import make_zips
 from ffcv_train.data.convert.worker import write_samples
-from ffcv_train.data.convert.write import WriteConfig, WriterRun, write_dataset
+from ffcv_train.data.convert.write import WriteConfig, WriterRun, convert
 from ffcv_train.data.format.beton import open_beton, sidecar_path
 from ffcv_train.data.format.layout import EncodedSample
 from ffcv_train.data.format.pagefile import PageFile
@@ -59,7 +59,7 @@ def images_of(folder: Path) -> list[np.ndarray]:
 
 
 def write(folder: Path, path: Path, **options: object) -> Path:
-    return write_dataset(WriteConfig(**{"data_dir": str(folder), "write_path": str(path), "num_workers": 1, **options}))
+    return convert(WriteConfig(**{"data_dir": str(folder), "write_path": str(path), "num_workers": 1, **options}))
 
 
 def stored(path: Path) -> list[bytes]:
@@ -269,7 +269,7 @@ def test_output_says_what_to_expect_and_what_came(
 
 def test_progress_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = WriteConfig(data_dir=str(folder), write_path=str(tmp_path / "a.beton"), num_workers=1, chunk_size=2)
-    write_dataset(config, ProgressLine(plain_interval=0))
+    convert(config, progress=ProgressLine(plain_interval=0))
     assert "images 6/10" in capsys.readouterr().out
 
 
@@ -370,7 +370,7 @@ def test_bad_options_end_it_before_work(folder: Path, tmp_path: Path, options: d
     values = {"data_dir": str(folder), "write_path": str(tmp_path / "a.beton"), **options}
     values["write_path"] = values["write_path"].replace("TMP", str(tmp_path))
     with pytest.raises(UserError, match=message):
-        write_dataset(WriteConfig(**values))
+        convert(WriteConfig(**values))
     only(tmp_path)
 
 

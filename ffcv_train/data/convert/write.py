@@ -29,6 +29,7 @@ from ffcv_train.data.convert.pool import WorkerPool
 from ffcv_train.data.format.beton import open_beton, sidecar_path
 from ffcv_train.data.format.layout import MAX_SAMPLE_BYTES
 from ffcv_train.data.format.pagefile import DEFAULT_PAGE_SIZE, MIN_PAGE_SIZE, PageFile, tables_crc
+from ffcv_train.data.sources.indexed import IndexedSource
 from ffcv_train.data.sources.open import SOURCES, open_source
 from ffcv_train.data.sources.source import Request, Source
 from ffcv_train.system.environment import versions
@@ -92,15 +93,17 @@ class Written:
     skipped: list[tuple[int, str]] = field(default_factory=list)
 
 
-def write_dataset(config: WriteConfig, progress: ProgressLine | None = None) -> Path:
+def convert(config: WriteConfig, source: Source | None = None, progress: ProgressLine | None = None) -> Path:
     """Write `config.write_path` and its sidecar; both appear when they are complete and checked, or stay as they were.
 
-    Raises `UserError` for what a user can cause, `KeyboardInterrupt` on Ctrl-C; either way nothing is left behind.
+    `source` stands in place of the one that `config` names. Raises `UserError` for what a user can cause,
+    `KeyboardInterrupt` on Ctrl-C; either way nothing is left behind.
     """
     start = time.perf_counter()
     progress = progress or ProgressLine(plain_interval=10.0)
     target = _check_target(config)
-    source = open_source(config.dataset, Request(config.data_dir, config.split, config.classes, config.download))
+    if source is None:
+        source = open_source(config.dataset, Request(config.data_dir, config.split, config.classes, config.download))
     count = min(len(source), config.subset) if config.subset > 0 else len(source)
     workers = min(config.num_workers or usable_cores(), count)
     progress.print(f"{count} images, {len(source.class_names)} classes from {config.data_dir}, {workers} workers")
@@ -271,11 +274,7 @@ def _sidecar(config: WriteConfig, source: Source, written: Written, beton: Path)
         "class_names": list(source.class_names),
         "class_counts": np.bincount(labels, minlength=len(source.class_names)).tolist(),
         "split": config.split,
-        "source": {
-            "dataset": config.dataset,
-            "data_dir": os.path.abspath(config.data_dir),  # noqa: PTH100  # a glob may hold "..": leave links alone
-            "num_images": len(source),
-        },
+        "source": {**_origin(config, source), "num_images": len(source)},
         "settings": to_dict(WriterRun(config))["cfg"],
         "skipped": [{"name": source.name(index), "reason": reason} for index, reason in written.skipped],
         "versions": {
@@ -293,6 +292,13 @@ def _sidecar(config: WriteConfig, source: Source, written: Written, beton: Path)
     if len(written.indices) <= _MAX_LISTED_FILES:
         sidecar["files"] = [source.name(index) for index in written.indices]
     return sidecar
+
+
+def _origin(config: WriteConfig, source: Source) -> dict[str, str]:
+    if isinstance(source, IndexedSource):
+        return {"dataset": source.kind}
+    # A glob may hold "..": leave links alone.
+    return {"dataset": config.dataset, "data_dir": os.path.abspath(config.data_dir)}  # noqa: PTH100
 
 
 def _check(beton: Path, source: Source, written: Written) -> None:

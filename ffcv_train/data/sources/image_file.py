@@ -48,10 +48,7 @@ def decode_rgb(data: bytes, *, bgr: bool = True) -> np.ndarray:
             if pixels is None:
                 image.load()
                 pixels = np.asarray(image if image.mode == "RGB" else _to_rgb(image))
-            orientation = _orientation(image)
-            if orientation in _TRANSPOSE:
-                pixels = np.asarray(Image.fromarray(contiguous(pixels)).transpose(_TRANSPOSE[orientation]))
-            return pixels
+            return _upright(pixels, image)
     except (ImageError, MemoryError):
         raise
     except Exception as error:
@@ -60,6 +57,14 @@ def decode_rgb(data: bytes, *, bgr: bool = True) -> np.ndarray:
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "it is not an image, or of a format that Pillow does not know"
         raise ImageError(f"cannot be read: {reason}") from None
+
+
+def rgb_of(image: Image.Image) -> np.ndarray:
+    """`image` as `decode_rgb` makes it of its file: uint8 [height, width, 3], RGB, upright. Raises `ImageError`."""
+    try:
+        return contiguous(_upright(np.asarray(image if image.mode == "RGB" else _to_rgb(image)), image))
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error}") from None
 
 
 def contiguous(image: np.ndarray) -> np.ndarray:
@@ -82,6 +87,13 @@ def _decode_plain_jpeg(data: bytes, image: Image.Image, bgr: bool) -> np.ndarray
         return pixels[:, :, ::-1] if bgr else pixels
     except ValueError:
         return None
+
+
+def _upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    orientation = _orientation(image)
+    if orientation in _TRANSPOSE:
+        return np.asarray(Image.fromarray(contiguous(pixels)).transpose(_TRANSPOSE[orientation]))
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,0 +1,234 @@
+"""A trained network in use, from Python: predictions of images, metrics on a data set."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ffcv_train.config.read import from_dict, to_dict
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.classes import check_labels
+from ffcv_train.data.format.beton import Beton
+from ffcv_train.data.open import DataSet, open_data_set, val_loader
+from ffcv_train.data.sources.image_file import ImageError, rgb_of
+from ffcv_train.data.sources.image_set import ImageSet
+from ffcv_train.evaluation import predict as predicting
+from ffcv_train.evaluation import run
+from ffcv_train.evaluation.gradcam_images import centre_crops, read_image
+from ffcv_train.evaluation.subject import Request, Subject, read_subject
+from ffcv_train.models.network import AMP_DTYPES, Network
+from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
+from ffcv_train.system.distributed import choose_device, local_process
+from ffcv_train.system.errors import UserError, speaking_of_arguments
+
+ImageLike = str | Path | Image.Image | np.ndarray
+"""A path of an image file, a Pillow image, or pixels: uint8 [height, width, 3], RGB"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """A trained network on its device, with its normalisation, precision, crop and class names; see `load_network`."""
+
+    network: Network
+    config: RunConfig
+    """What the checkpoint says, and what `load_network` was told besides"""
+    subject: Subject
+    device: torch.device
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself: normalised floats [B, 3, H, W] to logits [B, K]."""
+        return self.network.model
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """In label order; None where the checkpoint does not name its classes."""
+        return self.subject.class_names
+
+    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64) -> Tensor:
+        """Logits, float32 [N, K] on the CPU, a row for each of `images`, or [1, K] for a single one.
+
+        Images are cut and resized as evaluation does (the crop and the first side of `config.validation`), by Pillow.
+        Raises `UserError` naming a file that cannot be read, and `TypeError` for what is no image.
+
+        >>> network = load_network("final.pt", device="cpu")
+        >>> logits = network.predict(["photo.jpg", Image.open("photo.jpg")])
+        >>> [network.class_names[label] for label in logits.argmax(1)]
+        ['class1', 'class1']
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if isinstance(images, ImageLike) and not (isinstance(images, np.ndarray) and images.ndim == 4):
+            images = [images]
+        process = local_process(self.device, 0, 1)
+        rows: list[Tensor] = []
+        pixels: list[np.ndarray] = []
+
+        def finish() -> None:
+            batch = _Images(centre_crops(pixels, self.config, process))
+            predictions = predicting.predict(
+                self.network.model, [batch], self.device, self.network.normalise, self.network.amp_dtype
+            )
+            rows.extend(prediction.logits.cpu() for prediction in predictions)
+            pixels.clear()
+
+        for number, image in enumerate(images):
+            pixels.append(_pixels(image, number))
+            if len(pixels) == batch_size:
+                finish()
+        if pixels:
+            finish()
+        return torch.cat(rows) if rows else torch.empty(0, self.network.num_classes)
+
+
+def load_network(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    arch: str = "",
+    num_classes: int = 0,
+    weights: str = "auto",
+    device: torch.device | str | None = None,
+    amp: str | None = None,
+    resolution: int | None = None,
+    crop_ratio: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
+    """The network of a checkpoint, ready to predict and to be evaluated.
+
+    A checkpoint of ours says what it needs: `load_network("runs/my_run/final.pt")`. That of a network that was given
+    to `train` needs one like it as `model`. Others (torchvision's, timm's, state dicts, safetensors) need `arch`, the
+    name of the architecture, or `model`, and `num_classes` is what the file has. `mean` and `std` per channel, of
+    pixels in [0, 1], are the checkpoint's where they are None, or its library's for its weights, or ImageNet's. `weights` is "ema", "model" or "auto": averaged weights where the checkpoint has them.
+    `device` as in `Loader`; `amp` is "bf16", "fp16" or "off"; `resolution`, the side of images in pixels, and
+    `crop_ratio` are the checkpoint's where they are None. Raises `UserError` for a file that does not fit, and
+    `ValueError` naming an argument that is wrong.
+    """
+    if weights not in ("auto", "ema", "model"):
+        raise ValueError(f"weights must be auto, ema or model, not {weights!r}")
+    if amp is not None and amp not in AMP_DTYPES:
+        raise ValueError(f"amp must be one of {', '.join(AMP_DTYPES)}, not {amp!r}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std belong together; pass both or neither")
+    chosen = choose_device(device)
+    with speaking_of_arguments():
+        subject = read_subject(str(path))
+        if not subject.ours and not arch and model is None:
+            raise UserError(
+                f"{path} is not a checkpoint of this trainer and does not say what network it is of; name it with "
+                "arch, or pass one like it as model"
+            )
+        if subject.ours and arch not in ("", subject.arch):
+            raise UserError(f"{path} is a checkpoint of {subject.arch}, not {arch}; leave arch out")
+        if weights == "ema" and subject.ours and not subject.has_ema:
+            raise UserError(f"{path} holds no averaged weights (training.ema_decay was 0); pass weights='model'")
+        told = {
+            "model.arch": type(model).__name__ if model is not None else arch or None,
+            "model.num_classes": num_classes or None,
+            "training.amp": amp,
+            "validation.resolution": (resolution,) if resolution is not None else None,
+            "validation.crop_ratio": crop_ratio,
+            "data.mean": mean or (IMAGENET_MEAN if model is not None and not subject.ours else None),
+            "data.std": std or (IMAGENET_STD if model is not None and not subject.ours else None),
+        }
+        content = to_dict(from_dict(RunConfig, subject.config, str(path)))
+        for key, value in told.items():
+            section, name = key.split(".")
+            if value is not None:
+                content[section][name] = value
+        config = from_dict(RunConfig, content, "the arguments")
+        request = Request(subject, config, weights, None, False)
+        network = run.load_network(request, chosen, None, model)
+    network.model.eval()
+    return Classifier(network, config, subject, chosen)
+
+
+def evaluate(
+    network: Classifier | str | Path,
+    data_set: DataSet | str | Path,
+    *,
+    batch_size: int | None = None,
+    flip: bool = False,
+    num_workers: int = 0,
+    ignore_class_names: bool = False,
+) -> dict[str, Any]:
+    """Metrics of a network, or of a checkpoint, on a data set, each sample counted once: those of `eval`.
+
+    Top-1, top-5, NLL and calibration of plain softmax (see `MetricSums.compute`), at the network's resolution; with
+    `flip` also of the logits averaged over both mirror images, under `flip_averaged`. Under torchrun, with
+    `torch.distributed` initialised, every rank takes its share and all return the same. `batch_size` is per device;
+    `num_workers` 0 is this process's share of the cores. Raises `UserError` where the classes are not the network's,
+    unless `ignore_class_names`.
+
+    >>> metrics = evaluate(load_network("final.pt", device="cpu"), "val.beton")
+    >>> metrics["count"], 0 <= metrics["top_1"] <= 1
+    (50, True)
+    """
+    if isinstance(network, str | Path):
+        network = load_network(network)
+    if not isinstance(network, Classifier):
+        raise TypeError(f"network must be a checkpoint or what load_network returned, not {type(network).__name__}")
+    if isinstance(data_set, str | Path):
+        data_set = open_data_set(data_set)
+    if not isinstance(data_set, Beton | ImageSet):
+        raise TypeError(f"data_set must be a path or what open_data_set returned, not {type(data_set).__name__}")
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+    config, process = network.config, local_process(network.device)
+    validation = dataclasses.replace(config.validation, batch_size=batch_size or config.validation.batch_size)
+    config = dataclasses.replace(
+        config, validation=validation, data=dataclasses.replace(config.data, num_workers=num_workers)
+    )
+    side = validation.resolution[0]
+    with speaking_of_arguments():
+        if network.subject.ours and not ignore_class_names:
+            run.check_classes(network.subject, data_set)
+        check_labels(data_set, network.network.num_classes)
+        with (
+            contextlib.closing(val_loader(config, data_set, side, process)) as loader,
+            predicting.out_of_memory(config, side),
+            contextlib.closing(loader.epoch()) as batches,
+        ):
+            return predicting.evaluate(
+                network.model,
+                batches,
+                device=network.device,
+                normalise=network.network.normalise,
+                amp_dtype=network.network.amp_dtype,
+                tta=flip,
+                num_samples=len(data_set),
+            )
+
+
+class _Images:
+    """Images without labels, as a batch."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.labels = self.indices = torch.arange(len(images), device=images.device)
+
+
+def _pixels(image: ImageLike, number: int) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        try:
+            return rgb_of(image)
+        except ImageError as error:
+            raise UserError(f"image {number} {error}") from None
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return np.ascontiguousarray(image)
+    what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray | Tensor) else type(image).__name__
+    raise TypeError(
+        f"images[{number}] must be a path, a Pillow image or pixels, uint8 [height, width, 3], RGB, not {what}"
+    )
