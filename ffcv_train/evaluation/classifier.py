@@ -106,7 +106,8 @@ def load_network(
     A checkpoint of ours says what it needs: `load_network("runs/my_run/final.pt")`. That of a network that was given
     to `train` needs one like it as `model`. Others (torchvision's, timm's, state dicts, safetensors) need `arch`, the
     name of the architecture, or `model`, and `num_classes` is what the file has. `mean` and `std` per channel, of
-    pixels in [0, 1], are the checkpoint's where they are None, or its library's for its weights, or ImageNet's. `weights` is "ema", "model" or "auto": averaged weights where the checkpoint has them.
+    pixels in [0, 1], are the checkpoint's where they are None, or its library's for its weights, or ImageNet's.
+    `weights` is "ema", "model" or "auto": averaged weights where the checkpoint has them.
     `device` as in `Loader`; `amp` is "bf16", "fp16" or "off"; `resolution`, the side of images in pixels, and
     `crop_ratio` are the checkpoint's where they are None. Raises `UserError` for a file that does not fit, and
     `ValueError` naming an argument that is wrong.

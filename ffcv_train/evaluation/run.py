@@ -31,9 +31,9 @@ def load_network(
     place of the network that the configuration names. Raises `UserError`.
     """
     config = request.config
-    model, num_classes = _load_model(request, data_set, model)
+    model = _load_model(request, data_set, model)
     for resolution in config.validation.resolution:
-        check_resolution(model, resolution, config.model.arch)
+        num_classes = check_resolution(model, resolution, config.model.arch)
     memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     mean, std = _normalisation(request)
@@ -99,20 +99,22 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
     }
 
 
-def _load_model(request: Request, data_set: DataSet | None, model: nn.Module | None) -> tuple[nn.Module, int]:
-    """The network with the checkpoint's weights on the CPU and its class count, checked against the data set's."""
+def _load_model(request: Request, data_set: DataSet | None, model: nn.Module | None) -> nn.Module:
+    """The network with the checkpoint's weights on the CPU, its class count checked against the data set's."""
     subject, config = request.subject, request.config
     if data_set is None:
         expected = subject.num_classes or config.model.num_classes or 1
         loaded, file_classes = _load(request, expected, model)
-        return (loaded, expected) if file_classes == expected else _load(request, file_classes, model)
+        if model is not None and file_classes != expected:
+            raise UserError(f"{subject.path} has {file_classes} classes; pass a model with as many outputs")
+        return loaded if file_classes == expected else _load(request, file_classes)[0]
     names = data_set.class_names
     if subject.ours:
         num_classes = subject.num_classes
         if not request.ignore_class_names:
             check_classes(subject, data_set)
         check_labels(data_set, num_classes)
-        return _load(request, num_classes)
+        return _load(request, num_classes)[0]
     # Only the file's tensors know its class count, so a head that does not fit tells it.
     expected = config.model.num_classes or (len(names) if names else int(data_set.labels.max()) + 1)
     model, file_classes = _load(request, expected)
@@ -126,7 +128,7 @@ def _load_model(request: Request, data_set: DataSet | None, model: nn.Module | N
             )
         model, _ = _load(request, file_classes)
     check_labels(data_set, file_classes)
-    return model, file_classes
+    return model
 
 
 def _load(request: Request, num_classes: int, model: nn.Module | None = None) -> tuple[nn.Module, int]:

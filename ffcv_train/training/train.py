@@ -25,7 +25,8 @@ def train(
     """Train as `config` says and return the path of the final checkpoint.
 
     `model`, a network that turns float [B, 3, H, W] into logits [B, K], is trained in place of the one that
-    `config.model.arch` names, from the weights that it has; `load_network(path, model=…)` opens its checkpoints. `criterion` stands in place of the one that `config.loss` describes: a `Criterion`, or any
+    `config.model.arch` names, from the weights that it has; `load_network(path, model=…)` opens its checkpoints.
+    `criterion` stands in place of the one that `config.loss` describes: a `Criterion`, or any
     `loss(logits, targets)`, see `Adapted`. Under torchrun every process calls this.
 
     Raises `UserError` for what does not fit together, before the first step, and for a loss that is not finite;

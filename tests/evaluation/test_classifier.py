@@ -109,6 +109,8 @@ def test_foreign_weights(network: Classifier, tmp_path: Path, small_betons: Beto
     assert named.network.num_classes == given.network.num_classes == 4
     assert torch.equal(named.predict(image), given.predict(image))
     assert evaluate(named, small_betons[1], num_workers=1)["count"] == 50
+    with pytest.raises(UserError, match="has 4 classes; pass a model with as many outputs"):
+        load_network(tmp_path / "plain.pt", create_model("cifar_resnet20", 7), **told)  # type: ignore[arg-type]
 
 
 def test_other_classes_are_refused(network: Classifier, jpg_beton: Path) -> None:
