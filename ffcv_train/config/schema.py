@@ -100,6 +100,20 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """What training from `model.weights` does apart."""
+
+    head_lr: float = option(1.0, "rate of the head's layers, as a multiple of the others'", min=0.0)
+    layer_decay: float = option(
+        1.0, "rate of a layer as a share of the next one's, from the head down to the stem (BEiT's)", min=0.01, max=1.0
+    )
+    freeze: tuple[str, ...] = option(
+        (), "modules or parameters that keep their values, by name, * is a wildcard; BatchNorm keeps its statistics"
+    )
+    freeze_up_to: str = option("", "all up to the end of this module is frozen, such as layer2; body: all but the head")
+
+
+@dataclass(frozen=True)
 class LrConfig:
     """The learning-rate schedule."""
 
@@ -208,6 +222,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     distill: DistillConfig = DistillConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     lr: LrConfig = LrConfig()
     resolution: ResolutionConfig = ResolutionConfig()
     loss: LossConfig = LossConfig()

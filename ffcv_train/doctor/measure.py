@@ -134,7 +134,7 @@ class StepTimer:
         indices = torch.arange(count)
         images = pixels.to(device).permute(0, 3, 1, 2)
         self._batch = Batch(images, labels.to(device), indices.to(device), indices.numpy())
-        trainer.wrapped.train()
+        trainer.training_mode()
         for _ in range(_WARM_UP_STEPS):
             start = time.perf_counter()
             self._step()

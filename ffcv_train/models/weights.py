@@ -1,6 +1,7 @@
 """Weights from a file: our checkpoints, torchvision's, timm's, plain state dicts, safetensors."""
 
 import argparse
+import math
 import re
 import zipfile
 from collections import OrderedDict
@@ -28,14 +29,19 @@ class WeightsReport:
 
     path: str
     loaded: int  # tensors taken
-    replaced: tuple[str, ...] = field(default=())  # head's keys that keep their initialisation
+    replaced: tuple[str, ...] = field(default=())  # head's keys, of another class count: at zero now
     file_classes: int = 0  # the file's class count where the head was replaced
+    classes: int = 0  # the model's class count where the head was replaced
+    zeroed: bool = True  # a replaced head starts at zero
     dropped: tuple[str, ...] = field(default=())  # keys of auxiliary heads that this model is built without
 
     def __str__(self) -> str:
         text = f"{self.loaded} tensors from {self.path}"
         if self.replaced:
-            text += f"; new head, for the file's has {self.file_classes} classes: {', '.join(self.replaced)}"
+            start = "at zero" if self.zeroed else "at random, for zeros before its ReLU would not learn"
+            text += f"; new head {start}, as the file's has {self.file_classes} classes: {', '.join(self.replaced)}"
+            if self.zeroed:
+                text += f"; cross-entropy starts at ln {self.classes} = {math.log(self.classes):.3f}"
         return text
 
 
@@ -62,7 +68,8 @@ def load_weights(
 ) -> WeightsReport:
     """Load a checkpoint (see `read_state_dict`) into `model`; every key and shape must fit, except in the head.
 
-    A classifier head whose class count differs from the file's keeps its initialisation, which the report says.
+    A classifier head whose class count differs from the file's starts at zero (as BiT's, arXiv:1912.11370), which the
+    report says; one that a ReLU follows, SqueezeNet's, keeps its initialisation, for at zero it would have no gradient.
     `ema` takes averaged weights where the file has them, as timm does. `arch` is the
     model's name in errors; `blurred` says whether it has BlurPool, None asks nothing. Raises `UserError` where the
     file does not fit, or its network was trained with BlurPool and this one has none.
@@ -78,12 +85,14 @@ def load_weights(
         del state[key]
 
     wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
-    head = _head_names(model)
+    head = head_names(model)
     replaced = [key for key in wrong if key.rpartition(".")[0] in head and state[key].shape[1:] == own[key].shape[1:]]
     file_classes = len(state[replaced[0]]) if replaced else 0
+    zeroed = not _relu_follows(model, head)
     for key in replaced:
         wrong.remove(key)
-        state[key] = own[key]
+        state[key] = torch.zeros_like(own[key]) if zeroed else own[key]
+    classes = len(own[replaced[0]]) if replaced else 0
     if wrong:
         missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     else:
@@ -96,7 +105,9 @@ def load_weights(
         faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", sizes)]
         listed = "; ".join(f"{len(keys)} {what} ({_first(keys)})" for what, keys in faults if keys)
         raise UserError(f"{path} does not fit {name}: keys {listed}; is this a checkpoint of another architecture?")
-    return WeightsReport(str(path), len(state) - len(replaced), tuple(replaced), file_classes, tuple(dropped))
+    return WeightsReport(
+        str(path), len(state) - len(replaced), tuple(replaced), file_classes, classes, zeroed, tuple(dropped)
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -159,7 +170,7 @@ def _has_blurpool(content: Mapping[str, Any]) -> bool:
     return any(str(key).endswith(".blur_filter") for mapping in [content, *nested] for key in mapping)
 
 
-def _head_names(model: nn.Module) -> set[str]:
+def head_names(model: nn.Module) -> set[str]:
     """The names of the layers that give the logits: what timm says, else the last linear layer or convolution."""
     names = {id(module): name for name, module in model.named_modules()}
     get_classifier: Any = getattr(model, "get_classifier", lambda: None)
@@ -168,6 +179,17 @@ def _head_names(model: nn.Module) -> set[str]:
     found = {names[id(head)] for head in heads if id(head) in names}
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return found or set(layers[-1:])
+
+
+def _relu_follows(model: nn.Module, head: set[str]) -> bool:
+    """Whether a ReLU comes after a layer of the head in its sequence."""
+    for name in head:
+        parent, _, own = name.rpartition(".")
+        siblings = dict(model.get_submodule(parent).named_children())
+        later = list(siblings.values())[list(siblings).index(own) + 1 :] if own in siblings else []
+        if isinstance(model.get_submodule(parent), nn.Sequential) and any(isinstance(m, nn.ReLU) for m in later):
+            return True
+    return False
 
 
 def _size(tensor: Tensor) -> str:

@@ -1,5 +1,6 @@
 """Parameter groups and optimizers."""
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,38 +14,46 @@ from ffcv_train.system.errors import UserError
 _EXEMPT = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, norm_weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters of `model`, split by what decays them; groups without parameters are left out.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, norm_weight_decay: float, lr_scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """The trainable parameters of `model`, split by what decays them and by their share of the rate.
 
     Parameters of two and more dimensions (kernels, matrices) take `weight_decay`; those of fewer (norms, biases)
     and those that the model names in `no_weight_decay()` (`*` is a wildcard), as timm's transformers do for position
     embeddings and class tokens, take `norm_weight_decay`; so do these of models that name nothing. A parameter that
-    several modules share stands once. `model` bears no wrapper, so that its own names are seen.
+    several modules share stands once. `model` bears no wrapper, so that its own names are seen. `lr_scales` are by
+    name, 1 where one is missing; a group states its own as "lr_scale", as in timm.
     """
+    scales = lr_scales or {}
     stated: Any = getattr(model, "no_weight_decay", lambda: _EXEMPT)
     exempt = list(stated())
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and not any(fnmatchcase(name, pattern) for pattern in exempt)
-            (decayed if decays else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": norm_weight_decay},
+            groups.setdefault((scales.get(name, 1.0), decays), []).append(parameter)
+    # Kernels before norms: the order in which an optimizer's state is written.
+    return [
+        {"params": members, "weight_decay": weight_decay if decays else norm_weight_decay, "lr_scale": scale}
+        for (scale, decays), members in sorted(groups.items(), key=lambda group: (group[0][0], not group[0][1]))
     ]
-    return [group for group in groups if group["params"]]
 
 
-def create_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device | str) -> torch.optim.Optimizer:
+def create_optimizer(
+    model: nn.Module,
+    config: TrainingConfig,
+    device: torch.device | str,
+    lr_scales: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:
     """SGD or AdamW over `parameter_groups`; fused where `device` is a GPU, multi-tensor elsewhere.
 
     The rate is 0 until the trainer sets it, which it does at every step. Raises `UserError` on values that the
     optimizer refuses.
     """
-    groups = parameter_groups(model, config.weight_decay, config.norm_weight_decay)
+    groups = parameter_groups(model, config.weight_decay, config.norm_weight_decay, lr_scales)
     if not groups:
-        raise UserError("the model has no trainable parameter; nothing can be trained")
+        raise UserError("the model has no trainable parameter; nothing can be trained; look at finetune.freeze")
     on_gpu = torch.device(device).type == "cuda"
     speed: dict[str, Any] = {"fused": True} if on_gpu else {"foreach": True}
     try:

@@ -6,7 +6,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.open import DataSets
 from ffcv_train.losses import CRITERIA
 from ffcv_train.system.errors import UserError
-from ffcv_train.training import distill, schedules
+from ffcv_train.training import distill, finetune, schedules
 from ffcv_train.training.ema import check_decay
 
 
@@ -61,6 +61,7 @@ def check_config(config: RunConfig) -> None:
                 "--augment.cutmix=0, or choose another criterion"
             )
     distill.check(config.distill)
+    finetune.check(config.finetune, config.model.weights)
 
 
 def check_length(config: RunConfig, data: DataSets, sizes: BatchSizes) -> int:

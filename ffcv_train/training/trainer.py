@@ -27,7 +27,7 @@ from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from
 from ffcv_train.system.environment import describe_environment, peak_memory_gb, versions
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.signals import StopRequest
-from ffcv_train.training import distill, parallel, schedules, setup
+from ffcv_train.training import distill, finetune, parallel, schedules, setup
 from ffcv_train.training.augmenter import Augmenter
 from ffcv_train.training.ema import WeightAverage
 from ffcv_train.training.optim import create_optimizer
@@ -69,7 +69,9 @@ class Trainer:
         if criterion is None:
             criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs)
         self.criterion = criterion.to(process.device)
-        self.optimizer = create_optimizer(self.model, config.training, process.device)
+        self.frozen = finetune.freeze(self.model, config.finetune)
+        scales = finetune.lr_scales(self.model, config.finetune)
+        self.optimizer = create_optimizer(self.model, config.training, process.device, scales)
         self.amp_dtype = AMP_DTYPES[config.training.amp]
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.training.amp == "fp16")
         self.normalise = Normaliser(
@@ -146,12 +148,12 @@ class Trainer:
         self.train_loader.set_resolution(side)
         self.train_loader.set_epoch(epoch, self.step * self.sizes.accumulate)
         self.criterion.start_epoch(epoch)
-        self.wrapped.train()
+        self.training_mode()
         passes = self.step * self.sizes.accumulate
         self.board.start_epoch(self.mean_loss * passes, passes)
         first, start, waited = self.step, time.perf_counter(), self.train_loader.wait_seconds
         interval = self.config.logging.interval
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = self._lr(epoch, max(first - 1, 0))
         with contextlib.closing(self.train_loader.epoch()) as batches:
             for step in range(first, self.steps):
                 lr = self.train_step(epoch, step, batches)
@@ -198,9 +200,9 @@ class Trainer:
     def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> float:
         """One update of the weights from the next `accumulate` batches; returns the learning rate."""
         config = self.config.training
-        lr = schedules.learning_rate(self.config.lr, self.peak_lr, config.epochs, epoch + step / self.steps)
+        lr = self._lr(epoch, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         # Dropout and the like depend on (seed, epoch, step, rank) alone, so a resumed run draws the same numbers.
         parallel.seed_generators(hash((config.seed, epoch, step, self.process.rank)) % 2**63, self.process.device)
         for number, batch in enumerate(islice(batches, self.sizes.accumulate), start=1):
@@ -221,6 +223,17 @@ class Trainer:
             with torch.no_grad():
                 self.ema.update()
         return lr
+
+    def training_mode(self) -> None:
+        """Set the network to training, but what is frozen: its statistics stay as the weights brought them."""
+        self.wrapped.train()
+        for module in self.frozen:
+            module.eval()
+
+    def _lr(self, epoch: int, step: int) -> float:
+        """The learning rate of a step, of which groups of parameters may have a share."""
+        epochs = self.config.training.epochs
+        return schedules.learning_rate(self.config.lr, self.peak_lr, epochs, epoch + step / self.steps)
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss of a batch as the augmentation left it."""
@@ -310,8 +323,9 @@ class Trainer:
         self.epoch = epoch
         self.mean_loss = self.board.loss_sum() / (self.step * self.sizes.accumulate)
         finite = math.isfinite(self.mean_loss)
-        self._act_on(Status(self.mean_loss, finite, True), epoch, self.step - 1, self.optimizer.param_groups[0]["lr"])
-        self._check_weights(epoch, self.optimizer.param_groups[0]["lr"])
+        lr = self._lr(epoch, self.step - 1)
+        self._act_on(Status(self.mean_loss, finite, True), epoch, self.step - 1, lr)
+        self._check_weights(epoch, lr)
         self._agree_on_statistics()
         self._save("last.pt")
         barrier()
@@ -434,6 +448,9 @@ class Trainer:
         ]
         if self.loaded:
             lines.append(f"weights: {self.loaded}")
+        still = sum(not p.requires_grad for p in self.model.parameters())
+        if still:
+            lines.append(f"frozen: {still} of {len(list(self.model.parameters()))} parameters' tensors")
         lines += self.notes
         if resumed is not None and self.unfinished:
             lines.append(f"resumed before the validation of epoch {self.epoch}")
