@@ -15,8 +15,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Path, Pa
 
 def test_a_network_is_compiled_once_per_resolution_in_one_graph(found: Any) -> None:
     growing = found["counted"]["resnet"]
-    assert growing["sides"] == [32, 48, 64, 64]
-    assert growing["graphs"] == [1, 2, 3, 3]
+    assert growing["sides"] == [32, 48, 48]
+    assert growing["graphs"] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("network", ["zipf", "transformer"])

@@ -20,8 +20,8 @@ DEVICE = torch.device("cuda", 0)
 BATCH = 8
 FIXED = (*("--training.epochs=2", "--resolution.min_res=32", "--resolution.max_res=32", "--validation.resolution=32"),)
 GROWING = (
-    *("--training.epochs=4", "--resolution.min_res=32", "--resolution.max_res=64", "--resolution.step=16"),
-    *("--resolution.start_ramp=0", "--resolution.end_ramp=2", "--validation.resolution=64"),
+    *("--training.epochs=3", "--resolution.min_res=32", "--resolution.max_res=48", "--resolution.step=16"),
+    *("--resolution.start_ramp=0", "--resolution.end_ramp=1", "--validation.resolution=48"),
 )
 NETWORKS = {
     # A graph per side; criterion, clipping, averages, passes and scaler are outside of it.

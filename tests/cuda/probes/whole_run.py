@@ -144,7 +144,7 @@ def optimizer_moves() -> dict[str, Any]:
     devices = {}
     for first, then in (("cpu", "cuda"), ("cuda", "cpu")):
         more = [f"--logging.run=adamw_{first}", "--training.optimizer=adamw", "--lr.lr=1e-3", "--training.resume=auto"]
-        more += ["--training.epochs=1", "--lr.lr_peak_epoch=0"]
+        more += ["--training.epochs=1", "--lr.lr_peak_epoch=0", "--training.batch_size=48"]
         train.main(options(*more, f"--training.device={first}"))
         (FOLDER / f"adamw_{first}" / "final.pt").unlink()
         config = load_config(RunConfig, options(*more))
