@@ -27,9 +27,10 @@ from ffcv_train.training import distill, trainer
 GIB = 2**30
 DEVICE = torch.device("cuda", 0)
 ALONE = Process(0, 1, 0, 1, DEVICE)
+CLASSES = 1000
 GPUS = 8  # that a recipe's global batch is meant for
 WARM_UP, STEPS = 1, 3
-FOLDERS = ("rn50_configs", "rn18_configs", "cifar_configs", "deit_configs")
+FOLDERS = ("rn50_configs", "rn18_configs", "cifar_configs", "deit_configs", "finetune_configs")
 
 RESNET = ("--model.arch=resnet18", "--resolution.max_res=64", "--resolution.min_res=64", "--training.batch_size=16")
 DEIT = (
@@ -83,7 +84,7 @@ def main() -> None:
     beton = card.arguments()["beton"]
     common = [
         *(f"--data.train_dataset={beton}", f"--data.val_dataset={beton}", f"--logging.folder={card.folder()}"),
-        *("--model.num_classes=1000", "--training.device=cuda"),
+        *(f"--model.num_classes={CLASSES}", "--training.device=cuda"),
     ]
     found: dict[str, dict[str, Any]] = {"recipes": {}, "options": {}, "sizes": {}}
     same: dict[str, str] = {}
@@ -174,11 +175,12 @@ def _batch(run: trainer.Trainer, step: int) -> Batch:
 
 
 def _save_time() -> None:
-    """Leave out what other tests look at: random weights, the check of a network's smallest side."""
+    """Leave out what other tests look at: weights, random or a file's, and the check of a network's smallest side."""
     for name in ("normal_", "uniform_", "erfinv_"):
         setattr(torch.Tensor, name, lambda self, *_, **__: self)
-    network.check_resolution = lambda *_: None
+    network.check_resolution = lambda *_: CLASSES
     distill.check_resolution = lambda *_: None
+    trainer.setup.finetune.check = lambda *_: None
     gc.freeze()  # a collection goes through what the runs have made only
 
 
