@@ -23,9 +23,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, jpg_beton: Path) -> Any:
 
 def test_no_step_of_a_recipe_waits_for_the_device(found: Any) -> None:
     own = {name: steps for name, steps in found["recipes"].items() if "as" not in steps}
-    # Fine-tuning starts from weights that are the user's; its step is these recipes' with other parameter groups.
     recipes = {f"{file.parent.name}/{file.stem}" for file in ROOT.glob("*_configs/*.yaml")}
-    assert set(found["recipes"]) == {name for name in recipes if not name.startswith("finetune_configs/")}
+    assert set(found["recipes"]) == recipes
     assert {name: steps["waited"] for name, steps in own.items() if steps["waited"]} == {}
     # Waits that PyTorch's detector does not see: searches of cuDNN, memory given back, copies from pageable memory.
     assert {name: steps["waits"] for name, steps in own.items() if steps["waits"]} == {}
