@@ -10,11 +10,10 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,9 +21,9 @@ import torch
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
 from ffcv_train.data.kernels.decode import PROBLEMS, Scratch, decode_samples
-from ffcv_train.data.loading import plan as orders
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.pages import PageCache
+from ffcv_train.data.loading.plan import EpochPlan, Order
 from ffcv_train.data.loading.transfer import Transfer
 from ffcv_train.system.errors import UserError
 
@@ -32,8 +31,6 @@ _CHUNK = 8  # samples per task: about 8 ms of work, so that threads finish a bat
 _STALL_SECONDS = 60.0
 _WINDOW_BATCHES = 16  # quasi-random order mixes about this many batches' pages
 _WINDOW_BYTES = 2 << 30
-
-Order = Literal["random", "quasi_random", "sequential"]
 
 
 class _Slot:
@@ -57,14 +54,20 @@ class _Task:
     futures: list[Future]
 
 
+def _window(beton: Beton, batch_size: int) -> tuple[np.ndarray, int]:
+    """The page that each sample lies on, and how many pages quasi-random order mixes."""
+    pages = beton.ptrs // beton.page_size
+    per_page = max(1.0, len(beton) / len(np.unique(pages)))
+    most = max(4, _WINDOW_BYTES // beton.page_size)
+    return pages, int(min(most, max(4, _WINDOW_BATCHES * batch_size / per_page)))
+
+
 class Loader:
     """Iterates over one epoch at a time; see `set_epoch`.
 
-    `order` is "random" (true random over the page cache), "quasi_random" (whole pages, for files larger than memory)
-    or "sequential" (every sample once, for evaluation: the last batch may be smaller and ranks may differ by one
-    sample). The first two yield full global batches only. Crops, flips and order are functions of (seed, epoch, sample)
-    and do not depend on threads, ranks (random order) or resuming. `repeats` is for training: crops of a sample
-    in a row (`orders.repeated_batches`), each with its own draw.
+    `order` and `repeats` are those of `EpochPlan`: "random" over the page cache, "quasi_random" for files larger than
+    memory, "sequential" for evaluation. Crops, flips and order are functions of (seed, epoch, sample)
+    and do not depend on threads, ranks (random order) or resuming.
     """
 
     def __init__(
@@ -83,19 +86,14 @@ class Loader:
         batches_ahead: int = 3,
         repeats: int = 1,
     ) -> None:
-        if order != "sequential" and len(beton) < batch_size * world_size:
-            raise UserError(
-                f"{beton.path} has {len(beton)} samples, fewer than one global batch of {batch_size * world_size}; "
-                f"lower --training.batch_size"
-            )
         self._beton = beton
-        self._batch_size = batch_size
         self._parameters = crop_parameters(crop)
         self._resolution = resolution
         self._device = device
-        self._order = order
-        self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._repeats = repeats
+        self._seed = seed
+        pages, window = _window(beton, batch_size) if order == "quasi_random" else (None, 1)
+        self._plan = EpochPlan(len(beton), batch_size, order, seed, rank, world_size, repeats, pages, window)
+        self._plan.check_length(beton.path)
         self._epoch, self._first_batch = 0, 0
         self._batches_ahead = batches_ahead
         self._free: deque[_Slot] = deque()
@@ -117,9 +115,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
-        if self._order == "sequential":
-            return -(-len(range(self._rank, len(self._beton), self._world_size)) // self._batch_size)
-        return len(self._beton) // (self._batch_size * self._world_size)
+        return len(self._plan)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """What the next iteration yields: epoch `epoch` from its batch `first_batch` on."""
@@ -138,7 +134,7 @@ class Loader:
             raise RuntimeError("this loader is being iterated already; finish or close that iteration first")
         pending: deque[_Task] = deque()
         try:
-            batches = self._batches()
+            batches = self._plan.batches(self._epoch, self._first_batch)
             self._prepare(batches)
             upcoming = iter(batches)
             epoch, resolution = self._epoch, self._resolution
@@ -173,27 +169,6 @@ class Loader:
         self._content = None
         self._free = deque()
 
-    def _batches(self) -> list[np.ndarray]:
-        n, size, rank, world_size = len(self._beton), self._batch_size, self._rank, self._world_size
-        if self._order == "sequential":
-            batches = orders.every_sample_batches(n, size, rank, world_size)
-        elif self._order == "random":
-            order = orders.random_order(n, self._seed, self._epoch)
-            batches = self._cut(order, orders.interleaved_batches)
-        else:
-            pages = self._beton.ptrs // self._beton.page_size
-            per_page = max(1.0, n / len(np.unique(pages)))
-            most = max(4, _WINDOW_BYTES // self._beton.page_size)
-            window = int(min(most, max(4, _WINDOW_BATCHES * size / per_page)))
-            order = orders.quasi_random_order(pages, window, self._seed, self._epoch)
-            batches = self._cut(order, orders.contiguous_batches)
-        return batches[self._first_batch :]
-
-    def _cut(self, order: np.ndarray, cut: Callable[..., list[np.ndarray]]) -> list[np.ndarray]:
-        if self._repeats == 1:
-            return cut(order, self._batch_size, self._rank, self._world_size)
-        return orders.repeated_batches(order, self._repeats, self._batch_size, self._rank, self._world_size)
-
     def _prepare(self, batches: Sequence[np.ndarray]) -> None:
         if self._resolution > self._slot_resolution:
             # A new queue: smaller slots that a consumer still holds return to the old one.
@@ -207,7 +182,7 @@ class Loader:
             self._page_cache.begin([np.unique(self._beton.ptrs[b % n] // size) for b in batches])
 
     def _new_slot(self) -> _Slot:
-        return _Slot(self._batch_size, self._slot_resolution, self._device.type == "cuda")
+        return _Slot(self._plan.batch_size, self._slot_resolution, self._device.type == "cuda")
 
     def _submit(self, keys: np.ndarray, epoch: int, resolution: int) -> _Task:
         samples = keys % len(self._beton)

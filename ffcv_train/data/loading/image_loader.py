@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 from ffcv_train.config.schema import AugmentConfig
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
-from ffcv_train.data.loading import plan as orders
 from ffcv_train.data.loading.archive_cache import ArchiveCache
 from ffcv_train.data.loading.batch import Batch
-from ffcv_train.data.loading.image_worker import Failure, ImageFiles, Order, collate, set_up_worker
+from ffcv_train.data.loading.image_worker import Failure, ImageFiles, SampleKey, collate, set_up_worker
+from ffcv_train.data.loading.plan import EpochPlan
 from ffcv_train.data.loading.transfer import Transfer
 from ffcv_train.data.sources.image_set import ImageSet, archive_of
 from ffcv_train.system.distributed import Process
@@ -46,14 +46,18 @@ class ImageLoader:
         batches_ahead: int = 3,
         cache: bool = False,
     ) -> None:
-        rank, world_size = process.rank, process.world_size
-        if augment is not None and len(images) < batch_size * world_size:
-            raise UserError(
-                f"{images.path} has {len(images)} samples, fewer than one global batch of {batch_size * world_size}; "
-                "lower --training.batch_size"
-            )
-        self._images, self._batch_size, self._augment = images, batch_size, augment
-        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._images = images
+        self._plan = EpochPlan(
+            len(images),
+            batch_size,
+            "random" if augment is not None else "sequential",
+            seed,
+            process.rank,
+            process.world_size,
+            augment.repeats if augment is not None else 1,
+        )
+        if augment is not None:
+            self._plan.check_length(images.path)
         self._resolution = resolution
         self._transfer = Transfer(process.device) if process.device.type == "cuda" else None
         self._epoch, self._first_batch = 0, 0
@@ -63,10 +67,10 @@ class ImageLoader:
         archive = archive_of(images)
         self._cache = ArchiveCache(archive, process) if cache and archive is not None else None
         path = self._cache.path if self._cache is not None else ""
-        self._plan = _Plan()
+        self._sampler = _BatchSampler()
         self._workers = DataLoader(
             ImageFiles(images, crop_parameters(crop), augment, seed, path),
-            batch_sampler=self._plan,
+            batch_sampler=self._sampler,
             collate_fn=collate,
             num_workers=num_workers,
             worker_init_fn=set_up_worker,
@@ -79,9 +83,7 @@ class ImageLoader:
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
-        if self._augment is None:
-            return -(-len(range(self._rank, len(self._images), self._world_size)) // self._batch_size)
-        return len(self._images) // (self._batch_size * self._world_size)
+        return len(self._plan)
 
     @property
     def cache_bytes(self) -> int:
@@ -105,9 +107,9 @@ class ImageLoader:
             raise RuntimeError("this loader is being iterated already; finish or close that iteration first")
         self._busy = True
         try:
-            batches = self._batches()
+            batches = self._plan.batches(self._epoch, self._first_batch)
+            self._sampler.set(batches, self._epoch, self._resolution)
             staged: tuple[Batch, torch.cuda.Event | None] | None = None
-            self._plan.set(batches, self._epoch, self._resolution)
             start = time.perf_counter()
             with _worker_ends(), _no_news_of_children():
                 results = iter(self._workers)
@@ -146,18 +148,6 @@ class ImageLoader:
             self._cache.close()
             self._cache = None
 
-    def _batches(self) -> list[np.ndarray]:
-        n, size, rank, world_size = len(self._images), self._batch_size, self._rank, self._world_size
-        if self._augment is None:
-            batches = orders.every_sample_batches(n, size, rank, world_size)
-        else:
-            order, repeats = orders.random_order(n, self._seed, self._epoch), self._augment.repeats
-            if repeats == 1:
-                batches = orders.interleaved_batches(order, size, rank, world_size)
-            else:
-                batches = orders.repeated_batches(order, repeats, size, rank, world_size)
-        return batches[self._first_batch :]
-
     def _to_device(self, images: torch.Tensor, keys: np.ndarray) -> tuple[Batch, torch.cuda.Event | None]:
         indices = keys % len(self._images)
         tensors = [images, torch.from_numpy(self._images.labels[indices]), torch.from_numpy(indices)]
@@ -173,7 +163,7 @@ class ImageLoader:
         return batch
 
 
-class _Plan:
+class _BatchSampler:
     """The batches of the next iteration, as DataLoader asks a sampler for them."""
 
     def __init__(self) -> None:
@@ -182,10 +172,10 @@ class _Plan:
     def set(self, batches: list[np.ndarray], epoch: int, side: int) -> None:
         self._batches, self._epoch, self._side = batches, epoch, side
 
-    def __iter__(self) -> Iterator[list[Order]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         # Made as they are asked for: an epoch of ImageNet would be a hundred megabytes of them.
         batches, epoch, side = self._batches, self._epoch, self._side
-        return ([Order(key, epoch, side) for key in keys.tolist()] for keys in batches)
+        return ([SampleKey(key, epoch, side) for key in keys.tolist()] for keys in batches)
 
     def __len__(self) -> int:
         return len(self._batches)

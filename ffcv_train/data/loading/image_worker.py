@@ -22,7 +22,7 @@ from ffcv_train.data.sources.image_set import ImageSet, Places
 _RAW = np.ones(1, np.uint8)
 
 
-class Order(NamedTuple):
+class SampleKey(NamedTuple):
     """What a worker is asked for: the image of `key` (`Batch.keys`) in an epoch, `side` pixels a side."""
 
     key: int
@@ -38,7 +38,7 @@ class Failure:
 
 
 class ImageFiles(Dataset):
-    """uint8 [side, side, 3] or `Failure` for an `Order`; nothing depends on the worker that does it.
+    """uint8 [side, side, 3] or `Failure` for a `SampleKey`; nothing depends on the worker that does it.
 
     `parameters` is `crop_parameters` of the crop. With `archive`, members are read from that file instead of their own.
     """
@@ -54,39 +54,39 @@ class ImageFiles(Dataset):
         self._scratch: Scratch | None = None
         self._largest = (0, 0)
 
-    def __getitem__(self, order: Order) -> np.ndarray | Failure:
-        index = order.key % len(self._images)
+    def __getitem__(self, asked: SampleKey) -> np.ndarray | Failure:
+        index = asked.key % len(self._images)
         try:
-            return self._make(order, index)
+            return self._make(asked, index)
         except (OSError, ImageError, MemoryError) as error:
             reason = f"cannot be read: {error}" if not isinstance(error, ImageError) else str(error)
             return Failure(f"{self._images.describe(index)} {reason}; repair it, or take it out of the data set")
 
-    def _make(self, order: Order, index: int) -> np.ndarray:
+    def _make(self, asked: SampleKey, index: int) -> np.ndarray:
         place = self._places[index]
         if self._archive and isinstance(place, ZipBlob):
             place = place._replace(path=self._archive)
         pixels = contiguous(decode_rgb(place.read(), bgr=False))
         height, width = pixels.shape[:2]
-        target = np.empty((1, order.side, order.side, 3), np.uint8)
+        target = np.empty((1, asked.side, asked.side, 3), np.uint8)
         position, _ = decode_samples(
             np.array([pixels.ctypes.data], np.uint64),
             np.array([pixels.nbytes]),
             _RAW,
             np.array([height]),
             np.array([width]),
-            np.array([order.key]),
+            np.array([asked.key]),
             self._seed,
-            order.epoch,
+            asked.epoch,
             self._parameters,
             target,
-            *self._scratch_for(max(height, width), order.side).arguments,
+            *self._scratch_for(max(height, width), asked.side).arguments,
         )
         assert position < 0
         if self._augment is None or self._augment.policy == "none":
             return target[0]
         self._policy = self._policy or policy(self._augment)
-        _seed_generators(self._seed, order)
+        _seed_generators(self._seed, asked)
         return np.asarray(self._policy(Image.fromarray(target[0])))
 
     def _scratch_for(self, longest: int, side: int) -> Scratch:
@@ -120,8 +120,8 @@ def set_up_worker(worker: int) -> None:
     gc.freeze()  # a collection would write to every object that is shared with the parent
 
 
-def _seed_generators(seed: int, order: Order) -> None:
-    state = np.random.SeedSequence((seed, order.epoch, order.key)).generate_state(3)
+def _seed_generators(seed: int, asked: SampleKey) -> None:
+    state = np.random.SeedSequence((seed, asked.epoch, asked.key)).generate_state(3)
     random.seed(int(state[0]))
     np.random.seed(int(state[1]))
     torch.manual_seed(int(state[2]))

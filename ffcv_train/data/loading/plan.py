@@ -1,6 +1,61 @@
-"""Which samples an epoch visits, in which batches: pure functions of (seed, epoch, rank, world size)."""
+"""Which samples an epoch visits, in which batches: a function of (seed, epoch, rank, world size), for both loaders."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+from ffcv_train.system.errors import UserError
+
+Order = Literal["random", "quasi_random", "sequential"]
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The batches of this rank in every epoch.
+
+    `order` is "random" (uniformly), "quasi_random" (whole pages, `window` of them mixed; `pages`, int64 [N], is where
+    each sample lies) or "sequential" (every sample once, in file order: the last batch may be smaller and ranks may
+    differ by one sample). The first two yield full global batches only. `repeats`: crops of a sample in a row.
+    """
+
+    num_samples: int
+    batch_size: int
+    order: Order
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    repeats: int = 1
+    pages: np.ndarray | None = None
+    window: int = 1
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch of this rank."""
+        if self.order == "sequential":
+            return -(-len(range(self.rank, self.num_samples, self.world_size)) // self.batch_size)
+        return self.num_samples // (self.batch_size * self.world_size)
+
+    def batches(self, epoch: int, first: int = 0) -> list[np.ndarray]:
+        """Keys of the samples (int64 [B]; the sample is key % N) of each batch of `epoch`, from batch `first` on."""
+        size, rank, world_size = self.batch_size, self.rank, self.world_size
+        if self.order == "sequential":
+            return every_sample_batches(self.num_samples, size, rank, world_size)[first:]
+        if self.order == "quasi_random":
+            assert self.pages is not None
+            order, cut = quasi_random_order(self.pages, self.window, self.seed, epoch), contiguous_batches
+        else:
+            order, cut = random_order(self.num_samples, self.seed, epoch), interleaved_batches
+        if self.repeats > 1:
+            return repeated_batches(order, self.repeats, size, rank, world_size)[first:]
+        return cut(order, size, rank, world_size)[first:]
+
+    def check_length(self, path: object) -> None:
+        """Raise `UserError` where training on the data set at `path` would not fill one global batch."""
+        if self.order != "sequential" and not len(self):
+            raise UserError(
+                f"{path} has {self.num_samples} samples, fewer than one global batch of "
+                f"{self.batch_size * self.world_size}; lower --training.batch_size"
+            )
 
 
 def random_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
