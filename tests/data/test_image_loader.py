@@ -386,8 +386,8 @@ def test_a_cache_that_does_not_fit_is_refused(sets: Path, monkeypatch: pytest.Mo
 CACHE_PROGRAM = """
 import sys, time, torch
 from pathlib import Path
-from ffcv_train.data.archive_cache import ArchiveCache
-from ffcv_train.distributed import process_group
+from ffcv_train.data.loading.archive_cache import ArchiveCache
+from ffcv_train.system.distributed import process_group
 with process_group("cpu") as process:
     torch.distributed.barrier()
     cache = ArchiveCache(Path(sys.argv[1]), process)
@@ -407,7 +407,7 @@ SLOW_PROGRAM = """
 import datetime, sys, time, torch
 from pathlib import Path
 from ffcv_train.data.loading import archive_cache
-from ffcv_train.distributed import Process
+from ffcv_train.system.distributed import Process
 rank, failing = int(sys.argv[1]), sys.argv[4] == "1"
 torch.distributed.init_process_group(
     "gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=3)
