@@ -19,10 +19,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ffcv_train.config.schema import TrainingConfig
-from ffcv_train.data import open
 from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
 from ffcv_train.models.cifar_resnet import CifarResNet
-from ffcv_train.system import signals
+from ffcv_train.system import resources, signals
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.resources import available_bytes
 from ffcv_train.system.signals import StopRequest
@@ -221,8 +220,8 @@ def test_a_cached_data_set_counts_as_available(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "memory.max").write_text(f"{6 * gib}\n")
     (tmp_path / "memory.current").write_text(f"{5 * gib}\n")
     (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {gib}\nactive_file {3 * gib}\n")
-    monkeypatch.setattr(open, "_CGROUP", tmp_path)
-    monkeypatch.setattr(open.psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * gib})())
+    monkeypatch.setattr(resources, "_CGROUP", tmp_path)
+    monkeypatch.setattr(resources.psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * gib})())
     assert available_bytes() == 5 * gib
 
 
