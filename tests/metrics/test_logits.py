@@ -55,7 +55,7 @@ def test_equals_numpy_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = cases(500, 7)
     shown: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        "ffcv_train.analysis.logits.row_blocks", lambda n, k: (slice(i, min(i + 64, n)) for i in range(0, n, 64))
+        "ffcv_train.metrics.logits.row_blocks", lambda n, k: (slice(i, min(i + 64, n)) for i in range(0, n, 64))
     )
     found = logit_statistics(logits, labels, 0.3, lambda done, of: shown.append((done, of)))
     z, y = logits.double().numpy(), labels.numpy()
