@@ -11,7 +11,7 @@ OUTER = """
 from numba import njit
 import inner
 from inner import inner as add
-from ffcv_train.data.kernel_cache import forget_outdated
+from ffcv_train.data.kernels.compile_cache import forget_outdated
 
 @njit(cache=True)
 def outer(x):

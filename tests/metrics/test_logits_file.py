@@ -104,7 +104,7 @@ def test_writing_needs_little_memory(tmp_path: Path) -> None:
     program = f"""
 import resource, torch
 from pathlib import Path
-from ffcv_train.analysis.logits_file import RowBuffer, create_logits
+from ffcv_train.metrics.logits_file import RowBuffer, create_logits
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with create_logits(Path({str(tmp_path)!r}) / "L.pt", rows=40_000, classes=10, features=2048, about={{}}) as temporary:
     buffer = RowBuffer(temporary, limit=8 << 20)
