@@ -47,14 +47,17 @@ def read_subject(path: str) -> Subject:
     except UserError:
         read_state_dict(path)  # says what is wrong with a file that is no checkpoint at all
         return Subject(path, False, {})
-    names = state.get("class_names")
-    return Subject(
-        path=path,
-        ours=True,
-        config=state["config"],
-        has_ema=state.get("ema") is not None,
-        arch=state["arch"],
-        num_classes=state["num_classes"],
-        class_names=tuple(names) if names is not None else None,
-        epoch=state.get("epoch"),
-    )
+    try:
+        names = state.get("class_names")
+        return Subject(
+            path=path,
+            ours=True,
+            config=state["config"],
+            has_ema=state.get("ema") is not None,
+            arch=state["arch"],
+            num_classes=state["num_classes"],
+            class_names=tuple(names) if names is not None else None,
+            epoch=state.get("epoch"),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} does not say what it is ({error}); give another checkpoint of this run") from None

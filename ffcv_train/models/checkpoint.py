@@ -1,8 +1,9 @@
 """Checkpoints: written whole or not at all, read without executing anything from the file."""
 
+import contextlib
 import os
-import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from torch import nn
 from ffcv_train.system.errors import UserError
 
 FORMAT = 1
+_SMALL_BYTES = 1 << 20  # what a tensor may have without content of its own, as one that was expanded does
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+class DamagedCheckpointError(UserError):
+    """A file that is no whole checkpoint: cut off, overwritten, or with other bytes than were written."""
+
+
+def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = None) -> None:
     """Write `state` to `path` so that a crash at any moment leaves either the old file or the new one.
 
-    `state` holds tensors, numbers, texts, lists and dictionaries only. Raises `UserError` when the disk refuses.
+    `keep` is the name under which the old file stays, where the file system has hard links. `state` holds tensors,
+    numbers, texts, lists and dictionaries only. Raises `UserError` when the disk refuses.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -25,6 +32,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None:
+            _link(path, keep)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
@@ -39,15 +48,62 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"the checkpoint {path} does not exist; a run writes last.pt, best.pt and final.pt")
+    check_container(path)
     try:
-        # A file that was cut off while being written must fail as such, not as a puzzle of the unpickler.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or not a PyTorch checkpoint ({reason[:120]})") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
+    except Exception as error:
+        # Whatever a hostile or damaged pickle makes of the reader: recursion, missing keys, absurd sizes.
+        raise _damaged(path, error) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("model"), Mapping):
         raise UserError(f"{path} is not a checkpoint of this trainer; plain weights go to --model.weights")
     return state
+
+
+def check_container(path: Path) -> None:
+    """Compare every byte of a file of `torch.save` with the CRC-32 that it carries and `torch.load` never reads.
+
+    Before any memory is taken: `torch.save` compresses nothing, so that a file can hold no more than its own size.
+    Raises `DamagedCheckpointError`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise zipfile.BadZipFile("its records are compressed, which torch.save never does")
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                raise zipfile.BadZipFile("its records claim more bytes than the file has")
+            # For testzip, records of one name are one.
+            if len({record.filename for record in records}) < len(records):
+                raise zipfile.BadZipFile("a record stands twice")
+            other = archive.testzip()
+    except Exception as error:
+        raise _damaged(path, error) from None
+    if other is not None:
+        raise _damaged(path, zipfile.BadZipFile(f"{other} has another CRC-32 than when it was written"))
+
+
+def check_tensors(tensors: Mapping[str, Any], path: str | Path, *, finite: bool = True) -> None:
+    """Raise `UserError` where `tensors`, those of a network, hold what no network computes with.
+
+    That is anything but plain tensors of real numbers and, with `finite`, numbers that are not finite.
+    """
+    for name, tensor in tensors.items():
+        reason = None
+        if not isinstance(tensor, torch.Tensor):
+            reason = f"a {type(tensor).__name__}, no tensor"
+        elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+            kind = "quantized" if tensor.is_quantized else str(tensor.dtype if tensor.is_complex() else tensor.layout)
+            reason = f"no plain tensor of real numbers ({'without content' if tensor.is_meta else kind})"
+        elif tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), _SMALL_BYTES):
+            reason = "larger than what the file holds of it"
+        elif (
+            finite
+            and tensor.is_floating_point()
+            and not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all()
+        ):
+            reason = "not finite"
+        if reason is not None:
+            raise UserError(f"{path}: {name} is {reason}; use another checkpoint, such as a run's previous.pt")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -59,6 +115,24 @@ def unwrap(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
+    lines = str(error).splitlines()
+    reason = lines[0][:120] if lines else type(error).__name__
+    # A run continues from the checkpoint before, where it is asked for by name too.
+    older = path.with_name("previous.pt")
+    hint = f"; the one before it is {older}" if older.is_file() and path.name != older.name else ""
+    return DamagedCheckpointError(f"{path} is damaged or not a PyTorch checkpoint ({reason}){hint}")
+
+
+def _link(path: Path, name: Path) -> None:
+    temporary = name.with_name(f".{name.name}.tmp")
+    # Not every file system has links, and there is not always a file yet.
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+        temporary.replace(name)
 
 
 def _sync_folder(folder: Path) -> None:

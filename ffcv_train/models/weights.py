@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ffcv_train.models.checkpoint import DamagedCheckpointError, check_container, check_tensors
 from ffcv_train.system.errors import UserError
 
 # Where training programs keep the state dict, and its averaged twin, in what they save.
@@ -120,9 +121,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         if start[8:] == b"{":
             return safetensors.torch.load_file(path)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            check_container(path)
         # timm's and DeiT's training scripts save their options, an argparse.Namespace, which holds values only.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except DamagedCheckpointError:
+        raise
     except Exception as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
@@ -144,6 +150,7 @@ def _state_dict(content: Mapping[str, Any], path: Path, ema: bool) -> OrderedDic
     else:
         raise UserError(f"{path} holds no weights, only {_first(list(map(str, content)))}; save model.state_dict()")
     tensors = {str(k).replace("_orig_mod.", ""): value for k, value in found.items() if isinstance(value, Tensor)}
+    check_tensors(tensors, path)
     wrapped = all(key.startswith("module.") for key in tensors if key != "n_averaged")
     blurred = {key.removesuffix("blur_filter") for key in tensors if key.endswith(".blur_filter")}
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -94,6 +94,15 @@ def from_rank_0(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def from_all_ranks(process: Process, value: T) -> list[T]:
+    """What each rank passed, in the order of ranks, on every rank; plain values that JSON can say."""
+    if process.world_size == 1 or not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * process.world_size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

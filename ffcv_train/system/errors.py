@@ -11,6 +11,9 @@ _FLAG = re.compile(r"--\w+(?:-\w+)+")
 class UserError(Exception):
     """What is wrong, where, and what to do about it, in one sentence."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 @contextmanager
 def speaking_of_arguments(sections: bool = False) -> Iterator[None]:
@@ -25,3 +28,11 @@ def speaking_of_arguments(sections: bool = False) -> Iterator[None]:
         text = _OPTION.sub(r"\1.\2" if sections else r"\2", str(error))
         error.args = (_FLAG.sub(lambda flag: flag[0][2:].replace("-", "_"), text),)
         raise
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, but for line ends, in Python's notation.
+
+    What is said often quotes names out of files, which must not steer the terminal that shows them.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

@@ -69,6 +69,17 @@ def create_optimizer(
     return optimizer
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what an optimizer has gathered. How it computes is its own: options are the run's, kernels the device's."""
+    # Before it is loaded: where counters of steps lie depends on it.
+    groups = [
+        {**own, "params": saved["params"], "lr": saved["lr"]}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    fill_momentum(optimizer)
+
+
 def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give fused SGD the buffers of momentum that it lacks, as zeros: the first step makes the same of them.
 

@@ -1,4 +1,4 @@
-"""Finding the checkpoint to resume from, and refusing one that belongs to another run."""
+"""Finding the checkpoint to resume from, and what two runs must share for one to continue the other."""
 
 import datetime
 import itertools
@@ -6,13 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ffcv_train.config.read import from_dict, to_dict
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.system.errors import UserError
-from ffcv_train.training.optim import fill_momentum
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
@@ -34,42 +30,6 @@ def find_checkpoint(config: RunConfig) -> Path | None:
     own = comparable(to_dict(config))
     candidates = sorted(folder.glob("*/last.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
     return next((path for path in candidates if _configuration_of(path.parent) == own), None)
-
-
-def load_for_resume(path: Path, config: RunConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    """The training state in `path`. Raises `UserError` where it cannot continue under `config`.
-
-    `facts` are what the state must agree with: num_classes, class_names, global_batch, samples.
-    """
-    state = load_checkpoint(path)
-    if "optimizer" not in state:
-        raise UserError(f"{path} holds weights only and cannot be resumed; resume from last.pt, or use model.weights")
-    for name, value in facts.items():
-        if state[name] != value:
-            if name == "class_names":
-                raise UserError(f"{path} was trained with other class names than those of the data set; use the same")
-            hint = ""
-            if name == "global_batch":
-                hint = f"; set --training.global_batch_size={state[name]}, and --training.accumulate where memory lacks"
-            raise UserError(f"{path} was trained with {name} {state[name]}, this run has {value}{hint}")
-    # Options that came later have their defaults.
-    before = to_dict(from_dict(RunConfig, state["config"], str(path)))
-    differing = differences(comparable(before, files_may_move=True), comparable(to_dict(config), files_may_move=True))
-    if differing:
-        raise UserError(
-            f"{path} was trained with other settings: {'; '.join(differing[:5])}; "
-            f"use the same, or start a new run with --model.weights={path}"
-        )
-    return state
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state, but keep how it computes: that belongs to the device, which may be another now."""
-    own = [{key: group[key] for key in ("fused", "foreach")} for group in optimizer.param_groups]
-    # Before it is loaded: where counters of steps lie depends on it.
-    groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], own, strict=True)]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-    fill_momentum(optimizer)
 
 
 def new_run_name(config: RunConfig) -> str:

@@ -60,6 +60,11 @@ class RunLog:
         if resumed_epoch is not None:
             _drop_epochs(log, resumed_epoch)
         elif log.exists() and log.stat().st_size:
+            if not (path / "last.pt").exists():
+                raise UserError(
+                    f"{path} holds a run's log but no last.pt to continue it from; move the folder away, or choose "
+                    "another --logging.run"
+                )
             raise UserError(
                 f"{path} already holds a run's log; continue that run with --training.resume=auto, or choose another "
                 "--logging.run"

@@ -81,3 +81,8 @@ def scaled_lr(config: RunConfig, sizes: BatchSizes) -> float:
     """The peak learning rate for this run's global batch."""
     reference = config.lr.reference_batch
     return config.lr.lr * sizes.global_batch / reference if reference else config.lr.lr
+
+
+def validation_is_due(config: RunConfig, epoch: int) -> bool:
+    """Whether the network is evaluated after epoch `epoch` (from 0)."""
+    return epoch + 1 == config.training.epochs or (epoch + 1) % config.validation.every == 0

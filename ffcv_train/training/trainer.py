@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.loading.batch import Batch
@@ -20,19 +19,21 @@ from ffcv_train.data.open import open_data_sets, train_loader, val_loader
 from ffcv_train.evaluation.predict import evaluate, out_of_memory
 from ffcv_train.losses import create_criterion
 from ffcv_train.losses.base import Criterion
-from ffcv_train.models.checkpoint import save_checkpoint, unwrap
+from ffcv_train.models.checkpoint import unwrap
 from ffcv_train.models.network import AMP_DTYPES, build_model, normalisation
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from_rank_0
-from ffcv_train.system.environment import describe_environment, peak_memory_gb, versions
+from ffcv_train.system.environment import peak_memory_gb
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.signals import StopRequest
-from ffcv_train.training import distill, finetune, parallel, schedules, setup
+from ffcv_train.training import describe, distill, finetune, parallel, schedules, setup
+from ffcv_train.training.agreement import check_ranks_agree, what_ranks_share
 from ffcv_train.training.augmenter import Augmenter
 from ffcv_train.training.ema import WeightAverage
 from ffcv_train.training.optim import create_optimizer
-from ffcv_train.training.resume import check_run_is_free, find_checkpoint, load_for_resume, load_optimizer, new_run_name
+from ffcv_train.training.resume import check_run_is_free, find_checkpoint, new_run_name
 from ffcv_train.training.runlog import RunLog
+from ffcv_train.training.state import Facts, TrainState, load_newest
 from ffcv_train.training.status import Status, StatusBoard
 
 _AGREEMENT_STEPS = 5
@@ -62,6 +63,14 @@ class Trainer:
         self.sizes = setup.batch_sizes(config, process.world_size)
         self.peak_lr = setup.scaled_lr(config, self.sizes)
         self.steps = setup.check_length(config, self.data, self.sizes)
+        facts = Facts(
+            self.data.num_classes,
+            self.data.class_names,
+            self.sizes.global_batch,
+            len(self.data.train),
+            {"train": self.data.train.digest(), "val": self.data.val.digest()},
+        )
+        check_ranks_agree(process, what_ranks_share(config, facts))
         parallel.set_up_device(config.training.amp, process.device)
         self.mean, self.std = normalisation(config)
         sides = schedules.sides(config.resolution, config.training.epochs)
@@ -88,9 +97,18 @@ class Trainer:
         self.teacher = self._teacher()
         decay = config.training.ema_decay
         self.ema = WeightAverage(self.model, decay) if decay else None
-        self.epoch, self.step, self.best_top_1 = 0, 0, -1.0
-        self.mean_loss = 0.0  # of this epoch's steps so far
-        self.unfinished: dict[str, Any] | None = None  # the record of a trained epoch that is to be validated
+        self.state = TrainState(
+            config,
+            facts,
+            self.steps,
+            self.mean,
+            self.std,
+            self.model,
+            self.optimizer,
+            self.scaler,
+            self.criterion,
+            self.ema,
+        )
         self.finished = False
         self.notes: list[str] = []
         self.run = self._resume()
@@ -102,6 +120,16 @@ class Trainer:
         self.train_loader = train_loader(config, self.data.train, self.sizes.per_device, process)
         self.val_loader = val_loader(config, self.data.val, config.validation.resolution[0], process)
 
+    @property
+    def epoch(self) -> int:
+        """How many epochs are trained."""
+        return self.state.epoch
+
+    @property
+    def step(self) -> int:
+        """How many steps of the epoch after them are done."""
+        return self.state.step
+
     def fit(self) -> Path:
         """Train to the last epoch and return the run's folder.
 
@@ -111,8 +139,8 @@ class Trainer:
         folder = Path(logging.folder) / self.run
         if self.finished:
             return folder
-        resumed = self.epoch if self.epoch or self.step else None
-        first_logged = self.unfinished["epoch"] if self.unfinished else resumed
+        resumed = self.state.epoch if self.state.epoch or self.state.step else None
+        first_logged = self.state.unfinished["epoch"] if self.state.unfinished else resumed
         with (
             RunLog.open(
                 logging.folder,
@@ -127,9 +155,9 @@ class Trainer:
         ):
             self.log, self.folder = log, folder
             self._announce(resumed)
-            if self.unfinished:
-                self._validate_and_log(self.unfinished)
-            for epoch in range(self.epoch, self.config.training.epochs):
+            if self.state.unfinished:
+                self._complete(self.state.unfinished)
+            for epoch in range(self.state.epoch, self.config.training.epochs):
                 try:
                     record = self.train_epoch(epoch, stop)
                 except torch.cuda.OutOfMemoryError:
@@ -138,38 +166,38 @@ class Trainer:
                         "raise --training.accumulate, or lower --training.batch_size"
                     ) from None
                 self._finish_epoch(epoch, record)
-            self._save("final.pt", training_state=False)
+            self._save("final.pt", whole=False)
             barrier()
         return folder
 
     def train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, Any]:
-        """Train the rest of epoch `epoch`, from step `self.step`, and return its record for the log."""
+        """Train the rest of epoch `epoch`, from step `self.state.step`, and return its record for the log."""
         side = schedules.resolution(self.config.resolution, epoch)
         self.train_loader.set_resolution(side)
-        self.train_loader.set_epoch(epoch, self.step * self.sizes.accumulate)
+        self.train_loader.set_epoch(epoch, self.state.step * self.sizes.accumulate)
         self.criterion.start_epoch(epoch)
         self.training_mode()
-        passes = self.step * self.sizes.accumulate
-        self.board.start_epoch(self.mean_loss * passes, passes)
-        first, start, waited = self.step, time.perf_counter(), self.train_loader.wait_seconds
+        passes = self.state.step * self.sizes.accumulate
+        self.board.start_epoch(self.state.mean_loss * passes, passes)
+        first, start, waited = self.state.step, time.perf_counter(), self.train_loader.wait_seconds
         interval = self.config.logging.interval
         lr = self._lr(epoch, max(first - 1, 0))
         with contextlib.closing(self.train_loader.epoch()) as batches:
             for step in range(first, self.steps):
                 lr = self.train_step(epoch, step, batches)
-                self.step = step + 1
+                self.state.step = step + 1
                 status = None
-                if self.step % min(interval, _AGREEMENT_STEPS) == 0:
+                if self.state.step % min(interval, _AGREEMENT_STEPS) == 0:
                     status = self.board.read(stop)
                     self.board.post(stop.signal is not None)
                     self._act_on(status, epoch, step, lr)
                 self.log.progress(
                     epoch,
                     self.config.training.epochs,
-                    self.step,
+                    self.state.step,
                     self.steps,
-                    images_per_s=(self.step - first) * self.sizes.global_batch / (time.perf_counter() - start),
-                    loss=status.loss if status and self.step % interval < _AGREEMENT_STEPS else None,
+                    images_per_s=(self.state.step - first) * self.sizes.global_batch / (time.perf_counter() - start),
+                    loss=status.loss if status and self.state.step % interval < _AGREEMENT_STEPS else None,
                 )
                 # Alone, a process stops at once; ranks stop together, at the report in which all see the wish.
                 alone = self.process.world_size == 1
@@ -272,34 +300,33 @@ class Trainer:
     def _finish_epoch(self, epoch: int, record: dict[str, Any]) -> None:
         self._agree_on_statistics()
         stop = record.pop("stop")
-        self.epoch, self.step, self.mean_loss = epoch + 1, 0, 0.0
-        due = epoch + 1 == self.config.training.epochs or (epoch + 1) % self.config.validation.every == 0
-        if not due:
-            self.log.epoch(record)
-            self._save("last.pt")
-        else:
-            # A validation can outlast the grace that comes with a signal: the epoch's work is safe before it starts.
-            self.unfinished = record
-            self._save("last.pt")
+        state = self.state
+        # The epoch's work is safe before its line stands in the log, and before a validation, which can outlast the
+        # grace that comes with a signal: a run that is resumed here makes up for both.
+        state.epoch, state.step, state.mean_loss, state.unfinished = epoch + 1, 0, 0.0, record
+        self._save("last.pt")
         if stop:
             barrier()
             raise Stopped(signal.SIGTERM, self.folder / "last.pt")
-        if due:
-            self._validate_and_log(record)
+        self._complete(record)
 
-    def _validate_and_log(self, record: dict[str, Any]) -> None:
-        """Complete and log the record of the epoch that was trained last, and keep its network if it is the best."""
+    def _complete(self, record: dict[str, Any]) -> None:
+        """Validate the epoch that was trained last, where that is due, keep the network if it is the best; log it."""
+        if not setup.validation_is_due(self.config, record["epoch"]):
+            self.log.epoch(record)
+            self.state.unfinished = None
+            return
         epoch, start = record["epoch"], time.perf_counter()
         record = {**record, **self.validate(self.model, epoch)}
         if self.ema is not None:
             record["ema"] = self.validate(self.ema.module, epoch)
         record["val_seconds"] = time.perf_counter() - start
         top_1 = record["ema"]["top_1"] if self.ema is not None else record["top_1"]
-        if top_1 > self.best_top_1:
-            self.best_top_1 = top_1
-            self._save("best.pt", training_state=False)
+        if top_1 > self.state.best_top_1:
+            self.state.best_top_1 = top_1
+            self._save("best.pt", whole=False)
         self.log.epoch(record)
-        self.unfinished = None
+        self.state.unfinished = None
         self._save("last.pt")
 
     def _act_on(self, status: Status | None, epoch: int, step: int, lr: float) -> None:
@@ -320,56 +347,19 @@ class Trainer:
             )
 
     def _stop(self, epoch: int, number: signal.Signals) -> None:
-        self.epoch = epoch
-        self.mean_loss = self.board.loss_sum() / (self.step * self.sizes.accumulate)
-        finite = math.isfinite(self.mean_loss)
-        lr = self._lr(epoch, self.step - 1)
-        self._act_on(Status(self.mean_loss, finite, True), epoch, self.step - 1, lr)
+        self.state.epoch = epoch
+        self.state.mean_loss = self.board.loss_sum() / (self.state.step * self.sizes.accumulate)
+        lr = self._lr(epoch, self.state.step - 1)
+        status = Status(self.state.mean_loss, math.isfinite(self.state.mean_loss), True)
+        self._act_on(status, epoch, self.state.step - 1, lr)
         self._check_weights(epoch, lr)
         self._agree_on_statistics()
         self._save("last.pt")
         barrier()
         raise Stopped(number, self.folder / "last.pt")
 
-    def _save(self, name: str, training_state: bool = True) -> None:
-        """Write a checkpoint on rank 0, called on every rank; with `training_state`, all that `resume` needs."""
-        criterion = self.criterion.state_of_all_ranks() if training_state else {}
-        if not self.process.is_main:
-            return
-        state: dict[str, Any] = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema is not None else None,
-            "config": to_dict(self.config),
-            "arch": self.config.model.arch,
-            **self._classes(),
-            "normalisation": {"mean": list(self.mean), "std": list(self.std)},
-            "epoch": self.epoch,
-            "step": self.step,
-            "best_top_1": self.best_top_1,
-            "versions": versions(),
-        }
-        if training_state:
-            state |= {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "criterion": criterion,
-                "ema_updates": self.ema.updates if self.ema is not None else 0,
-                "mean_loss": self.mean_loss,
-                "unfinished": self.unfinished,
-                **self._facts(),
-            }
-        save_checkpoint(state, self.folder / name)
-
-    def _classes(self) -> dict[str, Any]:
-        names = self.data.class_names
-        return {"num_classes": self.data.num_classes, "class_names": list(names) if names is not None else None}
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            **self._classes(),
-            "global_batch": self.sizes.global_batch,
-            "samples": len(self.data.train),
-        }
+    def _save(self, name: str, whole: bool = True) -> None:
+        self.state.save(self.folder / name, write=self.process.is_main, whole=whole)
 
     def _resume(self) -> str:
         """Load the checkpoint that training.resume asks for, if any; return the name of the run."""
@@ -379,20 +369,15 @@ class Trainer:
         if path is None:
             if self.config.training.resume:
                 self.notes.append(f"no checkpoint of this configuration in {logging.folder}: a new run starts")
-            return logging.run or from_rank_0(new_run_name(self.config))
-        run = logging.run or path.resolve().parent.name
+            return from_rank_0(logging.run or new_run_name(self.config))
+        run = from_rank_0(logging.run or path.resolve().parent.name)
         check_run_is_free(Path(logging.folder) / run, path)
-        state = load_for_resume(path, self.config, self._facts())
-        self.model.load_state_dict(state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.criterion.load_state_of_all_ranks(state["criterion"], self.process.rank)
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-            self.ema.updates = state["ema_updates"]
-        self.epoch, self.step, self.best_top_1 = state["epoch"], state["step"], state["best_top_1"]
-        self.mean_loss, self.unfinished = state["mean_loss"], state["unfinished"]
-        done = self.epoch >= self.config.training.epochs and not self.unfinished
+        auto = self.config.training.resume == "auto"
+        note = load_newest(self.state, path, self.process.rank, fall_back=auto)
+        if note is not None:
+            self.notes.append(note)
+        check_ranks_agree(self.process, {"checkpoint's epoch": self.epoch, "checkpoint's step": self.step})
+        done = self.epoch >= self.config.training.epochs and not self.state.unfinished
         self.finished = from_rank_0(done and (path.parent / "final.pt").is_file())
         return run
 
@@ -422,39 +407,12 @@ class Trainer:
 
     def _announce(self, resumed: int | None) -> None:
         """What the run is, to its folder and to the user."""
-        environment = describe_environment(self.process.device)
-        facts = {
-            "config": to_dict(self.config),
-            **environment,
-            "world_size": self.process.world_size,
-            "batch_per_device": self.sizes.per_device,
-            "global_batch": self.sizes.global_batch,
-            "steps_per_epoch": self.steps,
-            "peak_lr": self.peak_lr,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "num_classes": self.data.num_classes,
-            "train_samples": len(self.data.train),
-            "val_samples": len(self.data.val),
-        }
-        self.log.params(facts)
-        config, sizes = self.config, self.sizes
-        lines = [
-            f"run {self.folder}",
-            f"{config.model.arch}, {facts['parameters'] / 1e6:.1f} M parameters, {self.data.num_classes} classes, "
-            f"{len(self.data.train):,} training and {len(self.data.val):,} validation images",
-            f"batch {sizes.per_device} per device × {self.process.world_size} devices × {sizes.accumulate} passes = "
-            f"{sizes.global_batch} globally, {self.steps} steps an epoch, peak lr {self.peak_lr:.4g}, "
-            f"{config.loss.name}, {config.training.amp} on {environment['device']}",
-        ]
-        if self.loaded:
-            lines.append(f"weights: {self.loaded}")
+        params = describe.params(self.config, self.process, self.data, self.sizes, self.peak_lr, self.state)
+        self.log.params(params)
+        notes = [f"weights: {self.loaded}"] if self.loaded else []
         still = sum(not p.requires_grad for p in self.model.parameters())
         if still:
-            lines.append(f"frozen: {still} of {len(list(self.model.parameters()))} parameters' tensors")
-        lines += self.notes
-        if resumed is not None and self.unfinished:
-            lines.append(f"resumed before the validation of epoch {self.epoch}")
-        elif resumed is not None:
-            lines.append(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
-        for line in lines:
+            notes.append(f"frozen: {still} of {len(list(self.model.parameters()))} parameters' tensors")
+        self.log.message(f"run {self.folder}")
+        for line in describe.lines(params, self.config, [*notes, *self.notes], resumed, self.state):
             self.log.message(line)

@@ -26,8 +26,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.resources import available_bytes
 from ffcv_train.system.signals import StopRequest
 from ffcv_train.training.ema import WeightAverage
-from ffcv_train.training.optim import create_optimizer
-from ffcv_train.training.resume import load_optimizer
+from ffcv_train.training.optim import create_optimizer, load_optimizer
 from ffcv_train.training.runlog import RunLog
 from ffcv_train.training.status import Status, StatusBoard
 from ffcv_train.training.trainer import Stopped, Trainer

@@ -1,5 +1,6 @@
 """Opening a .beton file: every table and pointer is checked before anything else touches the file."""
 
+import hashlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -51,6 +52,19 @@ class Beton:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         return None if self.sidecar is None else tuple(self.sidecar["class_names"])
+
+    def digest(self) -> str:
+        """A SHA-256 of labels, sizes and places of all samples, and of their checksums where the sidecar has them.
+
+        The same for a copy anywhere, another for a file that was made anew from other images or options.
+        """
+        digest = hashlib.sha256()
+        for table in (self.labels, self.modes, self.heights, self.widths, self.ptrs, self.sizes):
+            digest.update(np.ascontiguousarray(table).data)
+        checksums = (self.sidecar or {}).get("checksums")
+        if isinstance(checksums, dict):
+            digest.update(str(checksums.get("samples")).encode())
+        return digest.hexdigest()
 
     def describe(self, index: int) -> str:
         """Sample `index` in words, with the file that it was made from where the sidecar knows it."""

@@ -1,5 +1,6 @@
 """Image files in a zip archive or a folder as a data set of their own, for --data.format=zip and folder."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,18 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def digest(self) -> str:
+        """A SHA-256 of all labels and names, and of what a zip's directory says of the images.
+
+        The same for a copy anywhere; images of a folder are told apart by their names alone.
+        """
+        digest = hashlib.sha256(self.labels.tobytes())
+        for index in range(len(self)):
+            place = self.source.place(index)
+            member = (place.full_size, place.crc) if isinstance(place, ZipBlob) else ()
+            digest.update(repr((self.source.name(index), *member)).encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     def describe(self, index: int) -> str:
         """Image `index` in words, with the line of the map where there is one."""

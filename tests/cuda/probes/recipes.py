@@ -80,7 +80,9 @@ def main() -> None:
     trainer.train_loader = lambda *_: None
     trainer.val_loader = lambda *_: None
     teacher = card.folder() / "teacher.pt"
-    torch.save(torchvision.models.resnet18().state_dict(), teacher)
+    # Zeros: the networks of this probe are not initialised, and weights that are not finite are refused.
+    weights = torchvision.models.resnet18().state_dict()
+    torch.save({name: torch.zeros_like(tensor) for name, tensor in weights.items()}, teacher)
     beton = card.arguments()["beton"]
     common = [
         *(f"--data.train_dataset={beton}", f"--data.val_dataset={beton}", f"--logging.folder={card.folder()}"),
