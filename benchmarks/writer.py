@@ -34,6 +34,8 @@ from ffcv_train.data.sources.folders import IMAGE_SUFFIXES
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
+
 MODES = {"jpg": 1.0, "proportion": 0.5}
 """Write modes and their probability of JPEG."""
 
@@ -118,11 +120,11 @@ def convert(writer: str, scratch: Path, mode: str, images: int, workers: int) ->
     """Convert the first `images` of scratch/images in a process of its own."""
     target = scratch / "out" / "images.beton"
     target.parent.mkdir()
-    script = str(Path(__file__).with_name("conversion.py"))
     arguments = [writer, scratch / "images", target, mode, MODES[mode], workers, images]
+    command = [sys.executable, "-m", "benchmarks.conversion", *map(str, arguments)]
     os.sync()  # what earlier runs left to the disk
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     program_seconds = time.perf_counter() - start
     if done.returncode != 0:
         last_line = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]

@@ -15,8 +15,8 @@ from tests.support.photographs import ROOT
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "benchmarks" / "loader.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "benchmarks.loader", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_every_loader_reads_the_same_images(jpg_beton: Path, tmp_path: Path) -> None:

@@ -347,9 +347,9 @@ def test_every_mutation_changes_something_and_a_case_is_a_function_of_its_number
 
 def test_damaged_files_end_in_images_or_clear_errors(tmp_path: Path, jpg_beton: Path) -> None:
     result = tmp_path / "fuzz.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--jpegs", "3000", "--betons", "300"]
+    command = [sys.executable, "-m", "fuzz.run", "--jpegs", "3000", "--betons", "300"]
     command += ["--seed", "1", "--json", str(result), "--save", str(tmp_path / "bad"), "--beton", str(jpg_beton)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(result.read_text())
     assert found["findings"] == [] and not (tmp_path / "bad").exists()
