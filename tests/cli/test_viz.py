@@ -160,7 +160,7 @@ def test_logits_refusals(checkpoint: Path, error_of: Script, tmp_path: Path, sma
     assert "would replace" in error_of("logits.py", "--checkpoint", checkpoint, "--output", checkpoint)
     assert "would replace" in error_of("logits.py", "--checkpoint", checkpoint, "--output", small_betons[1])
     given = ("--checkpoint", checkpoint, "--output", tmp_path / "L.pt")
-    assert "unknown argument '--featuers'" in error_of("logits.py", *given, "--featuers")
+    assert "unknown key in the command line: '--featuers'" in error_of("logits.py", *given, "--featuers")
     weights = tmp_path / "squeezenet.pt"
     torch.save(create_model(ModelConfig(arch="squeezenet1_0"), 4).state_dict(), weights)
     foreign = ("--checkpoint", weights, "--model.arch=squeezenet1_0", f"--data.val_dataset={small_betons[1]}")
@@ -291,7 +291,7 @@ def test_transfer_refusals(
     assert "name different classes" in mixed
     both = (*given, "--train", three_classes[0], "--val", three_classes[1])
     assert "must lie between 0 and 1" in error_of(*both, "--held-out", 1)
-    assert "unknown argument '--ignore-class-names'" in error_of(*both, "--ignore-class-names")
+    assert "unknown key in the command line: '--ignore-class-names'" in error_of(*both, "--ignore-class-names")
     assert "folder with --output" in error_of(*both[:3], *both[5:])
 
 

@@ -385,7 +385,7 @@ def test_refuses_what_the_trainer_refuses(small_betons: Betons, more: list[str])
         (["--json=."], "is a folder; name a file"),
         (["--json=nowhere/doctor.json"], "folder that does not exist; create nowhere"),
         (["--devices=7"], "fewer than one global batch of 112 on 7 devices; lower --training.batch_size"),
-        (["--jsn=x"], "unknown argument '--jsn=x'"),
+        (["--jsn=x"], "unknown key in the command line: '--jsn'"),
         (["--data.train_datset=x"], "did you mean 'data.train_dataset'?"),
     ],
 )

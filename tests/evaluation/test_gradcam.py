@@ -357,7 +357,7 @@ def test_refusals(
     assert "--output FILE.png" in error_of(*conv, "--images", photographs)
     assert "must end in .png" in error_of(*conv, "--images", photographs, "--output", tmp_path / "g.pdf")
     assert "no checkpoint" in error_of("--images", photographs, *output)
-    assert "unknown argument '--clas'" in error_of(*both, "--clas", "true")
+    assert "unknown key in the command line: '--clas'" in error_of(*both, "--clas", "true")
     assert "--class dog is no class" in error_of(*both, "--class", "dog")
     assert "--class 4 is no class" in error_of(*both, "--class", "4")
     assert "2 --labels do not name 1" in error_of(*both, "--labels", "a", "b")
