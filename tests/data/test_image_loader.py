@@ -408,6 +408,7 @@ import datetime, sys, time, torch
 from pathlib import Path
 from ffcv_train.data.loading import archive_cache
 from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
 rank, failing = int(sys.argv[1]), sys.argv[4] == "1"
 torch.distributed.init_process_group(
     "gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=3)

@@ -254,7 +254,7 @@ def test_environment_is_json_and_names_versions() -> None:
 
 def test_versions_do_not_import_ffcv() -> None:
     # Importing ffcv sets the number of torch's threads to one.
-    code = "import sys; from ffcv_train import environment as e; e.versions(); "
+    code = "import sys; from ffcv_train.system import environment as e; e.versions(); "
     code += "sys.exit(not {'ffcv', 'torch'}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
