@@ -90,6 +90,9 @@ def test_a_new_run_does_not_overwrite_an_old_one(tmp_path: Path) -> None:
         log.params({})
     with RunLog.open(tmp_path, "run", tensorboard=False) as log:  # nothing was logged yet
         log.epoch(record(0))
+    with pytest.raises(UserError, match=r"no last\.pt to continue it from.*logging\.run"):
+        RunLog.open(tmp_path, "run")
+    (tmp_path / "run" / "last.pt").touch()
     with pytest.raises(UserError, match=r"already holds a run's log.*resume=auto.*logging\.run"):
         RunLog.open(tmp_path, "run")
     assert len(read(tmp_path / "run")) == 1
