@@ -60,6 +60,7 @@ class RunLog:
         if resumed_epoch is not None:
             _drop_epochs(log, resumed_epoch)
         elif log.exists() and log.stat().st_size:
+            os.close(lock)  # an exception that somebody keeps must not keep the folder
             if not (path / "last.pt").exists():
                 raise UserError(
                     f"{path} holds a run's log but no last.pt to continue it from; move the folder away, or choose "
