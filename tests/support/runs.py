@@ -37,6 +37,7 @@ def options(betons: Betons, folder: Path, *more: str) -> list[str]:
         "--training.epochs=2",
         "--training.batch_size=16",
         "--training.device=cpu",
+        "--training.amp=off",
         "--validation.resolution=32",
         "--validation.batch_size=16",
         f"--logging.folder={folder}",

@@ -36,8 +36,7 @@ def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Pat
     assert [line["alpha"] for line in lines] == pytest.approx([0.1 + 0.1 * e / 6 for e in range(6)])
     for key in ("train_loss", "top_1", "top_5", "nll", "ece", "lr", "images_per_s", "data_wait", "peak_memory_gb"):
         assert key in lines[0]
-    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
-    assert lines[-1]["top_1"] > 0.5
+    assert lines[-1]["train_loss"] < 0.85 * lines[0]["train_loss"]
     assert lines[-1]["count"] == 50
     final = load_checkpoint(run / "final.pt")
     assert final["class_names"] == [f"class{i}" for i in range(4)]
@@ -49,9 +48,9 @@ def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Pat
 @pytest.mark.parametrize(
     "more",
     [
-        [],
+        ["--training.amp=bf16"],
         ["--training.ema_decay=0.8", "--training.accumulate=2", "--training.clip_grad=1", "--training.optimizer=adamw"],
-        ["--training.amp=off", "--data.in_memory=0", "--model.channels_last=0", "--training.nesterov=1"],
+        ["--data.in_memory=0", "--model.channels_last=0", "--training.nesterov=1"],
         [
             *("--augment.policy=rand_augment", "--augment.erase=0.5", "--augment.repeats=3"),
             *("--augment.mixup=0.8", "--augment.cutmix=1", "--data.in_memory=0"),
