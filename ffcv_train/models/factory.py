@@ -15,6 +15,7 @@ from ffcv_train.config.schema import ModelConfig
 from ffcv_train.models.blurpool import apply_blurpool
 from ffcv_train.models.cifar_deit import CIFAR_TRANSFORMERS
 from ffcv_train.models.cifar_resnet import CIFAR_MODELS
+from ffcv_train.models.inspect.trace import evaluation_mode
 from ffcv_train.models.weights import read_normalisation
 from ffcv_train.system.errors import UserError
 
@@ -148,20 +149,17 @@ def check_resolution(model: nn.Module, resolution: int, arch: str = "") -> int:
     """
     name = arch or type(model).__name__
     try:
-        output = _forward(_without_storage(model), resolution)
+        output = _forward(_without_storage(model).eval(), resolution)
     except Exception:
-        flags = [(module, module.training) for module in model.modules()]
         try:
-            output = _forward(model, resolution)
+            with evaluation_mode(model):
+                output = _forward(model, resolution)
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
                 f"{name} does not take images of {resolution} x {resolution} pixels ({reason}); "
                 "change resolution.min_res, resolution.max_res or validation.resolution, or the architecture"
             ) from None
-        finally:
-            for module, training in flags:
-                module.training = training
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != 1:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UserError(f"{name} is no image classifier: it returns {shape} for one image; choose another model.arch")
@@ -184,6 +182,5 @@ def _without_storage(model: nn.Module) -> nn.Module:
 
 def _forward(model: nn.Module, resolution: int) -> object:
     like = next(model.parameters())
-    model.eval()
     with torch.no_grad():
         return model(torch.zeros(1, 3, resolution, resolution, device=like.device, dtype=like.dtype))

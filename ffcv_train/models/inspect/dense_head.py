@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ffcv_train.models.inspect.trace import trace
 
 
 @dataclass(eq=False)
@@ -104,7 +105,7 @@ def _watch(model: nn.Module, side: int) -> tuple[list[_Step], list[_Map], Tensor
 
     def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         # A copy, for the layer may work in place.
-        if len(arguments) == 1 and _is_vector(arguments[0]):
+        if module in leaves and len(arguments) == 1 and _is_vector(arguments[0]):
             inputs[id(module)] = arguments[0].clone()
 
     def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -115,19 +116,8 @@ def _watch(model: nn.Module, side: int) -> tuple[list[_Step], list[_Map], Tensor
             maps.extend(_Map(names[module], module, *reading) for reading in _readings(output, prefix))
 
     names = {module: name for name, module in model.named_modules()}
-    handles = []
-    for module in model.modules():
-        if not any(True for _ in module.children()):
-            handles.append(module.register_forward_pre_hook(before))
-        handles.append(module.register_forward_hook(after))
-    like = next(model.parameters())
-    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    try:
-        with _evaluating(model), torch.no_grad():
-            logits = model(noise.to(like))
-    finally:
-        for handle in handles:
-            handle.remove()
+    leaves = {module for module in names if next(module.children(), None) is None}
+    logits = trace(model, side, names, after, before)
     return steps, maps, logits
 
 
@@ -154,14 +144,3 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _same_step(step: _Step) -> bool:
     """Dropout, flattening and the like."""
     return _same(step.before, step.after)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ffcv_train.models.inspect.trace import trace
 from ffcv_train.system.errors import UserError
 
 _MOST_PREFIX_TOKENS = 16  # class token, distillation token, registers
@@ -75,24 +76,14 @@ def find_feature_map(model: nn.Module, side: int) -> FeatureMap | None:
             outputs.append((module, output))
 
     names = {module: name for name, module in model.named_modules() if name}
-    handles = [module.register_forward_hook(after) for module in names]
-    modes = [(module, module.training) for module in model.modules()]
-    like = next(model.parameters())
-    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(like).requires_grad_()
-    try:
-        with torch.enable_grad():
-            logits = model.eval()(noise)
-            found = _candidates(outputs, names, side)
-            if not found:
-                return None
-            gradients = torch.autograd.grad(
-                logits.square().sum(), [output for _, output in found], allow_unused=True, materialize_grads=True
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+    logits = trace(model, side, names, after, gradients=True)
+    found = _candidates(outputs, names, side)
+    if not found:
+        return None
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(
+            logits.square().sum(), [output for _, output in found], allow_unused=True, materialize_grads=True
+        )
     for (candidate, _), gradient in zip(reversed(found), reversed(gradients), strict=True):
         reaching = candidate.to_map(gradient).abs().amax(dim=(0, 1)) > 0
         if bool(reaching.any()):

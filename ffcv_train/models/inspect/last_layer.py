@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ffcv_train.models.inspect.trace import trace
 from ffcv_train.system.errors import UserError
 
 
@@ -75,18 +76,7 @@ def find_last_layer(model: nn.Module, side: int) -> LastLayer | None:
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     names: dict[nn.Module, str] = {module: name for name, module in layers.items()}
-    handles = [module.register_forward_hook(after) for module in names]
-    modes = [(module, module.training) for module in model.modules()]
-    like = next(model.parameters())
-    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.no_grad():
-            logits = model.eval()(noise.to(like))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+    logits = trace(model, side, names, after)
     fitting = [(module, output) for module, output in outputs if output.shape == logits.shape]
     for count in (1, 2):
         for chosen in reversed(list(combinations(fitting, count))):
