@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import disk_errors
+from ffcv_train.system.files import disk_errors, whole_file
 
 FORMAT = 1
 ROWS = ("logits", "labels", "indices", "features")
@@ -135,10 +135,7 @@ def create_logits(
         last_layer = {"weight": _plain(weight), "bias": None if bias is None else _plain(bias)}
     with disk_errors(path):
         _check_space(path, rows * (4 * classes + 4 * features + 16))
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-    temporary = Path(name)
-    try:
+    with whole_file(path) as temporary:
         with disk_errors(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             # Holes of the right size: torch.save writes where the bytes belong, not the bytes.
             shapes = {"logits": (rows, classes), "features": (rows, features)}
@@ -157,15 +154,6 @@ def create_logits(
         if last_layer is not None:
             _fill_last_layer(temporary, last_layer)
         yield temporary
-        with disk_errors(path):
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fill_rows(temporary: Path, positions: Tensor, values: Mapping[str, Tensor]) -> None:

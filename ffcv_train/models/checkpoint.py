@@ -1,7 +1,5 @@
 """Checkpoints: written whole or not at all, read without executing anything from the file."""
 
-import contextlib
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import whole_file
 
 FORMAT = 1
 _SMALL_BYTES = 1 << 20  # what a tensor may have without content of its own, as one that was expanded does
@@ -26,21 +25,13 @@ def save_checkpoint(state: dict[str, Any], path: Path, *, keep: Path | None = No
     `keep` is the name under which the old file stays, where the file system has hard links. `state` holds tensors,
     numbers, texts, lists and dictionaries only. Raises `UserError` when the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path, keep=keep, one_writer=True) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None:
-            _link(path, keep)
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         # torch.save hides what the disk said behind an assertion of its own.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(f"cannot write the checkpoint {path}: {reason}; free some disk space and resume") from None
-    _sync_folder(path.parent)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -124,20 +115,3 @@ def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
     older = path.with_name("previous.pt")
     hint = f"; the one before it is {older}" if older.is_file() and path.name != older.name else ""
     return DamagedCheckpointError(f"{path} is damaged or not a PyTorch checkpoint ({reason}){hint}")
-
-
-def _link(path: Path, name: Path) -> None:
-    temporary = name.with_name(f".{name.name}.tmp")
-    # Not every file system has links, and there is not always a file yet.
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
-        temporary.replace(name)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ffcv_train.system.errors import UserError
 
@@ -74,26 +74,73 @@ def replace_text(path: str | Path, text: str) -> None:
 
 
 def replace_file(path: str | Path, content: bytes) -> None:
-    """Make `content` that of `path`; a crash at any moment leaves the old one or the new one.
+    """Make `content` that of `path`, as `whole_file` does."""
+    with whole_file(path) as temporary, disk_errors(path):
+        temporary.write_bytes(content)
 
-    Raises `UserError` where the file cannot be written.
+
+@contextlib.contextmanager
+def whole_file(path: str | Path, *, keep: Path | None = None, one_writer: bool = False) -> Iterator[Path]:
+    """A new, empty file beside `path` to write to; it takes that name, on the disk, when the context ends.
+
+    On an exception it disappears. A crash at any moment leaves the old file or the new one. `keep` is the name under
+    which the old file stays, where the file system has hard links. With `one_writer` the new file's first name is
+    always the same, so that programs killed again and again leave one unfinished file at most; two that write to
+    `path` at a time would disturb each other. Raises `UserError` where the disk refuses.
     """
     path = Path(path)
     with disk_errors(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
+        if one_writer:
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_bytes(b"")
+        else:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            os.close(handle)
+            temporary = Path(name)
+    try:
+        yield temporary
+        with disk_errors(path):
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp's files are the owner's alone
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's files are the owner's alone
+            if keep is not None:
+                _link(path, keep)
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Put what was written to an open file on the disk. Raises `OSError`."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in `folder` on the disk, where the file system knows how to."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    # There is no asking without setting.
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _link(path: Path, name: Path) -> None:
+    temporary = name.with_name(f".{name.name}.tmp")
+    # Not every file system has links, and there is not always a file yet.
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+        temporary.replace(name)
 
 
 @contextlib.contextmanager

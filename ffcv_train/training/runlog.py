@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import disk_errors, replace_text, to_json_line, to_plain, write_json
+from ffcv_train.system.files import disk_errors, replace_text, sync_file, to_json_line, to_plain, write_json
 from ffcv_train.system.progress import ProgressLine, duration
 
 
@@ -101,8 +101,7 @@ class RunLog:
         log = self.folder / "log.jsonl"
         with disk_errors(log), log.open("a", encoding="utf-8") as file:
             file.write(to_json_line(record))
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
         if self._writer is not None:
             with disk_errors(self.folder):
                 for name, value in _scalars(record):

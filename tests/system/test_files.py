@@ -1,4 +1,4 @@
-"""Files are files: nothing that would wait for a writer, or never end, is read as one."""
+"""Files are files, and written whole or not at all."""
 
 import os
 import socket
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_train.system.files import open_regular
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import open_regular, replace_file, whole_file
 from tests.support.limits import no_hang
 
 
@@ -33,3 +34,53 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         with no_hang(), pytest.raises(OSError, match=what):
             open_regular(path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("one_writer", [False, True])
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, one_writer: bool) -> None:
+    path = tmp_path / "file"
+    mask = os.umask(0o027)
+    try:
+        with whole_file(path, one_writer=one_writer) as temporary:
+            temporary.write_bytes(b"old")
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o640
+    with pytest.raises(ValueError), whole_file(path, one_writer=one_writer) as temporary:
+        temporary.write_bytes(b"half")
+        assert path.read_bytes() == b"old"
+        raise ValueError
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
+    with whole_file(path, keep=tmp_path / "before", one_writer=one_writer) as temporary:
+        temporary.write_bytes(b"new")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"file": b"new", "before": b"old"}
+
+
+def test_content_is_on_the_disk_before_the_name_and_a_disk_that_refuses_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, done = tmp_path / "file", []
+    path.write_bytes(b"old")
+
+    def sync(descriptor: int) -> None:
+        done.append((Path(f"/proc/self/fd/{descriptor}").readlink().name.startswith(".file."), path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    replace_file(path, b"new")
+    assert done == [(True, b"old"), (False, b"new")]
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*file: No space left on device"):
+        replace_file(path, b"newer")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"new"
+
+
+def test_what_a_killed_writer_left_is_overwritten_where_there_is_but_one(tmp_path: Path) -> None:
+    (tmp_path / ".file.tmp").write_bytes(b"half of a longer file")
+    with whole_file(tmp_path / "file", one_writer=True) as temporary:
+        assert not temporary.read_bytes()
+        temporary.write_bytes(b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_bytes() == b"new"
