@@ -118,7 +118,7 @@ def check_plan(plan: Plan) -> None:
     setup.check_length(plan.config, data, setup.batch_sizes(plan.config, 1))
     for loss in plan.losses:
         named = dataclasses.replace(plan.config.loss, name=loss)
-        create_criterion(named, data.num_classes, plan.config.training.epochs)
+        create_criterion(named, data.num_classes, plan.config.training.epochs, data.class_counts)
     if plan.transfer:
         common_classes(*(open_data_set(str(path), plan.config.data.format) for path in plan.transfer))
     torch.manual_seed(0)

@@ -149,7 +149,7 @@ class ResolutionConfig:
 class LossConfig:
     """The criterion; a hyperparameter that the chosen criterion has no use for is ignored."""
 
-    name: str = option("maxsup", "criterion: ce, ls, maxsup, logit_penalty, ols, zipf, or an ablation (docs/losses.md)")
+    name: str = option("maxsup", "criterion: ce, ls, maxsup, logit_penalty, ols, zipf, … (docs/losses.md has all)")
     alpha_start: float = option(0.1, "maxsup, ls, ablations: weight of the penalty at the start", min=0.0)
     alpha_end: float = option(0.2, "maxsup, ls, ablations: weight at the end, reached linearly", min=0.0)
     alpha_schedule: str = option(
@@ -161,6 +161,21 @@ class LossConfig:
     hard_weight: float = option(0.5, "ols: weight of cross-entropy with the target", min=0.0)
     soft_weight: float = option(0.5, "ols: weight of cross-entropy with the class's mean prediction", min=0.0)
     zipf_weight: float = option(0.1, "zipf: weight of the divergence from Zipf's law", min=0.0)
+    focal_gamma: float = option(2.0, "focal: power of 1 − q_gt by which easy samples count less; 0: ce", min=0.0)
+    weight_beta: float = option(
+        0.9999,
+        "weighted_ce, ldam: classes weigh (1 − β)/(1 − β^n); 0: alike, 1: by inverse frequency",
+        min=0.0,
+        max=1.0,
+    )
+    ldam_margin: float = option(0.5, "ldam: margin of the rarest class, in logits", min=0.0)
+    ldam_scale: float = option(1.0, "ldam: factor of logits and margins; its authors have 30 on cosines", min=1e-3)
+    drw_from: float = option(
+        0.8, "ldam: share of the epochs after which classes are weighted; 0: always, 1: never", min=0.0, max=1.0
+    )
+    bce_smoothing: float = option(0.0, "bce: label smoothing of its targets", min=0.0, max=1.0)
+    bce_threshold: float = option(0.0, "bce: targets above this are 1, the others 0; 0: as they are", min=0.0, max=1.0)
+    bce_sum_classes: bool = option(False, "bce: sum over the classes instead of their mean")
 
 
 @dataclass(frozen=True)

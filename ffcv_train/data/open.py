@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import check_labels
 from ffcv_train.data.format.beton import Beton, open_beton
@@ -64,6 +66,11 @@ class DataSets:
     val: DataSet
     num_classes: int
     class_names: tuple[str, ...] | None
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training samples of each class."""
+        return np.bincount(self.train.labels, minlength=self.num_classes).tolist()
 
 
 def open_data_sets(config: RunConfig) -> DataSets:

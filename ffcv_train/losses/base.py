@@ -1,19 +1,21 @@
 """What every criterion shares: the interface to the trainer, float32, and the α schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ffcv_train.system.distributed import all_reduce_sum
+from ffcv_train.system.errors import UserError
 
 
 class Criterion(nn.Module):
     """A training loss; a subclass says in `per_sample` what one sample costs.
 
-    Constructor arguments are names of `LossConfig` fields, `num_classes` or `epochs`; `create_criterion` passes
-    those that a constructor names. State that must survive a restart belongs in persistent buffers.
+    Constructor arguments are names of `LossConfig` fields, `num_classes`, `epochs` or `class_counts`;
+    `create_criterion` passes those that a constructor names. State that must survive a restart belongs in persistent
+    buffers.
     """
 
     rank_sums: ClassVar[tuple[str, ...]] = ()
@@ -100,6 +102,22 @@ class AlphaCriterion(Criterion):
 
     def scalars(self) -> dict[str, float]:
         return {"alpha": self._alpha_on_host}
+
+
+def counts_of_all_classes(class_counts: Sequence[int], name: str) -> Tensor:
+    """Training samples of each class, float64 [K]. Raises `UserError` where the criterion `name` meets a class of none.
+
+    >>> counts_of_all_classes([500, 5], "ldam")
+    tensor([500.,   5.], dtype=torch.float64)
+    """
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    if not bool((counts > 0).all()):
+        empty = int((counts <= 0).nonzero()[0])
+        raise UserError(
+            f"loss.name={name} takes each class's frequency from the training set, which has no sample of label "
+            f"{empty}; train on samples of every class, or choose another criterion"
+        )
+    return counts
 
 
 def _check_shapes(logits: Tensor, targets: Tensor) -> None:

@@ -76,7 +76,8 @@ class Trainer:
         sides = schedules.sides(config.resolution, config.training.epochs)
         self.model, self.loaded = build_model(config, self.data.num_classes, process.device, sides, model)
         if criterion is None:
-            criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs)
+            counts = self.data.class_counts
+            criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs, counts)
         self.criterion = criterion.to(process.device)
         self.frozen = finetune.freeze(self.model, config.finetune)
         scales = finetune.lr_scales(self.model, config.finetune)

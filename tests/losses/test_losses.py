@@ -7,25 +7,33 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.loss import BinaryCrossEntropy as TimmBinaryCrossEntropy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffcv_train.config.schema import LossConfig
 from ffcv_train.losses import CRITERIA, create_criterion
+from ffcv_train.losses.balanced_softmax import balanced_softmax
 from ffcv_train.losses.base import Criterion
+from ffcv_train.losses.bce import binary_cross_entropy
 from ffcv_train.losses.cross_entropy import cross_entropy
 from ffcv_train.losses.error_amplification_only import error_amplification_only
+from ffcv_train.losses.focal import focal
 from ffcv_train.losses.label_smoothing import label_smoothing
+from ffcv_train.losses.ldam import class_margins
 from ffcv_train.losses.logit_penalty import logit_penalty
 from ffcv_train.losses.maxsup import maxsup
 from ffcv_train.losses.regularization_only import regularization_only
+from ffcv_train.losses.weighted_ce import class_weights, weighted_cross_entropy
 from ffcv_train.losses.zipf import Zipf
 from ffcv_train.models.inspect.dense_head import DenseHead
 from ffcv_train.system.errors import UserError
 
 BATCH, CLASSES = 6, 5
+COUNTS = [5000, 800, 120, 20, 3]
 # Arg maxima at seven positions of each sample's feature map: some classes without a vote, some tied.
 TOP_CLASSES = torch.tensor([[0, 1, 1, 2, 2, 3, 0]] * 3 + [[4, 4, 4, 4, 2, 2, 1]] * 3)
 
@@ -48,7 +56,7 @@ def batch(seed: int = 0, soft: bool = False, dtype: torch.dtype = torch.float64)
 
 
 def criterion_named(name: str, epoch: int = 0, classes: int = CLASSES) -> Criterion:
-    criterion = create_criterion(LossConfig(name=name), num_classes=classes, epochs=4)
+    criterion = create_criterion(LossConfig(name=name), num_classes=classes, epochs=4, class_counts=COUNTS[:classes])
     criterion.start_epoch(epoch)
     if isinstance(criterion, Zipf):
         criterion.head = DenseHead("", torch.nn.Identity(), True, 0, top_classes=TOP_CLASSES)
@@ -68,6 +76,26 @@ def numpy_loss(name: str, logits: np.ndarray, targets: np.ndarray, alpha: float)
         if name == "ols":  # in its first epoch: rows of label smoothing with 0.1
             smooth = -sum((0.9 * weights[k] + 0.1 / len(z)) * (z[k] - log_sum) for k in classes)
             total += 0.5 * entropy + 0.5 * smooth
+            continue
+        if name == "bce":
+            signs = [np.logaddexp(0, -v) * w + np.logaddexp(0, v) * (1 - w) for v, w in zip(z, weights, strict=True)]
+            total += sum(signs) / len(z)
+            continue
+        if name in ("focal", "weighted_ce", "balanced_softmax", "ldam"):
+            log_q = [v - log_sum for v in z]
+            raw = [(1 - 0.9999) / (1 - 0.9999**n) for n in COUNTS]
+            shares = [w * len(raw) / sum(raw) for w in raw]
+            if name == "focal":
+                total -= sum(weights[k] * (1 - np.exp(log_q[k])) ** 2 * log_q[k] for k in classes)
+            elif name == "weighted_ce":
+                total -= sum(weights[k] * shares[k] * log_q[k] for k in classes)
+            elif name == "balanced_softmax":
+                seen = sum(n * np.exp(v) for n, v in zip(COUNTS, z, strict=True))
+                total -= sum(weights[k] * np.log(COUNTS[k] * np.exp(z[k]) / seen) for k in classes)
+            else:  # as its authors' code: the margin off the true logit; weights from epoch 3.2 of 4 on, thus never
+                margin = 0.5 * COUNTS[y] ** -0.25 / min(COUNTS) ** -0.25
+                rest = sum(np.exp(v) for k, v in enumerate(z) if k != y)
+                total += np.log(1 + rest / np.exp(z[y] - margin))
             continue
         total += entropy
         if name == "ls":
@@ -106,7 +134,9 @@ hard_and_soft = pytest.mark.parametrize(
 def test_criteria_equal_the_method_in_numpy(name: str, soft: bool, seed: int, epoch: int) -> None:
     logits, targets = batch(seed, soft)
     expected = numpy_loss(name, logits.numpy(), targets.numpy(), alpha=0.1 + 0.1 * epoch / 4)
-    assert criterion_named(name, epoch)(logits, targets).item() == pytest.approx(expected, rel=1e-7)
+    # What follows from the class counts is held in float32.
+    rel = 1e-6 if name in ("weighted_ce", "balanced_softmax", "ldam") else 1e-7
+    assert criterion_named(name, epoch)(logits, targets).item() == pytest.approx(expected, rel=rel)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -170,6 +200,96 @@ def test_logit_penalty_gradient_is_beta_times_the_logits() -> None:
     torch.testing.assert_close(penalty, 0.02 * logits)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_focal_loss_of_two_classes_is_torchvisions(gamma: float) -> None:
+    logits, _ = batch(20)
+    two, targets = torch.stack([torch.zeros(BATCH), logits[:, 0]], dim=1).double(), torch.tensor([0, 1, 0, 1, 1, 0])
+    expected = torchvision.ops.sigmoid_focal_loss(logits[:, 0], targets.double(), alpha=-1, gamma=gamma)
+    torch.testing.assert_close(focal(two, targets, gamma), expected)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_focal_loss_without_a_power_is_cross_entropy(soft: bool) -> None:
+    logits, targets = batch(21, soft)
+    torch.testing.assert_close(focal(logits, targets, 0.0), cross_entropy(logits, targets))
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
+def test_focal_loss_has_a_gradient_where_a_sample_is_certain(gamma: float) -> None:
+    logits, targets = torch.tensor([[200.0, 0.0], [-200.0, 0.0]]), torch.tensor([0, 0])
+    found = gradient(lambda z: focal(z, targets, gamma), logits)
+    assert found[0].abs().max() < 1e-6
+    torch.testing.assert_close(found[1], torch.tensor([-1.0, 1.0]))
+
+
+@pytest.mark.parametrize("sum_classes", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_is_timms(smoothing: float, threshold: float, sum_classes: bool) -> None:
+    logits, targets = batch(22, dtype=torch.float32)
+    reference = TimmBinaryCrossEntropy(smoothing, threshold or None, sum_classes=sum_classes)
+    found = binary_cross_entropy(logits, targets, smoothing, threshold, sum_classes).mean()
+    torch.testing.assert_close(found, reference(logits, targets))
+    logits, mixed = batch(23, soft=True, dtype=torch.float32)
+    reference = TimmBinaryCrossEntropy(0.0, threshold or None, sum_classes=sum_classes)
+    found = binary_cross_entropy(logits, mixed, 0.0, threshold, sum_classes).mean()
+    torch.testing.assert_close(found, reference(logits, mixed))
+
+
+def test_class_weights_reach_from_alike_to_inverse_frequency() -> None:
+    counts = torch.tensor(COUNTS, dtype=torch.float64)
+    torch.testing.assert_close(class_weights(counts, 0.0), torch.ones(CLASSES, dtype=torch.float64))
+    inverse = class_weights(counts, 1.0)
+    torch.testing.assert_close(inverse * counts, (inverse * counts)[:1].expand(CLASSES))
+    torch.testing.assert_close(class_weights(counts, 1 - 1e-12), inverse, rtol=1e-3, atol=0)
+    assert class_weights(counts, 0.9999).mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_weighted_cross_entropy_is_pytorchs_but_for_what_the_mean_divides_by(soft: bool) -> None:
+    logits, targets = batch(24, soft)
+    weights = class_weights(torch.tensor(COUNTS, dtype=torch.float64), 0.999)
+    expected = F.cross_entropy(logits, targets, weight=weights, reduction="sum")
+    torch.testing.assert_close(weighted_cross_entropy(logits, targets, weights).sum(), expected)
+
+
+def test_balanced_softmax_of_equal_counts_is_cross_entropy() -> None:
+    logits, targets = batch(25)
+    torch.testing.assert_close(
+        balanced_softmax(logits, targets, torch.full((CLASSES,), -1.7, dtype=torch.float64)),
+        cross_entropy(logits, targets),
+    )
+
+
+def test_ldam_weights_classes_late_and_in_place() -> None:
+    counts = torch.tensor(COUNTS, dtype=torch.float64)
+    assert class_margins(counts, 0.5).tolist() == pytest.approx([0.5 * (3 / n) ** 0.25 for n in COUNTS])
+    criterion = create_criterion(
+        LossConfig(name="ldam", ldam_scale=30.0), num_classes=CLASSES, epochs=10, class_counts=COUNTS
+    )
+    buffer = criterion.get_buffer("weights")
+    logits, targets = batch(26)
+    found = {}
+    for epoch in (7, 8, 0):
+        criterion.start_epoch(epoch)
+        found[epoch] = criterion(logits, targets)
+        assert criterion.scalars() == {"class_weighting": float(epoch == 8)}
+    assert criterion.get_buffer("weights") is buffer
+    shifted = logits - F.one_hot(targets, CLASSES) * class_margins(counts, 0.5)[targets][:, None]
+    sums = F.cross_entropy(30 * shifted, targets, weight=class_weights(counts, 0.9999), reduction="sum")
+    torch.testing.assert_close(found[8], sums / BATCH, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[7], F.cross_entropy(30 * shifted, targets), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[0], found[7])
+
+
+@pytest.mark.parametrize("name", ["weighted_ce", "balanced_softmax", "ldam"])
+def test_a_class_without_samples_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"loss.name={name} takes .* no sample of label 2"):
+        create_criterion(LossConfig(name=name), num_classes=4, epochs=1, class_counts=[3, 1, 0, 2])
+    with pytest.raises(ValueError, match="needs class_counts"):
+        create_criterion(LossConfig(name=name), num_classes=4, epochs=1)
+
+
 def gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     leaf = logits.clone().requires_grad_()
     return torch.autograd.grad(loss(leaf).sum(), leaf)[0]
@@ -190,6 +310,10 @@ def test_a_constant_on_all_logits_changes_nothing(name: str, soft: bool) -> None
     if name == "logit_penalty":
         # By definition not: (β/2) Σ (z + c)² − z².
         before = before + 3e-4 * (2 * 7.5 * logits.sum(dim=-1) + CLASSES * 7.5**2).mean()
+    if name == "bce":
+        # No softmax: every logit counts by itself.
+        assert (after - before).abs() > 1
+        return
     torch.testing.assert_close(after, before)
 
 

@@ -322,3 +322,22 @@ def test_a_network_with_more_outputs_than_named_classes(small_betons: Betons, tm
         done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert read_logits(tmp_path / "logits.pt").class_names == ("class0", "class1", "class2", "class3", "4", "5")
+
+
+@pytest.mark.parametrize("loss", ["weighted_ce", "balanced_softmax", "ldam"])
+def test_criteria_for_long_tails_know_the_training_sets_counts(small_betons: Betons, tmp_path: Path, loss: str) -> None:
+    labels = [0] * 20 + [1] * 9 + [2] * 2 + [3]
+    tail = write_stock_beton(tmp_path / "t.beton", Samples(crops_of_photographs(32, 32, 32), labels), "raw", 4)
+    settings = config((tail, small_betons[1]), tmp_path, f"--loss.name={loss}", "--loss.weight_beta=1")
+    trainer = Trainer(settings, ALONE)
+    counts = torch.tensor([20.0, 9.0, 2.0, 1.0])
+    expected = {
+        "weighted_ce": {"weights": (1 / counts) / (1 / counts).mean()},
+        "balanced_softmax": {"log_priors": (counts / 32).log()},
+        "ldam": {"margins": 0.5 * counts**-0.25},
+    }[loss]
+    for name, values in expected.items():
+        torch.testing.assert_close(trainer.criterion.get_buffer(name), values)
+    lacking = write_stock_beton(tmp_path / "l.beton", Samples(crops_of_photographs(32, 32, 32), [0, 3] * 16), "raw", 4)
+    with pytest.raises(UserError, match="no sample of label 1"):
+        train((lacking, small_betons[1]), tmp_path, f"--loss.name={loss}")
