@@ -18,6 +18,7 @@ from ffcv_train.data.open import center_crop_of, val_loader
 from ffcv_train.data.sources.archives import Blob, ZipBlob
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
 from ffcv_train.data.sources.image_set import ImageSet, open_image_set
+from ffcv_train.data.sources.walk import is_hidden, is_image
 from ffcv_train.models.class_names import ClassNames
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
@@ -191,15 +192,13 @@ def centre_crop(pixels: np.ndarray, side: int, crop: CenterCrop) -> np.ndarray:
 
 
 def _open_folder(path: Path, count: int | None, seed: int) -> FolderImages:
-    endings = set(Image.registered_extensions())
-
     def images(folder: Path) -> list[Path]:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
-        return [folder / name for name in names if Path(name).suffix.lower() in endings]
+            names = sorted(entry.name for entry in entries if entry.is_file() and not is_hidden(entry.name))
+        return [folder / name for name in names if is_image(name)]
 
     try:
-        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
         found = [(file, "") for file in images(path)]
         found += [(file, folder.name) for folder in folders for file in images(folder)]
     except OSError as error:

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ffcv_train.data.sources.class_files import read_class_names
+from ffcv_train.data.sources.image_file import decode_rgb
 from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import Request, Source
+from ffcv_train.data.sources.walk import image_suffixes
 from ffcv_train.data.sources.zips import parse_map
 from ffcv_train.system.errors import UserError
 from tests.support.limits import no_hang
@@ -62,6 +64,64 @@ def test_hidden_files_and_folders_do_not_count(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "a/._1.jpg", ".cache/2.jpg", "a/.trash/3.jpg")
     source = open_source("imagenet", Request(str(tmp_path), "train"))
     assert content(source) == [("a/1.jpg", 0)] and source.class_names == ("a",)
+
+
+def test_a_folder_that_is_linked_to_counts_once(tmp_path: Path) -> None:
+    """What `ln -s STORE a` leaves when it is given twice; links up, across, to themselves and to nowhere."""
+    root = tmp_path / "data/train"
+    put(tmp_path, "store/0.jpg", "store/1.jpg", "other/2.jpg", "other/more/3.jpg")
+    put(root, "b/4.jpg", "cat/5.jpg", "cat/kittens/6.jpg")
+    for link, target in (
+        ("a", tmp_path / "store"),
+        ("b/linked", tmp_path / "other"),
+        ("cat/up", Path("..")),
+        ("cat/further", Path("../..")),
+        ("ape", Path("cat/kittens")),
+        ("b/itself", Path("itself")),
+        ("b/nowhere", Path("absent")),
+    ):
+        (root / link).symlink_to(target)
+    (tmp_path / "store/store").symlink_to(tmp_path / "store")
+    (tmp_path / "other/more/back").symlink_to(tmp_path / "other")
+    with no_hang():
+        source = open_source("imagenet", Request(str(root), "train"))
+    assert [(name, source.class_names[label]) for name, label in content(source)] == [
+        ("a/0.jpg", "a"),
+        ("a/1.jpg", "a"),
+        ("b/4.jpg", "b"),
+        ("b/linked/2.jpg", "b"),
+        ("b/linked/more/3.jpg", "b"),
+        ("cat/5.jpg", "cat"),
+        ("cat/kittens/6.jpg", "cat"),
+    ]
+    assert source.notes[0].startswith("5 folders are left out, being searched under another path: a/store is a, …")
+
+
+def test_every_ending_that_is_taken_can_be_read(tmp_path: Path) -> None:
+    Image.init()
+    torchvisions = set(torchvision.datasets.folder.IMG_EXTENSIONS)
+    assert torchvisions | {".jfif", ".jpe", ".gif", ".avif", ".jp2", ".tga", ".qoi"} <= image_suffixes()
+    for suffix in image_suffixes():
+        kind = Image.registered_extensions()[suffix]
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((9, 8, 3), 99, np.uint8)).save(buffer, kind, save_all=False)
+        assert decode_rgb(buffer.getvalue()).shape == (9, 8, 3), suffix
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / f"a/x{suffix.upper()}").write_bytes(buffer.getvalue())
+    assert len(open_source("imagenet", Request(str(tmp_path), "train"))) == len(image_suffixes())
+
+
+def test_files_that_are_left_out_are_counted_by_their_endings(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.jpg", "a/2.JFIF", "b/noext", "b/3.txt", "b/c/4.TXT", "b/5.jpg", "b/.hidden")
+    source = open_source("imagenet", Request(str(tmp_path), "train"))
+    assert len(source) == 3
+    assert source.notes == ("3 files are left out, by their endings no images: .txt (2), none (1)",)
+
+
+def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.jpg", "@eaDir/1.jpg/thumb.jpg", "a/@eaDir/1.jpg/thumb.jpg", "__MACOSX/a/1.jpg", "#recycle/2.jpg")
+    source = open_source("imagenet", Request(str(tmp_path), "train"))
+    assert content(source) == [("a/1.jpg", 0)] and source.class_names == ("a",) and not source.notes
 
 
 @pytest.mark.parametrize("data_dir", ["", "val"])

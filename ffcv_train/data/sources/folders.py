@@ -1,15 +1,13 @@
 """Image folders: a folder per class."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ffcv_train.data.sources.class_files import read_class_names
 from ffcv_train.data.sources.source import FileSource, Request, Source
+from ffcv_train.data.sources.walk import find_images, is_hidden
 from ffcv_train.system.errors import UserError
 
-# torchvision's ImageFolder takes the same, so labels and order agree with it.
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 _SPLITS = ("train", "val")
 
 
@@ -47,17 +45,13 @@ def class_folders(request: Request) -> Source:
             f"remove it, or give another order of labels with --cfg.classes"
         )
 
-    files: list[str] = []
-    labels: list[int] = []
-    for folder in folders:
-        found = _image_files(root, folder)
-        files += found
-        labels += [label_of[folder]] * len(found)
+    found, notes = find_images(root, folders)
+    files = [file for folder in folders for file in found[folder]]
+    labels = [label_of[folder] for folder in folders for _ in found[folder]]
     present = set(labels)
     empty = [name for label, name in enumerate(class_names) if label not in present]
-    notes = (
-        [f"{len(empty)} of {len(class_names)} classes have no images: {empty[0]}{_and_more(empty)}"] if empty else []
-    )
+    if empty:
+        notes.append(f"{len(empty)} of {len(class_names)} classes have no images: {empty[0]}{_and_more(empty)}")
     return FileSource(root, files, class_names, labels, notes=notes)
 
 
@@ -73,25 +67,7 @@ def _folders(root: Path) -> list[str]:
     """Names of the sub-folders, sorted; hidden ones are no classes. Empty where `root` is no folder."""
     if not root.is_dir():
         return []
-    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir())
-
-
-def _image_files(root: Path, folder: str) -> list[str]:
-    """Image files in and below `root/folder`, relative to `root`, in ImageFolder's order; hidden ones do not count."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"cannot list {error.filename}: {error.strerror}")
-
-    found: list[tuple[str, list[str]]] = []
-    for parent, subfolders, names in os.walk(root / folder, followlinks=True, onerror=fail):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        images = [
-            name
-            for name in sorted(names)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
-        ]
-        found.append((parent, images))
-    return [f"{os.path.relpath(parent, root)}/{name}" for parent, images in sorted(found) for name in images]
+    return sorted(entry.name for entry in root.iterdir() if not is_hidden(entry.name) and entry.is_dir())
 
 
 def _and_more(items: Sequence[str]) -> str:
