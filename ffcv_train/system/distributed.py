@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.launcher import ends_with_launcher
 
 T = TypeVar("T")
 
@@ -66,7 +67,8 @@ def process_group(device_name: str) -> Iterator[Process]:
             f"torchrun --master_port"
         ) from None
     try:
-        yield Process(rank, world_size, local_rank, local_world_size, device)
+        with ends_with_launcher():
+            yield Process(rank, world_size, local_rank, local_world_size, device)
     except Exception:
         # The other ranks may never come to the orderly end, for which NCCL would wait. Stopping is agreed by all.
         if device.type == "cuda":

@@ -1,13 +1,14 @@
 """The training loop: one step, one epoch, one run."""
 
 import contextlib
+import itertools
 import math
 import signal
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.waiting import NoBatchError
 from ffcv_train.data.open import open_data_sets, train_loader, val_loader
 from ffcv_train.evaluation.predict import evaluate, out_of_memory
 from ffcv_train.losses import create_criterion
@@ -38,6 +40,8 @@ from ffcv_train.training.status import Status, StatusBoard
 
 _AGREEMENT_STEPS = 5
 """Ranks agree on stopping this often: launchers kill what has not stopped within half a minute."""
+_PATIENCE_SECONDS = 5.0
+"""How long after a signal a batch is still waited for, so that the step can be finished"""
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -154,7 +158,7 @@ class Trainer:
             contextlib.closing(self.train_loader),
             contextlib.closing(self.val_loader),
         ):
-            self.log, self.folder = log, folder
+            self.log, self.folder, self.stop = log, folder, stop
             self._announce(resumed)
             if self.state.unfinished:
                 self._complete(self.state.unfinished)
@@ -183,9 +187,12 @@ class Trainer:
         first, start, waited = self.state.step, time.perf_counter(), self.train_loader.wait_seconds
         interval = self.config.logging.interval
         lr = self._lr(epoch, max(first - 1, 0))
-        with contextlib.closing(self.train_loader.epoch()) as batches:
+        with contextlib.closing(self.train_loader.epoch(lambda: stop.age > _PATIENCE_SECONDS)) as batches:
             for step in range(first, self.steps):
-                lr = self.train_step(epoch, step, batches)
+                try:
+                    lr = self.train_step(epoch, step, batches)
+                except NoBatchError as error:
+                    self._stop_without_batch(epoch, stop, error)
                 self.state.step = step + 1
                 status = None
                 if self.state.step % min(interval, _AGREEMENT_STEPS) == 0:
@@ -292,9 +299,20 @@ class Trainer:
         return metrics
 
     def _shown(self, epoch: int) -> Iterator[Batch]:
-        """The validation batches, with a progress line."""
-        with contextlib.closing(self.val_loader.epoch()) as batches:
-            for step, batch in enumerate(batches, start=1):
+        """The validation batches, with a progress line; a signal ends them, for a resumed run validates anew."""
+        alone = self.process.world_size == 1
+        with contextlib.closing(self.val_loader.epoch(lambda: self.stop.age > _PATIENCE_SECONDS)) as batches:
+            for step in itertools.count(1):
+                try:
+                    batch = next(batches, None)
+                except NoBatchError:
+                    if not alone:
+                        raise
+                    batch = None
+                if alone and self.stop.signal:
+                    raise Stopped(self.stop.signal, self.folder / "last.pt")
+                if batch is None:
+                    return
                 yield batch
                 self.log.progress(epoch, self.config.training.epochs, step, len(self.val_loader), stage="validate")
 
@@ -347,7 +365,7 @@ class Trainer:
                 f"the last checkpoint in {self.folder} is untouched"
             )
 
-    def _stop(self, epoch: int, number: signal.Signals) -> None:
+    def _stop(self, epoch: int, number: signal.Signals) -> NoReturn:
         self.state.epoch = epoch
         self.state.mean_loss = self.board.loss_sum() / (self.state.step * self.sizes.accumulate)
         lr = self._lr(epoch, self.state.step - 1)
@@ -358,6 +376,18 @@ class Trainer:
         self._save("last.pt")
         barrier()
         raise Stopped(number, self.folder / "last.pt")
+
+    def _stop_without_batch(self, epoch: int, stop: StopRequest, error: NoBatchError) -> NoReturn:
+        """Stop after the last complete step, where no other rank and no gradient of half a step is in the way."""
+        number, last = stop.signal or signal.SIGTERM, self.folder / "last.pt"
+        half = any(parameter.grad is not None for parameter in self.model.parameters())
+        if self.process.world_size == 1 and not half:
+            if self.state.step:
+                self._stop(epoch, number)
+            if last.exists():
+                raise Stopped(number, last) from None
+        where = f"; {last} is untouched" if last.exists() else ""
+        raise UserError(f"rank {self.process.rank} got {number.name} while there was {error}{where}") from None
 
     def _save(self, name: str, whole: bool = True) -> None:
         self.state.save(self.folder / name, write=self.process.is_main, whole=whole)

@@ -28,7 +28,8 @@ from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading import archive_cache
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.beton_loader import Loader
-from ffcv_train.data.loading.image_loader import ImageLoader, _worker_ends
+from ffcv_train.data.loading.image_loader import ImageLoader
+from ffcv_train.data.loading.image_workers import _worker_ends
 from ffcv_train.data.open import open_data_set, val_loader
 from ffcv_train.data.sources.image_set import ImageSet, Places, open_image_set
 from ffcv_train.system.distributed import Process

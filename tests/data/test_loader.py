@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.kernels.decode import decode_samples
-from ffcv_train.data.loading import beton_loader as loader_module
+from ffcv_train.data.loading import waiting
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.beton_loader import Loader
 from ffcv_train.data.loading.pages import PageCache
@@ -256,10 +256,10 @@ def test_fifty_epochs_leave_no_memory_behind(jpg_beton: Path) -> None:
 
 
 def test_a_stalled_source_is_reported(jpg_beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "_STALL_SECONDS", 0.1)
+    monkeypatch.setattr(waiting, "_STALL_SECONDS", 0.1)
     loader = make(jpg_beton)
     decode = loader._decode
-    monkeypatch.setattr(loader, "_decode", lambda *a: (time.sleep(0.5), decode(*a)))
+    monkeypatch.setattr(loader, "_decode", lambda *a: (time.sleep(1.5), decode(*a)))
     with pytest.warns(RuntimeWarning, match="no batch from"):
         next(loader.epoch())
     loader.close()
@@ -282,7 +282,7 @@ def test_a_file_that_shrinks_while_it_is_read_raises(jpg_beton: Path, tmp_path: 
     with pytest.raises(UserError, match="ended at byte"):
         for read in cache.acquire(pages):
             read.result()
-    cache.close()
+    assert cache.close(10)
 
 
 def test_memory_is_checked_before_training(jpg_beton: Path) -> None:

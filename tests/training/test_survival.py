@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ffcv_train.config.schema import TrainingConfig
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.waiting import NoBatchError
 from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
 from ffcv_train.models.cifar_resnet import CifarResNet
 from ffcv_train.system import resources, signals
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.resources import available_bytes
 from ffcv_train.system.signals import StopRequest
+from ffcv_train.training import trainer as trainer_module
 from ffcv_train.training.ema import WeightAverage
 from ffcv_train.training.optim import create_optimizer, load_optimizer
 from ffcv_train.training.runlog import RunLog
@@ -265,6 +269,92 @@ def test_an_optimizer_keeps_the_ways_of_its_own_device() -> None:
     assert {group["lr"] for group in optimizer.param_groups} == {0.123}
 
 
+def hang_at(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, step: int, accumulate: int = 1) -> None:
+    """In epoch 2 no batch comes for step `step` (from 0) but its first `accumulate` - 1, and SIGTERM does."""
+    epoch = trainer.train_loader.epoch
+
+    def hanging(give_up: Callable[[], bool]) -> Iterator[Batch]:
+        for number, batch in enumerate(epoch(give_up)):
+            if trainer.epoch == 1 and number == (step + 1) * accumulate - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not give_up():
+                    time.sleep(0.01)
+                raise NoBatchError("no batch from t.beton for 9 s")
+            yield batch
+
+    monkeypatch.setattr(trainer.train_loader, "epoch", hanging)
+    monkeypatch.setattr(trainer_module, "_PATIENCE_SECONDS", 0.1)
+
+
+def test_a_signal_while_no_batch_comes_stops_after_the_last_whole_step(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(small_betons, tmp_path, "--logging.run=whole")
+    trainer = Trainer(config(small_betons, tmp_path, "--logging.run=parts"), ALONE)
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped by SIGTERM"):
+        hang_at(trainer, patch, 2)
+        trainer.fit()
+    state = load_checkpoint(tmp_path / "parts/last.pt")
+    assert (state["epoch"], state["step"]) == (1, 2)
+    parts = train(small_betons, tmp_path, "--logging.run=parts", "--training.resume=auto")
+    assert same_weights(whole / "final.pt", parts / "final.pt")
+
+
+def test_half_a_step_is_never_saved(small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--logging.run=r", "--training.accumulate=2", "--training.batch_size=8"]
+    trainer = Trainer(config(small_betons, tmp_path, *options), ALONE)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"got SIGTERM while .*last\.pt is untouched"):
+        hang_at(trainer, patch, 2, accumulate=2)
+        trainer.fit()
+    state = load_checkpoint(tmp_path / "r/last.pt")
+    assert (state["epoch"], state["step"]) == (1, 0)
+
+
+def test_a_signal_during_validation_stops_at_once_and_loses_nothing(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(small_betons, tmp_path, "--logging.run=whole")
+    trainer = Trainer(config(small_betons, tmp_path, "--logging.run=parts"), ALONE)
+    epoch = trainer.val_loader.epoch
+
+    def signalled(give_up: Callable[[], bool]) -> Iterator[Batch]:
+        for number, batch in enumerate(epoch(give_up)):
+            assert number < 2, "validated to the end"
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(trainer.val_loader, "epoch", signalled)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    parts = train(small_betons, tmp_path, "--logging.run=parts", "--training.resume=auto")
+    assert same_weights(whole / "final.pt", parts / "final.pt")
+    assert [line["top_1"] for line in log(whole)] == [line["top_1"] for line in log(parts)]
+
+
+def test_a_rank_whose_launcher_is_killed_stops_and_frees_the_run(small_betons: Betons, tmp_path: Path) -> None:
+    arguments = options(small_betons, tmp_path, "--training.epochs=4000", "--logging.run=r", "--validation.every=4000")
+    agent = 'import subprocess, sys; subprocess.Popen([sys.executable, "train_imagenet.py", *sys.argv[1:]]).wait()'
+    told = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "errors").open("w") as errors:
+        launcher = subprocess.Popen(
+            [sys.executable, "-c", agent, *arguments], cwd=ROOT, env=os.environ | told | where, stderr=errors
+        )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r/last.pt").exists():
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    (rank,) = psutil.Process(launcher.pid).children()
+    launcher.kill()
+    launcher.wait()
+    assert psutil.wait_procs([rank], timeout=60)[1] == []
+    said = (tmp_path / "errors").read_text()
+    assert f"error: torchrun's agent (process {launcher.pid}) has ended without a word; rank 0 stops" in said
+    assert "stopped by SIGTERM; continue from" in said
+    RunLog.open(tmp_path, "r", tensorboard=False, resumed_epoch=9999).close()
+
+
 def test_two_ranks_stop_at_once_when_told_twice_and_resume(small_betons: Betons, tmp_path: Path) -> None:
     more = ["--training.epochs=400", "--logging.run=r", "--logging.interval=50", "--training.batch_size=8"]
     arguments = options(small_betons, tmp_path, *more)
@@ -302,8 +392,6 @@ def test_two_ranks_stop_at_once_when_told_twice_and_resume(small_betons: Betons,
 def test_ranks_that_do_not_see_the_checkpoint_do_not_wait_for_ever(
     small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ffcv_train.training import trainer as trainer_module
-
     run = stopped_run(small_betons, tmp_path, monkeypatch)
     asked: list[Any] = []
 

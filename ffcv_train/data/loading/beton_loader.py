@@ -6,12 +6,10 @@ are ours (docs/architecture.md says why).
 
 import math
 import threading
-import time
-import warnings
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
@@ -24,13 +22,19 @@ from ffcv_train.data.kernels.decode import PROBLEMS, Scratch, decode_samples
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.pages import PageCache
 from ffcv_train.data.loading.plan import EpochPlan, Order
+from ffcv_train.data.loading.threads import Threads
 from ffcv_train.data.loading.transfer import Transfer
+from ffcv_train.data.loading.waiting import POLL_SECONDS, NoBatchError, Wait, never
 from ffcv_train.system.errors import UserError
 
 _CHUNK = 8  # samples per task: about 8 ms of work, so that threads finish a batch together
-_STALL_SECONDS = 60.0
+_ENDING_SECONDS = 5.0  # what a sample under way may take when nobody waits for it any more
 _WINDOW_BATCHES = 16  # quasi-random order mixes about this many batches' pages
 _WINDOW_BYTES = 2 << 30
+
+
+_left_alone: list["Loader"] = []
+"""Loaders whose threads may still read and write: their memory must not go"""
 
 
 class _Slot:
@@ -101,7 +105,8 @@ class Loader:
         self._busy = threading.Lock()
         self._threads = threading.local()
         self._generation = 0
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+        self._pool = Threads(num_workers, "decode")
+        self._stuck = False
         self._transfer = Transfer(device) if device.type == "cuda" else None
         self.wait_seconds = 0.0
         """Time that the consumer has spent waiting for decoded batches since the loader was made."""
@@ -128,8 +133,14 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
 
-    def epoch(self) -> Generator[Batch, None, None]:
-        """The batches of the epoch; `close` it when leaving early, so that decoding ends at once."""
+    def epoch(self, give_up: Callable[[], bool] = never) -> Generator[Batch, None, None]:
+        """The batches of the epoch; `close` it when leaving early, so that decoding ends at once.
+
+        Raises `NoBatchError` where `give_up()` becomes true while no batch comes: what the threads wait for may never
+        end, so that the loader can only be closed then.
+        """
+        if self._stuck:
+            raise UserError(f"threads of this loader still wait for {self._beton.path}; close it and make a new loader")
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("this loader is being iterated already; finish or close that iteration first")
         pending: deque[_Task] = deque()
@@ -145,7 +156,7 @@ class Loader:
                     break
             while pending:
                 task = pending.popleft()
-                self._wait(task)
+                self._wait(task, give_up)
                 fresh = self._to_device(task)
                 following = next(upcoming, None)
                 if following is not None:
@@ -156,18 +167,28 @@ class Loader:
                 staged = fresh
             if staged is not None:
                 yield self._handed_over(*staged)
+        except NoBatchError:
+            self._stuck = True
+            raise
         finally:
             self._cancel(pending)
             self._busy.release()
 
     def close(self) -> None:
-        """End all threads and let go of the file; the loader cannot be used again."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End all threads and let go of the file; the loader cannot be used again.
+
+        Threads that hang in the kernel are left to it, with the file and the buffers that they read into.
+        """
+        seconds = 0.0 if self._stuck else _ENDING_SECONDS
+        ended = self._pool.close(seconds)
         if self._page_cache is not None:
-            self._page_cache.close()
+            ended &= self._page_cache.close(seconds)
+        if ended:
             self._page_cache = None
-        self._content = None
-        self._free = deque()
+            self._content = None
+            self._free = deque()
+        else:
+            _left_alone.append(self)
 
     def _prepare(self, batches: Sequence[np.ndarray]) -> None:
         if self._resolution > self._slot_resolution:
@@ -262,20 +283,18 @@ class Loader:
             self._threads.generation = self._generation
         return self._threads.scratch
 
-    def _wait(self, task: _Task) -> None:
-        start = time.perf_counter()
+    def _wait(self, task: _Task, give_up: Callable[[], bool]) -> None:
+        wait = Wait(self._beton.path, give_up)
         for future in task.futures:
             while True:
                 try:
-                    future.result(timeout=_STALL_SECONDS)
+                    future.result(timeout=POLL_SECONDS)
                     break
                 except FutureTimeoutError:
                     if future.done():
                         raise
-                    waited = time.perf_counter() - start
-                    message = f"no batch from {self._beton.path} for {waited:.0f} s; is its storage answering?"
-                    warnings.warn(message, RuntimeWarning, stacklevel=3)
-        self.wait_seconds += time.perf_counter() - start
+                    wait.check()
+        self.wait_seconds += wait.seconds
         if self._page_cache is not None and task.pages is not None:
             self._page_cache.release(task.pages)
 
@@ -303,6 +322,17 @@ class Loader:
                 future.cancel()
         for task in pending:
             for future in task.futures:
-                if not future.cancelled():
-                    future.exception()
-            self._free.append(task.slot)
+                # A slot that a thread may still write to is lost, and so is the loader.
+                self._stuck = self._stuck or not _ends(future)
+            if not self._stuck:
+                self._free.append(task.slot)
+
+
+def _ends(future: Future) -> bool:
+    try:
+        future.exception(timeout=_ENDING_SECONDS)
+    except CancelledError:
+        pass
+    except FutureTimeoutError:
+        return False
+    return True

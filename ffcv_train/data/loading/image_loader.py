@@ -1,24 +1,20 @@
 """Batches from image files: torch DataLoader's worker processes behind the interface of `loader.Loader`."""
 
-import contextlib
-import signal
-import threading
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from ffcv_train.config.schema import AugmentConfig
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
 from ffcv_train.data.loading.archive_cache import ArchiveCache
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.image_worker import Failure, ImageFiles, SampleKey, collate, set_up_worker
+from ffcv_train.data.loading.image_workers import ImageWorkers
 from ffcv_train.data.loading.plan import EpochPlan
 from ffcv_train.data.loading.transfer import Transfer
+from ffcv_train.data.loading.waiting import Wait, never
 from ffcv_train.data.sources.image_set import ImageSet, archive_of
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
@@ -68,7 +64,7 @@ class ImageLoader:
         self._cache = ArchiveCache(archive, process) if cache and archive is not None else None
         path = self._cache.path if self._cache is not None else ""
         self._sampler = _BatchSampler()
-        self._workers = DataLoader(
+        self._workers = ImageWorkers(
             ImageFiles(images, crop_parameters(crop), augment, seed, path),
             batch_sampler=self._sampler,
             collate_fn=collate,
@@ -101,8 +97,11 @@ class ImageLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
 
-    def epoch(self) -> Generator[Batch, None, None]:
-        """The batches of the epoch; `close` it when leaving early."""
+    def epoch(self, give_up: Callable[[], bool] = never) -> Generator[Batch, None, None]:
+        """The batches of the epoch; `close` it when leaving early.
+
+        Raises `NoBatchError` where `give_up()` becomes true while no batch comes.
+        """
         if self._busy:
             raise RuntimeError("this loader is being iterated already; finish or close that iteration first")
         self._busy = True
@@ -110,13 +109,11 @@ class ImageLoader:
             batches = self._plan.batches(self._epoch, self._first_batch)
             self._sampler.set(batches, self._epoch, self._resolution)
             staged: tuple[Batch, torch.cuda.Event | None] | None = None
-            start = time.perf_counter()
-            with _worker_ends(), _no_news_of_children():
-                results = iter(self._workers)
+            wait = Wait(self._images.path, give_up)
+            results = self._workers.batches(wait)
             for keys in batches:
-                with _worker_ends():
-                    images = next(results)
-                self.wait_seconds += time.perf_counter() - start
+                images = next(results)
+                self.wait_seconds += wait.seconds
                 if isinstance(images, Failure):
                     raise UserError(images.sentence)
                 fresh = self._to_device(images, keys)
@@ -127,7 +124,8 @@ class ImageLoader:
                     if staged is not None:
                         yield self._handed_over(*staged)
                     staged = fresh
-                start = time.perf_counter()
+                wait = Wait(self._images.path, give_up)
+                self._workers.wait_as(wait)
             if staged is not None:
                 yield self._handed_over(*staged)
         finally:
@@ -135,15 +133,7 @@ class ImageLoader:
 
     def close(self) -> None:
         """End the workers and let go of the cache; the loader cannot be used again."""
-        iterator: Any = self._workers._iterator
-        if iterator is not None:
-            # They ignore the signal that PyTorch would end a slow one by.
-            workers = list(iterator._workers)
-            with contextlib.suppress(Exception):
-                iterator._shutdown_workers()
-            for worker in workers:
-                worker.kill()
-            self._workers._iterator = None
+        self._workers.close()
         if self._cache is not None:
             self._cache.close()
             self._cache = None
@@ -179,30 +169,3 @@ class _BatchSampler:
 
     def __len__(self) -> int:
         return len(self._batches)
-
-
-@contextlib.contextmanager
-def _no_news_of_children() -> Iterator[None]:
-    """Keep PyTorch from raising wherever the main thread is when a worker dies; who waits for data notices anyway."""
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _worker_ends() -> Iterator[None]:
-    """Say in a sentence that a worker process was killed."""
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        # What a dead worker leaves half-sent ends in one of the latter.
-        # "Caught …" is what PyTorch says of an exception in a worker that is alive.
-        died = "DataLoader worker" in str(error) and not str(error).startswith("Caught ")
-        if isinstance(error, RuntimeError) and not died:
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
-        raise UserError(
-            f"a worker process of the loader has ended ({reason}); where memory is short, lower --data.num_workers, "
-            "in a container raise its shared memory (--shm-size)"
-        ) from None

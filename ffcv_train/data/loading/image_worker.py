@@ -2,10 +2,14 @@
 
 import gc
 import math
+import multiprocessing.queues
+import os
 import random
+import shutil
 import signal
+import sys
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -106,7 +110,10 @@ def collate(images: list[np.ndarray | Failure]) -> torch.Tensor | Failure:
     # In shared memory from the start, so that it is not copied there on its way to the trainer.
     batch = torch.empty(0, dtype=torch.uint8)
     shape = (len(pixels), *pixels[0].shape)
-    storage = batch._typed_storage()._new_shared(math.prod(shape), device="cpu")
+    try:
+        storage = batch._typed_storage()._new_shared(math.prod(shape), device="cpu")
+    except RuntimeError as error:
+        return _no_shared_memory(error, math.prod(shape))
     batch = batch.new(storage).view(shape)
     np.stack(pixels, out=batch.numpy())
     return batch
@@ -118,6 +125,25 @@ def set_up_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     gc.freeze()  # a collection would write to every object that is shared with the parent
+    # The thread that sends results drops what it cannot send, and the parent would wait for it.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+
+
+def _cannot_send(error: Exception, result: Any) -> None:
+    print(f"error: a worker process of the loader cannot send its result: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _no_shared_memory(error: Exception, size: int) -> Failure:
+    reason = str(error).splitlines()[0].rstrip(". ")
+    room = ""
+    if "shm" in reason and os.path.isdir("/dev/shm"):  # noqa: PTH112
+        disk = shutil.disk_usage("/dev/shm")
+        room = f"; /dev/shm has {disk.free >> 20} of {disk.total >> 20} MiB free"
+    return Failure(
+        f"a worker process has no shared memory for a batch of {size / 2**20:.1f} MiB ({reason}{room}): in a container "
+        "raise it (docker run --shm-size=8g), or lower --data.num_workers or --data.batches_ahead"
+    )
 
 
 def _seed_generators(seed: int, asked: SampleKey) -> None:

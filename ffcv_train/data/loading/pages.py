@@ -6,11 +6,12 @@ outlive the epoch; here a failed or short read raises in the consumer.
 
 import os
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
+from ffcv_train.data.loading.threads import Threads
 from ffcv_train.system.errors import UserError
 
 
@@ -22,7 +23,7 @@ class PageCache:
         self._page_size = page_size
         self._file_size = file_size
         self._file = os.open(path, os.O_RDONLY)
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pages")
+        self._pool = Threads(num_threads, "pages")
         self._free: list[np.ndarray] = []
         self._pages: dict[int, tuple[np.ndarray, Future]] = {}
         self._uses: Counter[int] = Counter()
@@ -52,11 +53,13 @@ class PageCache:
             if self._uses[page] == 0:
                 self._free.append(self._pages.pop(page)[0])
 
-    def close(self) -> None:
-        """Stop reading and close the file."""
-        self._reset()
-        self._pool.shutdown(wait=True)
-        os.close(self._file)
+    def close(self, seconds: float) -> bool:
+        """Stop reading and close the file; whether that was done within `seconds`, else nothing is closed."""
+        ended = self._pool.close(seconds)
+        if ended:
+            self._reset()
+            os.close(self._file)
+        return ended
 
     def _reset(self) -> None:
         for _, future in self._pages.values():
