@@ -72,9 +72,7 @@ class Classifier:
 
         def finish() -> None:
             batch = _Images(centre_crops(pixels, self.config, process))
-            predictions = predicting.predict(
-                self.network.model, [batch], self.device, self.network.normalise, self.network.amp_dtype
-            )
+            predictions = predicting.predict(self.network, [batch])
             rows.extend(prediction.logits.cpu() for prediction in predictions)
             pixels.clear()
 
@@ -200,15 +198,7 @@ def evaluate(
             predicting.out_of_memory(config, side),
             contextlib.closing(loader.epoch()) as batches,
         ):
-            return predicting.evaluate(
-                network.model,
-                batches,
-                device=network.device,
-                normalise=network.network.normalise,
-                amp_dtype=network.network.amp_dtype,
-                tta=flip,
-                num_samples=len(data_set),
-            )
+            return predicting.evaluate(network.network, batches, tta=flip, num_samples=len(data_set))
 
 
 class _Images:

@@ -51,7 +51,7 @@ def outputs(
         if layer is not None:
             stack.enter_context(layer.capture())
         batches = stack.enter_context(contextlib.closing(shown(loader, line, head or f"{side} px")))
-        predictions = predict(network.model, batches, process.device, network.normalise, network.amp_dtype)
+        predictions = predict(network, batches)
         for prediction in stack.enter_context(contextlib.closing(predictions)):
             features = None if layer is None else layer.features
             yield Output(prediction.logits, features, prediction.labels, prediction.indices)
@@ -83,8 +83,8 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
         "crop": config.validation.crop,
         "interpolation": config.validation.interpolation,
         "amp": config.training.amp,
-        "mean": list(network.mean),
-        "std": list(network.std),
+        "mean": list(network.normalise.mean),
+        "std": list(network.normalise.std),
         **describe_environment(process.device),
     }
     with contextlib.ExitStack() as stack:

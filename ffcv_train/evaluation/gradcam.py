@@ -115,13 +115,9 @@ def gradcam(
     """
     inputs = network.normalise(pixels)
 
-    def forward(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=network.amp_dtype, enabled=network.amp_dtype is not None):
-            return network.model(x).float()
-
     with evaluation_mode(network.model):
         with torch.no_grad():
-            logits = forward(inputs)
+            logits = network.logits(inputs)
         predicted = logits.argmax(dim=1).tolist()
         if isinstance(wish, int):
             explained = [wish] * len(predicted)
@@ -130,7 +126,7 @@ def gradcam(
         else:
             explained = [guess if label is None else label for label, guess in zip(true, predicted, strict=True)]
         with layer.probe() as probe:
-            method = LayerGradCam(_Function(forward), probe)
+            method = LayerGradCam(_Function(network.logits), probe)
             found: Any = method.attribute(inputs, torch.tensor(explained, device=inputs.device), relu_attributions=True)
     maps = LayerAttribution.interpolate(found.detach().float(), tuple(pixels.shape[2:]), "bilinear")
     return logits, maps[:, 0], explained

@@ -1,13 +1,14 @@
 """Evaluation without a criterion: logits of a model over batches, and the metrics of those logits."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.loading.batch import Batch
@@ -16,7 +17,7 @@ from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.models.checkpoint import unwrap
 from ffcv_train.models.inspect.trace import evaluation_mode
-from ffcv_train.models.normalise import Normaliser
+from ffcv_train.models.network import Network
 from ffcv_train.system.distributed import all_reduce_sum
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
@@ -46,46 +47,32 @@ class Prediction(NamedTuple):
     """int64 [B], positions in the data set"""
 
 
-def predict(
-    model: nn.Module,
-    batches: Iterable[ImageBatch],
-    device: torch.device,
-    normalise: Normaliser,
-    amp_dtype: torch.dtype | None = None,
-    flip: bool = False,
-) -> Generator[Prediction, None, None]:
-    """Yield the logits of each batch, in order, on `device`, without gradients and with the model in `eval()` mode.
+def predict(network: Network, batches: Iterable[ImageBatch], flip: bool = False) -> Generator[Prediction, None, None]:
+    """Yield the logits of each batch, in order, on its device, without gradients and with the model in `eval()` mode.
 
-    `amp_dtype` is the type of autocast's low-precision operations, None for none. With `flip`, the logits of the
+    With `flip`, the logits of the
     images and of their mirror images are averaged as well; that costs a second forward pass.
     """
     # The bare model: ranks may hold different numbers of batches, so that their forward passes must not wait for each
     # other, and another resolution must not recompile the training graph.
-    model = unwrap(model)
-
-    def forward(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            return model(normalise(images)).float()
-
-    with evaluation_mode(model):
+    network = dataclasses.replace(network, model=unwrap(network.model))
+    device = network.device
+    with evaluation_mode(network.model):
         for batch in batches:
             images = batch.images.to(device, non_blocking=True)
             # Not around the loop: a generator's open no_grad would leak into its consumer's code. Not inference_mode:
             # its tensors would be refused by a later backward pass through a caller's use of them.
             with torch.no_grad():
-                logits = forward(images)
-                averaged = (logits + forward(images.flip(3))) / 2 if flip else None
+                logits = network.logits(network.normalise(images))
+                averaged = (logits + network.logits(network.normalise(images.flip(3)))) / 2 if flip else None
             labels, indices = (t.to(device, non_blocking=True) for t in (batch.labels, batch.indices))
             yield Prediction(logits, averaged, labels, indices)
 
 
 def evaluate(
-    model: nn.Module,
+    network: Network,
     batches: Iterable[ImageBatch],
     *,
-    device: torch.device,
-    normalise: Normaliser,
-    amp_dtype: torch.dtype | None = None,
     tta: bool = False,
     all_reduce: Callable[[Tensor], Any] = all_reduce_sum,
     num_samples: int | None = None,
@@ -99,10 +86,10 @@ def evaluate(
 
     `num_samples` is the data set's size: a different count raises `RuntimeError`.
     """
-    sums = MetricSums(device)
-    averaged_sums = MetricSums(device)
+    sums = MetricSums(network.device)
+    averaged_sums = MetricSums(network.device)
     # Closed at once on an error too: the model is back in its mode when the exception reaches the caller.
-    with closing(predict(model, batches, device, normalise, amp_dtype, flip=tta)) as predictions:
+    with closing(predict(network, batches, flip=tta)) as predictions:
         for prediction in predictions:
             sums.update(prediction.logits, prediction.labels)
             if prediction.flip_averaged is not None:

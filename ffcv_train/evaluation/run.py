@@ -12,9 +12,8 @@ from ffcv_train.data.classes import check_labels
 from ffcv_train.data.open import DataSet, open_data_set, val_loader
 from ffcv_train.evaluation.predict import evaluate, out_of_memory, shown
 from ffcv_train.evaluation.subject import Request, Subject
-from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
-from ffcv_train.models.network import AMP_DTYPES, Network
-from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
+from ffcv_train.models.factory import check_resolution, create_model
+from ffcv_train.models.network import Network, normalisation
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.environment import describe_environment
@@ -34,17 +33,15 @@ def load_network(
     model = _load_model(request, data_set, model)
     for resolution in config.validation.resolution:
         num_classes = check_resolution(model, resolution, config.model.arch)
-    memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-    mean, std = _normalisation(request)
-    amp_dtype = AMP_DTYPES[config.training.amp]
-    normalise = Normaliser(mean, std, device, amp_dtype or torch.float32, memory_format)
+    stored = dataclasses.replace(config.model, weights=request.subject.path)
+    stated = normalisation(dataclasses.replace(config, model=stored))
+    network = Network.on(device, model, num_classes, config, stated)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
-    if amp_dtype is None:
+    if network.amp_dtype is None:
         # What is asked for in float32 is no TF32, which keeps 10 bits of the 23.
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
-    return Network(model, num_classes, normalise, amp_dtype, mean, std)
+    return network
 
 
 def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
@@ -65,15 +62,7 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
             loader.set_resolution(side)
             start = time.perf_counter()
             with out_of_memory(config, side), contextlib.closing(shown(loader, line, f"{side} px")) as batches:
-                metrics = evaluate(
-                    network.model,
-                    batches,
-                    device=process.device,
-                    normalise=network.normalise,
-                    amp_dtype=network.amp_dtype,
-                    tta=config.validation.lr_tta,
-                    num_samples=len(data_set),
-                )
+                metrics = evaluate(network, batches, tta=config.validation.lr_tta, num_samples=len(data_set))
             seconds = time.perf_counter() - start
             speed = {"seconds": seconds, "images_per_s": len(data_set) / seconds}
             results.append({"resolution": side, **metrics, **speed})
@@ -87,7 +76,7 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         "num_classes": network.num_classes,
         "data_set": str(data_set.path),
         "samples": len(data_set),
-        "normalisation": {"mean": network.mean, "std": network.std},
+        "normalisation": {"mean": network.normalise.mean, "std": network.normalise.std},
         "crop_ratio": config.validation.crop_ratio,
         "crop": config.validation.crop,
         "interpolation": config.validation.interpolation,
@@ -160,11 +149,3 @@ def check_classes(subject: Subject, data_set: DataSet) -> None:
             f"{data_set.path} calls label {label} {found[label]!r}, {subject.path} calls it {known[label]!r}; write "
             f"the data set with the model's classes, or {way_out}"
         )
-
-
-def _normalisation(request: Request) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    config = request.config
-    if config.data.mean:
-        return config.data.mean, config.data.std
-    stated = pretrained_normalisation(dataclasses.replace(config.model, weights=request.subject.path))
-    return stated or (IMAGENET_MEAN, IMAGENET_STD)

@@ -4,13 +4,63 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.errors import UserError
+
+AMP_DTYPES: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model on its device, with its normalisation, precision and memory format."""
+
+    model: nn.Module
+    num_classes: int
+    normalise: Normaliser
+    amp_dtype: torch.dtype | None
+    """The type of autocast's low-precision operations, None for none"""
+
+    @classmethod
+    def on(
+        cls,
+        device: torch.device,
+        model: nn.Module,
+        num_classes: int,
+        config: RunConfig,
+        normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+    ) -> "Network":
+        """Move `model` to `device`, in the precision and memory format of `config`; `normalisation`: (mean, std)."""
+        amp_dtype, channels_last = AMP_DTYPES[config.training.amp], config.model.channels_last
+        model = place(model, device, channels_last=channels_last)
+        normalise = Normaliser(*normalisation, device, amp_dtype or torch.float32, _memory_format(channels_last))
+        return cls(model, num_classes, normalise, amp_dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.normalise.device
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """float32 [B, K] of images [B, 3, H, W] that `normalise` gave."""
+        with self.autocast():
+            return self.model(images).float()
+
+
+def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
+    """`model`, moved to `device` in its memory format."""
+    return model.to(device, memory_format=_memory_format(channels_last))  # type: ignore[call-overload]
+
+
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def normalisation(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -20,10 +70,10 @@ def normalisation(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ..
     return pretrained_normalisation(config.model) or (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def build_model(
+def build_network(
     config: RunConfig, num_classes: int, device: torch.device, sides: Set[int], model: nn.Module | None = None
-) -> tuple[nn.Module, str]:
-    """The network on `device`, initialised from the seed or model.weights, and what was loaded, in words.
+) -> tuple[Network, str]:
+    """The network to train on `device`, initialised from the seed or model.weights, and what was loaded, in words.
 
     `model` stands in place of the one that `config` describes. Raises `UserError` where it cannot take images of the
     training `sides` or of validation's, or has not `num_classes` outputs.
@@ -42,20 +92,4 @@ def build_model(
     if config.model.weights:
         report = load_weights(model, config.model.weights, config.model.arch, blurred=config.model.use_blurpool)
         loaded = str(report)
-    memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
-    return model.to(device, memory_format=memory_format), loaded  # type: ignore[call-overload]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A checkpoint's network on its device, ready to be evaluated."""
-
-    model: nn.Module
-    num_classes: int
-    normalise: Normaliser
-    amp_dtype: torch.dtype | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-AMP_DTYPES: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+    return Network.on(device, model, num_classes, config, normalisation(config)), loaded

@@ -33,6 +33,10 @@ class Normaliser:
         self._scale = torch.tensor(scale, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self._bias = torch.tensor(bias, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
+    @property
+    def device(self) -> torch.device:
+        return self._scale.device
+
     def __call__(self, images: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] for uint8 images of that shape, on the same device."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):

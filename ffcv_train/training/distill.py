@@ -11,6 +11,7 @@ from ffcv_train.config.read import from_dict
 from ffcv_train.config.schema import DistillConfig, ModelConfig, RunConfig
 from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
+from ffcv_train.models.network import place
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
 from ffcv_train.models.weights import load_weights, read_state_dict
 from ffcv_train.system.errors import UserError
@@ -63,8 +64,7 @@ class Teacher:
             )
         for side in sorted(sides):
             check_resolution(model, side, f"the teacher {model_config.arch}")
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.requires_grad_(False).eval().to(device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.model = place(model.requires_grad_(False).eval(), device, channels_last=channels_last)
         mean, std = stated or (IMAGENET_MEAN, IMAGENET_STD)
         own, others = _columns(mean, std, device), _columns(*student, device)
         # What was normalised for the student, normalised for the teacher.

@@ -1,6 +1,7 @@
 """The training loop: one step, one epoch, one run."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import signal
@@ -22,8 +23,7 @@ from ffcv_train.evaluation.predict import evaluate, out_of_memory
 from ffcv_train.losses import create_criterion
 from ffcv_train.losses.base import Criterion
 from ffcv_train.models.checkpoint import unwrap
-from ffcv_train.models.network import AMP_DTYPES, build_model, normalisation
-from ffcv_train.models.normalise import Normaliser
+from ffcv_train.models.network import build_network
 from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from_rank_0
 from ffcv_train.system.environment import peak_memory_gb
 from ffcv_train.system.errors import UserError
@@ -76,9 +76,9 @@ class Trainer:
         )
         check_ranks_agree(process, what_ranks_share(config, facts))
         parallel.set_up_device(config.training.amp, process.device)
-        self.mean, self.std = normalisation(config)
         sides = schedules.sides(config.resolution, config.training.epochs)
-        self.model, self.loaded = build_model(config, self.data.num_classes, process.device, sides, model)
+        self.network, self.loaded = build_network(config, self.data.num_classes, process.device, sides, model)
+        self.model = self.network.model
         if criterion is None:
             counts = self.data.class_counts
             criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs, counts)
@@ -86,18 +86,10 @@ class Trainer:
         self.frozen = finetune.freeze(self.model, config.finetune)
         scales = finetune.lr_scales(self.model, config.finetune)
         self.optimizer = create_optimizer(self.model, config.training, process.device, scales)
-        self.amp_dtype = AMP_DTYPES[config.training.amp]
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.training.amp == "fp16")
-        self.normalise = Normaliser(
-            self.mean,
-            self.std,
-            process.device,
-            self.amp_dtype or torch.float32,
-            torch.channels_last if config.model.channels_last else torch.contiguous_format,
-        )
         beton = isinstance(self.data.train, Beton)
         self.augment = Augmenter(
-            config.augment, self.normalise, self.data.num_classes, config.training.seed, on_device=beton
+            config.augment, self.network.normalise, self.data.num_classes, config.training.seed, on_device=beton
         )
         self.teacher = self._teacher()
         decay = config.training.ema_decay
@@ -106,8 +98,8 @@ class Trainer:
             config,
             facts,
             self.steps,
-            self.mean,
-            self.std,
+            self.network.normalise.mean,
+            self.network.normalise.std,
             self.model,
             self.optimizer,
             self.scaler,
@@ -245,7 +237,7 @@ class Trainer:
             with parallel.gradients_stay_local(self.wrapped, number < self.sizes.accumulate):
                 # Outside of autocast, which would blur images in 8 bits of precision.
                 images, targets = self.augment(batch, epoch)
-                with torch.autocast(self.process.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                with self.network.autocast():
                     loss = self._loss(images, targets)
                 self.scaler.scale(loss / self.sizes.accumulate).backward()
             self.board.add(loss.detach())
@@ -285,11 +277,8 @@ class Trainer:
         validation = self.config.validation
         with out_of_memory(self.config, validation.resolution[0]):
             metrics = evaluate(
-                model,
+                dataclasses.replace(self.network, model=model),
                 self._shown(epoch),
-                device=self.process.device,
-                normalise=self.normalise,
-                amp_dtype=self.amp_dtype,
                 tta=validation.lr_tta,
                 all_reduce=all_reduce_sum,
                 num_samples=len(self.data.val),
@@ -418,14 +407,14 @@ class Trainer:
             return None
         distill.prepare_student(self.model, config.model.arch, config.distill)
         sides = schedules.sides(config.resolution, config.training.epochs)
-        student, device = (self.mean, self.std), self.process.device
+        student = (self.network.normalise.mean, self.network.normalise.std)
         return distill.Teacher(
             config.distill,
             self.data.num_classes,
             self.data.class_names,
             sides,
             student,
-            device,
+            self.process.device,
             config.model.channels_last,
         )
 

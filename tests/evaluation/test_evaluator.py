@@ -17,11 +17,10 @@ from torch import nn
 from ffcv_train.evaluation.predict import evaluate, predict
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.models.inspect.trace import evaluation_mode
-from ffcv_train.models.network import AMP_DTYPES
+from ffcv_train.models.network import AMP_DTYPES, Network
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import process_group
 
-CPU = torch.device("cpu")
 SAMPLES, CLASSES = 997, 7
 
 
@@ -63,8 +62,11 @@ def network() -> nn.Module:
 
 
 def run(model: nn.Module, whole: Batch, size: int = 100, **options: object) -> dict:
-    settings = {"device": CPU, "normalise": Normaliser((0.5,) * 3, (0.25,) * 3), **options}
-    return evaluate(model, batches(whole, size), **settings)  # type: ignore[arg-type]
+    return evaluate(as_network(model), batches(whole, size), **options)  # type: ignore[arg-type]
+
+
+def as_network(model: nn.Module, amp_dtype: torch.dtype | None = None) -> Network:
+    return Network(model, CLASSES, Normaliser((0.5,) * 3, (0.25,) * 3), amp_dtype)
 
 
 def direct_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -100,7 +102,7 @@ def test_flip_averaging_is_a_mean_of_logits() -> None:
     image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     image[..., :4] = 255
     batch = Batch(image, torch.tensor([0]), torch.tensor([41]))
-    (found,) = predict(LeftHalf(), [batch], CPU, Normaliser((0.0,) * 3, (0.25,) * 3), flip=True)
+    (found,) = predict(Network(LeftHalf(), 2, Normaliser((0.0,) * 3, (0.25,) * 3), None), [batch], flip=True)
     torch.testing.assert_close(found.logits, torch.tensor([[4.0, -4.0]]))
     assert found.flip_averaged is not None
     torch.testing.assert_close(found.flip_averaged, torch.tensor([[2.0, -2.0]]))
@@ -137,23 +139,17 @@ def evaluate_on_rank(rank: int, store: str) -> None:
             if rank >= world_size:
                 continue
             reduction = {"all_reduce": functools.partial(dist.all_reduce, group=pair)} if world_size == 2 else {}
-            seen = [p.indices for p in predict(model, batches(whole, 64, rank, world_size), CPU, normaliser())]
+            seen = [p.indices for p in predict(as_network(model), batches(whole, 64, rank, world_size))]
             for name, content in (("whole", whole), ("one", data(1))):
                 report[f"{name} {world_size}"] = evaluate(
-                    model,
+                    as_network(model),
                     batches(content, 64, rank, world_size),
-                    device=CPU,
-                    normalise=normaliser(),
                     tta=True,
                     num_samples=len(content.labels),
                     **reduction,
                 )
             report[f"indices {world_size}"] = torch.cat(seen)
     torch.save(report, Path(store) / f"{rank}.pt")
-
-
-def normaliser() -> Normaliser:
-    return Normaliser((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +195,7 @@ def test_modes_come_back() -> None:
     with pytest.raises((IndexError, RuntimeError)):
         run(model, Batch(data(10).images, torch.full((10,), CLASSES), torch.arange(10)))
     assert [module.training for module in model.modules()] == before
-    predictions = predict(model, batches(data(10), 2), CPU, normaliser())
+    predictions = predict(as_network(model), batches(data(10), 2))
     next(predictions)
     assert not model.training
     predictions.close()
@@ -208,7 +204,7 @@ def test_modes_come_back() -> None:
 
 def test_gradients_stay_on_for_the_consumer() -> None:
     model = network()
-    for prediction in predict(model, batches(data(4), 2), CPU, normaliser()):
+    for prediction in predict(as_network(model), batches(data(4), 2)):
         assert torch.is_grad_enabled()
         assert not prediction.logits.requires_grad
         (prediction.logits * torch.ones(1, requires_grad=True)).sum().backward()  # no inference tensor
@@ -229,7 +225,7 @@ def test_mixed_precision(amp: str) -> None:
     model = network()
     model[-1].register_forward_hook(lambda *args: seen.append(args[2].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):  # what is around does not matter
-        found = run(model, data(100), amp_dtype=AMP_DTYPES[amp])
+        found = evaluate(as_network(model, AMP_DTYPES[amp]), batches(data(100), 100))
     assert seen == [torch.bfloat16 if amp == "bf16" else torch.float32]
     exact = run(model, data(100))
     assert found["nll"] == pytest.approx(exact["nll"], rel=0 if amp == "off" else 0.02)
@@ -238,7 +234,7 @@ def test_mixed_precision(amp: str) -> None:
 
 def test_logits_are_float32_and_in_order() -> None:
     whole = data(23)
-    found = list(predict(network(), batches(whole, 5), CPU, normaliser(), amp_dtype=torch.bfloat16, flip=True))
+    found = list(predict(as_network(network(), torch.bfloat16), batches(whole, 5), flip=True))
     assert torch.equal(torch.cat([p.indices for p in found]), whole.indices)
     assert torch.equal(torch.cat([p.labels for p in found]), whole.labels)
     assert {(p.logits.dtype, p.flip_averaged.dtype) for p in found if p.flip_averaged is not None} == {

@@ -155,7 +155,7 @@ def test_the_map_is_the_formula_s(arch: str, side: int, layer: str, tokens: tupl
     )
     pixels = pixels.permute(0, 3, 1, 2).contiguous()
     normalise = Normaliser(MEAN, STD)
-    network = Network(model, 4, normalise, None, MEAN, STD)
+    network = Network(model, 4, normalise, None)
     module = model.get_submodule(layer)
     if arch == "densenet121":  # what follows changes the features in place: by hand, they are taken before a copy
         model.features = nn.Sequential(module, _Copy())

@@ -260,7 +260,7 @@ def test_starting_from_weights_takes_them_and_their_normalisation(small_betons: 
     statistics = ["--data.mean=0.4,0.5,0.6", "--data.std=0.2,0.2,0.2"]
     run = train(small_betons, tmp_path, "--logging.run=r", *statistics)
     second = Trainer(config(small_betons, tmp_path, f"--model.weights={run / 'final.pt'}"), ALONE)
-    assert second.mean == (0.4, 0.5, 0.6)
+    assert second.network.normalise.mean == (0.4, 0.5, 0.6)
     stored = load_checkpoint(run / "final.pt")["model"]
     assert all(torch.equal(second.model.state_dict()[name], stored[name]) for name in stored)
 

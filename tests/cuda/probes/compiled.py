@@ -57,7 +57,7 @@ def run(arguments: tuple[str, ...], backend: Any) -> tuple[list[int], list[int]]
         made.board.start_epoch()
         for step in range(2):
             made.train_step(epoch, step, iter([batch] * made.sizes.accumulate))
-        for _ in predict(made.model, [batch], DEVICE, made.normalise, made.amp_dtype, flip=True):
+        for _ in predict(made.network, [batch], flip=True):
             pass
         sides.append(side)
         graphs.append(getattr(backend, "frame_count", 0))
