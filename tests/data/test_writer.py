@@ -28,7 +28,7 @@ from ffcv_train.data.convert.make_zip import make_zips
 from ffcv_train.data.convert.worker import write_samples
 from ffcv_train.data.convert.write import WriteConfig, WriterRun, convert
 from ffcv_train.data.format.beton import open_beton, sidecar_path
-from ffcv_train.data.format.layout import EncodedSample
+from ffcv_train.data.format.layout import PAIR_MARK, EncodedSample
 from ffcv_train.data.format.pagefile import PageFile
 from ffcv_train.data.format.verify import verify
 from ffcv_train.system.errors import UserError
@@ -567,6 +567,15 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / finished.name
 
 
+def alone(path: Path) -> Path:
+    """As the stock writer leaves a file: without a sidecar, and without the word that there is one."""
+    sidecar_path(path).unlink()
+    data = path.read_bytes()
+    start = data.index(PAIR_MARK)
+    path.write_bytes(data[:start] + bytes(len(PAIR_MARK) + 64) + data[start + len(PAIR_MARK) + 64 :])
+    return path
+
+
 def flip(path: Path, position: int) -> None:
     with path.open("r+b") as file:
         file.seek(position)
@@ -621,8 +630,7 @@ def test_verify_names_the_sample(copy: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_verify_without_checksums_decodes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sidecar_path(copy).unlink()
-    beton = open_beton(copy)
+    beton = open_beton(alone(copy))
     index = int(np.flatnonzero(beton.modes == 0)[0])
     with copy.open("r+b") as file:
         file.seek(int(beton.ptrs[index] + beton.sizes[index] // 2))
@@ -633,8 +641,7 @@ def test_verify_without_checksums_decodes(copy: Path, capsys: pytest.CaptureFixt
 
 
 def test_verify_compares_sizes(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sidecar_path(copy).unlink()
-    beton = open_beton(copy)
+    beton = open_beton(alone(copy))
     index = int(np.flatnonzero(beton.modes == 0)[0])
     row = copy.read_bytes().index(int(beton.ptrs[index]).to_bytes(8, "little"))
     flip(copy, row - 4)  # the low byte of the width
@@ -676,14 +683,23 @@ def test_verify_finds_a_changed_label(copy: Path) -> None:
     [
         ({"files": ["one"]}, "lists another number of files"),
         ({"class_counts": [1, 2, 7]}, "counts other numbers"),
-        ({"checksums": {"tables": "00000000"}}, "damaged checksums"),
-        ({"checksums": 3}, "damaged checksums"),
+        ({"checksums": 3}, "was not written with"),
+        ({"class_names": ["ape", "cat", "bee"]}, "no longer those that it was written with"),
     ],
 )
 def test_verify_compares_the_sidecar(copy: Path, change: dict, message: str) -> None:
     sidecar = json.loads(sidecar_path(copy).read_text())
     sidecar_path(copy).write_text(json.dumps({**sidecar, **change}))
     with pytest.raises(UserError, match=message):
+        verify(copy)
+
+
+@pytest.mark.parametrize("change", [{"samples": "00"}, {"samples": "x"}, {"tables": None}])
+def test_verify_finds_damaged_checksums(copy: Path, change: dict) -> None:
+    sidecar = json.loads(sidecar_path(copy).read_text())
+    sidecar["checksums"] |= change
+    sidecar_path(copy).write_text(json.dumps(sidecar))
+    with pytest.raises(UserError, match="damaged checksums"):
         verify(copy)
 
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ffcv_train.data.convert.publish import publish
 from ffcv_train.data.sources.archives import index_zip
 from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import FileSource, Request, Source
+from ffcv_train.data.sources.zips import REPLACING
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
 from ffcv_train.system.signals import StopSignals
@@ -31,9 +33,11 @@ def make_zips(
     names = {split: archive_names(source, split) for split, source in sources.items()}
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
         progress.print(f"note: {note}")
+    class_names = _lines(next(iter(sources.values())).class_names)
     _check_output(output, sources)
+    _check_neighbours(output, list(sources), class_names)
     mark = f".tmp-{secrets.token_hex(4)}"
-    contents: dict[Path, str] = {output / "classes.txt": _lines(next(iter(sources.values())).class_names)}
+    contents: dict[Path, str] = {output / "classes.txt": class_names}
     with StopSignals(output) as signals, ExitStack() as cleanup:
         made: list[tuple[Path, Path]] = []
 
@@ -52,8 +56,7 @@ def make_zips(
             for target, text in contents.items():
                 _write(temporary(target), text)
             signals.ignore()
-            for path, target in made:
-                path.replace(target)
+            publish(made, output / REPLACING)
         except OSError as error:
             raise UserError(f"writing to {output} failed: {error.strerror or error}; it is as it was before") from error
         finally:
@@ -118,6 +121,25 @@ def _check_output(output: Path, sources: dict[str, Source]) -> None:
         raise UserError(
             f"the archives take about {needed / 2**30:.1f} GiB, and {output} has {free / 2**30:.1f} GiB free; free "
             "space there, or choose another --output"
+        )
+
+
+def _check_neighbours(output: Path, splits: list[str], class_names: str) -> None:
+    """Raise `UserError` where what these splits make would lie beside files of another split that do not fit it."""
+    others = [split for split in SPLITS if split not in splits and (output / f"{split}.zip").exists()]
+    if not others:
+        return
+    mark = output / REPLACING
+    if mark.exists() and f"{others[0]}.zip" in mark.read_text("utf-8", "replace").splitlines():
+        raise UserError(
+            f"{output} may hold a mixture of two packings, because one that made {others[0]}.zip too was killed as it "
+            f"replaced files; pack all splits again, without --split, or choose another --output"
+        )
+    classes = output / "classes.txt"
+    if classes.exists() and classes.read_bytes() != class_names.encode():
+        raise UserError(
+            f"{classes} names other classes than the images of {splits[0]} have, and {others[0]}.zip beside it is "
+            f"numbered by it; pack both splits at once, without --split, or choose another --output"
         )
 
 

@@ -26,8 +26,9 @@ from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import option
 from ffcv_train.data.convert.encoding import EncodedChunk, Encoding, Task
 from ffcv_train.data.convert.pool import WorkerPool
+from ffcv_train.data.convert.publish import publish
 from ffcv_train.data.format.beton import open_beton, sidecar_path
-from ffcv_train.data.format.layout import MAX_SAMPLE_BYTES
+from ffcv_train.data.format.layout import MAX_SAMPLE_BYTES, pair_digest
 from ffcv_train.data.format.pagefile import DEFAULT_PAGE_SIZE, MIN_PAGE_SIZE, PageFile, tables_crc
 from ffcv_train.data.sources.indexed import IndexedSource
 from ffcv_train.data.sources.open import SOURCES, open_source
@@ -129,11 +130,13 @@ def convert(config: WriteConfig, source: Source | None = None, progress: Progres
             cleanup.callback(signals.ignore)
             chunk_size = _estimate(pool, source, count, config, target, progress)
             written = _write_pages(pool, source, count, chunk_size, config, pages, progress)
-            pages.finish()
-            _write_text(sidecar_path(temporary), json.dumps(_sidecar(config, source, written, temporary)))
+            pair = _pair(source, written)
+            pages.finish(pair)
+            _write_text(sidecar_path(temporary), json.dumps(_sidecar(config, source, written, temporary, pair)))
             _check(temporary, source, written)
             signals.ignore()
-            _publish(temporary, target)
+            # In between there is a sidecar that does not fit, which every reader notices, or one alone.
+            publish([(sidecar_path(temporary), sidecar_path(target)), (temporary, target)])
         except OSError as error:
             raise UserError(f"writing {target} failed: {error.strerror or error}; it is as it was before") from error
         finally:
@@ -266,7 +269,11 @@ def _stop_at_failure(failures: Iterable[tuple[int, str]], source: Source, config
             )
 
 
-def _sidecar(config: WriteConfig, source: Source, written: Written, beton: Path) -> dict[str, Any]:
+def _pair(source: Source, written: Written) -> str:
+    return pair_digest(source.labels[np.asarray(written.indices)], np.asarray(written.crcs), source.class_names)
+
+
+def _sidecar(config: WriteConfig, source: Source, written: Written, beton: Path, pair: str) -> dict[str, Any]:
     labels = source.labels[np.asarray(written.indices)]
     sidecar: dict[str, Any] = {
         "format": 1,
@@ -285,6 +292,7 @@ def _sidecar(config: WriteConfig, source: Source, written: Written, beton: Path)
         },
         "checksums": {
             "algorithm": "crc32",
+            "pair": pair,
             "tables": f"{tables_crc(beton):08x}",
             "samples": "".join(f"{crc:08x}" for crc in written.crcs),
         },
@@ -312,18 +320,6 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    # Two files cannot be replaced in one step. In between there is no sidecar, never the one of another file.
-    sidecar_path(target).unlink(missing_ok=True)
-    temporary.replace(target)
-    sidecar_path(temporary).replace(sidecar_path(target))
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _remove(*files: Path) -> None:

@@ -17,6 +17,7 @@ from ffcv_train.data.format.layout import (
     IMAGE_TYPE_ID,
     INT_TYPE_ID,
     MODE_RAW,
+    PAIR_MARK,
     SAMPLE,
 )
 from ffcv_train.system.errors import UserError
@@ -45,6 +46,8 @@ class Beton:
     sizes: np.ndarray
     sidecar: dict[str, Any] | None
     file_size: int
+    pair: str = ""
+    """The digest that names the sidecar that belongs to the file; "" where the file names none"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,7 +84,8 @@ def sidecar_path(path: Path) -> Path:
 def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     """Read and check header, field descriptions, sample table, allocation table and sidecar of a .beton file.
 
-    With `compare_checksum` the tables must also have the checksum that the sidecar holds, if it holds one. Raises
+    The sidecar must be the one that was written with the file, where the file says that there is one. With
+    `compare_checksum` the tables must also have the checksum that the sidecar holds, if it holds one. Raises
     `UserError` naming what is wrong and where; the images themselves are not decoded.
     """
     path = Path(path)
@@ -123,7 +127,8 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     images = samples["f0"]
     labels = samples["f1"].astype(np.int64)
     ptrs, sizes = _regions_of_samples(path, images["data_ptr"], regions)
-    sidecar = _read_sidecar(path, num_samples)
+    pair = _pair(bytes(fields["arguments"][-1]))
+    sidecar = _read_sidecar(path, num_samples, pair)
     beton = Beton(
         path=path,
         page_size=page_size,
@@ -135,6 +140,7 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
         sizes=sizes,
         sidecar=sidecar,
         file_size=len(content),
+        pair=pair,
     )
     _check_samples(beton, data_start, table_start)
     if compare_checksum and sidecar is not None and sidecar.get("checksums") is not None:
@@ -209,9 +215,19 @@ def _check_samples(beton: Beton, data_start: int, data_end: int) -> None:
             raise UserError(f"{beton.describe(first)} {what}; the file is damaged, make it again with write_dataset.py")
 
 
-def _read_sidecar(path: Path, num_samples: int) -> dict[str, Any] | None:
+def _pair(arguments: bytes) -> str:
+    mark, _, rest = arguments.partition(PAIR_MARK)
+    return rest[:64].decode("ascii", "replace") if not mark and rest else ""
+
+
+def _read_sidecar(path: Path, num_samples: int, pair: str) -> dict[str, Any] | None:
     file = sidecar_path(path)
     if not file.exists():
+        if pair:
+            raise UserError(
+                f"{file}, which was written with {path.name} and names its classes, is missing; copy it there too, or "
+                f"write the data set again"
+            )
         return None
     try:
         sidecar = json.loads(file.read_text())
@@ -220,9 +236,17 @@ def _read_sidecar(path: Path, num_samples: int) -> dict[str, Any] | None:
         fits = lists and all(isinstance(name, str) for name in (*names, *files))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fits, count = False, num_samples
-    if not fits or count != num_samples:
+    checksums = sidecar.get("checksums") if fits else None
+    other = checksums.get("pair", "") if isinstance(checksums, dict) else ""
+    if fits and other != pair:
         raise UserError(
-            f"{file} does not describe {path.name}; delete it, or write the data set again so that both belong together"
+            f"{file} was not written with {path.name}: one of the two was replaced alone, or the conversion was killed "
+            f"as it ended; copy both again, or write the data set again"
+        )
+    if not fits or count != num_samples:
+        advice = "copy both again" if pair else "delete it"
+        raise UserError(
+            f"{file} does not describe {path.name}; {advice}, or write the data set again so that both belong together"
         )
     return sidecar
 

@@ -15,6 +15,7 @@ from ffcv_train.data.format.layout import (
     IMAGE_TYPE_ID,
     INT_TYPE_ID,
     MAX_SAMPLE_BYTES,
+    PAIR_MARK,
     SAMPLE,
     EncodedSample,
 )
@@ -70,8 +71,11 @@ class PageFile:
         self._count += 1
         return self._position - sample.size
 
-    def finish(self) -> None:
-        """Write tables and header, and bring all to the disk; the samples' bytes must be written."""
+    def finish(self, pair: str = "") -> None:
+        """Write tables and header, and bring all to the disk; the samples' bytes must be written.
+
+        `pair` is the digest that the sidecar holds too; without one, any sidecar may belong to the file.
+        """
         self._position = _round_up(self._position, self.page_size)  # what is skipped reads as zeros
         self._file.seek(self._position)
         samples, regions = self._samples[: self._count], self._regions[: self._count]
@@ -85,6 +89,8 @@ class PageFile:
         for row, (name, type_id) in zip(fields, _FIELDS, strict=True):
             row["type_id"] = type_id
             row["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        mark = PAIR_MARK + pair.encode() if pair else b""
+        fields["arguments"][-1][: len(mark)] = np.frombuffer(mark, np.uint8)
         self._file.write(regions.tobytes())
         self._file.seek(HEADER.itemsize)
         self._file.write(fields.tobytes() + samples.tobytes())

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ffcv_train.data.format.beton import Beton, open_beton, sidecar_path
-from ffcv_train.data.format.layout import MODE_JPG
+from ffcv_train.data.format.layout import MODE_JPG, pair_digest
 from ffcv_train.data.format.pagefile import tables_crc
 from ffcv_train.data.kernels.jpeg import frame_size
 from ffcv_train.data.kernels.turbojpeg import decode_jpeg
@@ -89,6 +89,8 @@ def _check_sidecar(beton: Beton) -> np.ndarray | None:
         samples, tables = np.empty(0, ">u4"), -1
     if len(samples) != len(beton) or tables < 0:
         raise UserError(f"{file} holds damaged checksums; {advice}")
+    if beton.pair and pair_digest(beton.labels, samples, beton.class_names) != beton.pair:
+        raise UserError(f"class names or checksums in {file} are no longer those that it was written with; {advice}")
     if tables != tables_crc(beton.path):
         raise UserError(f"the tables of {beton.path} differ from their checksum in {file}; {advice}")
     return samples

@@ -10,6 +10,9 @@ from ffcv_train.data.sources.folders import _existing_folder
 from ffcv_train.data.sources.source import ArchiveSource, Request, Source
 from ffcv_train.system.errors import UserError
 
+REPLACING = "make-zip.unfinished"
+"""Stands beside archives and maps while some are replaced, and lists them: what lies there may be a mixture."""
+
 
 def zipped(request: Request) -> Source:
     """`split.zip` with `split_map.txt`: lines `<path>\\t<label>`, where the archive holds `split/<path>`.
@@ -30,6 +33,11 @@ def open_zip(archive: Path, map_file: Path, classes: str = "") -> "ArchiveSource
             raise UserError(
                 f"{file} does not exist; a zipped data set is {archive.name} with {map_file.name} beside it"
             )
+    if (archive.parent / REPLACING).exists():
+        raise UserError(
+            f"{archive} and the files beside it may be a mixture of two, because --make-zip was killed as it replaced "
+            f"them; run it again"
+        )
     entries = read_map(map_file)
     index = index_zip(archive)
     members = []
