@@ -504,7 +504,7 @@ def script_options(sets: Path, folder: Path, kind: str, *more: str) -> list[str]
         f"--data.val_dataset={path_of(sets, kind, 'val')}",
         *("--lr.lr=0.05", "--lr.lr_peak_epoch=1", "--resolution.min_res=24", "--resolution.max_res=32"),
         *("--resolution.end_ramp=1", "--resolution.step=8", "--training.epochs=2", "--training.batch_size=5"),
-        *("--training.device=cpu", "--validation.resolution=32", "--validation.batch_size=5"),
+        *("--training.device=cpu", "--training.amp=off", "--validation.resolution=32", "--validation.batch_size=5"),
         *(f"--logging.folder={folder}", "--logging.tensorboard=0", *more),
     ]
 
