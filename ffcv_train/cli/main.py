@@ -12,6 +12,7 @@ COMMANDS = {
     "write": ("write", "photographs to a .beton file, or check one, or pack a folder into zips"),
     "train": ("train", "train a classifier"),
     "eval": ("evaluate", "metrics of a checkpoint on a data set"),
+    "predict": ("predict", "the likeliest classes of images"),
     "compare": ("compare", "train and compare criteria, each from several seeds"),
     "doctor": ("doctor", "is it the loader or the step that limits a run on this machine?"),
     "logits": ("logits", "write every sample's logits and features to a file"),

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton, open_beton
-from ffcv_train.data.kernels.crops import CenterCrop, center_crop, crop_parameters
+from ffcv_train.data.kernels.crops import crop_parameters
+from ffcv_train.data.kernels.cut import Cutter
 from ffcv_train.data.open import center_crop_of, val_loader
 from ffcv_train.data.sources.archives import Blob, ZipBlob
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
@@ -25,7 +25,6 @@ from ffcv_train.system.errors import UserError
 
 MAX_IMAGES = 12
 _DRAWN = 6
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +124,8 @@ Images = BetonImages | FolderImages | ArchiveImages
 
 def centre_crops(pixels: Sequence[np.ndarray], config: RunConfig, process: Process) -> Tensor:
     """uint8 [B, 3, R, R] on the device, of uint8 `pixels` [H, W, 3] each; as `config.validation` says."""
-    crop = center_crop_of(config)
-    crops = [centre_crop(image, config.validation.resolution[0], crop) for image in pixels]
+    cut = Cutter(crop_parameters(center_crop_of(config)))
+    crops = [cut(image, config.validation.resolution[0]) for image in pixels]
     images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
     return images.to(process.device, memory_format=torch.channels_last)
 
@@ -179,16 +178,6 @@ def read_image(file: Path) -> np.ndarray:
         raise UserError(f"{file} {error}; remove it or replace it") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}; check the file and its rights") from None
-
-
-def centre_crop(pixels: np.ndarray, side: int, crop: CenterCrop) -> np.ndarray:
-    """The central square of uint8 `pixels` [H, W, 3] as [side, side, 3], antialiased, by Pillow."""
-    place = center_crop(pixels.shape[0], pixels.shape[1], crop_parameters(crop), side)
-    top, left, rows, columns, y, x, height, width = place
-    image = Image.fromarray(np.ascontiguousarray(pixels[top : top + rows, left : left + columns]))
-    # A rounding beyond the last pixel is an error to Pillow.
-    box = (x, y, min(x + width, columns), min(y + height, rows))
-    return np.asarray(image.resize((side, side), _FILTERS[crop.interpolation], box))
 
 
 def _open_folder(path: Path, count: int | None, seed: int) -> FolderImages:

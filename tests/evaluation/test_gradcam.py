@@ -19,9 +19,10 @@ from torchvision.transforms import v2 as transforms
 from ffcv_train.analysis.figures.gradcam import overlay, percent
 from ffcv_train.config.read import load_config, to_dict
 from ffcv_train.config.schema import ModelConfig, RunConfig
-from ffcv_train.data.kernels.crops import CenterCrop
+from ffcv_train.data.kernels.crops import CenterCrop, crop_parameters
+from ffcv_train.data.kernels.cut import Cutter
 from ffcv_train.evaluation.gradcam import gradcam
-from ffcv_train.evaluation.gradcam_images import centre_crop, open_images
+from ffcv_train.evaluation.gradcam_images import open_images
 from ffcv_train.models.checkpoint import save_checkpoint
 from ffcv_train.models.class_names import read_names
 from ffcv_train.models.factory import create_model
@@ -151,7 +152,7 @@ def test_the_map_is_the_formula_s(arch: str, side: int, layer: str, tokens: tupl
     assert found is not None
     assert found.name == layer
     pixels = torch.from_numpy(
-        np.stack([centre_crop(p, side, CenterCrop(1.0)) for p in crops_of_photographs(2, 80, 90)])
+        np.stack([Cutter(crop_parameters(CenterCrop(1.0)))(p, side) for p in crops_of_photographs(2, 80, 90)])
     )
     pixels = pixels.permute(0, 3, 1, 2).contiguous()
     normalise = Normaliser(MEAN, STD)

@@ -18,12 +18,10 @@ from torch.utils.data import Dataset
 
 from ffcv_train.augment.pillow_policy import Policy, policy
 from ffcv_train.config.schema import AugmentConfig
-from ffcv_train.data.kernels.decode import Scratch, decode_samples
+from ffcv_train.data.kernels.cut import Cutter
 from ffcv_train.data.sources.archives import ZipBlob
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
 from ffcv_train.data.sources.image_set import ImageSet, Places
-
-_RAW = np.ones(1, np.uint8)
 
 
 class SampleKey(NamedTuple):
@@ -50,13 +48,12 @@ class ImageFiles(Dataset):
     def __init__(
         self, images: ImageSet, parameters: np.ndarray, augment: AugmentConfig | None, seed: int, archive: str = ""
     ) -> None:
-        self._images, self._parameters, self._seed = images, parameters, seed
+        self._images, self._seed = images, seed
+        self._cut = Cutter(parameters)
         self._places = Places(images.source)
         self._archive = archive
         self._augment = augment
         self._policy: Policy | None = None
-        self._scratch: Scratch | None = None
-        self._largest = (0, 0)
 
     def __getitem__(self, asked: SampleKey) -> np.ndarray | Failure:
         index = asked.key % len(self._images)
@@ -71,33 +68,12 @@ class ImageFiles(Dataset):
         if self._archive and isinstance(place, ZipBlob):
             place = place._replace(path=self._archive)
         pixels = contiguous(decode_rgb(place.read(), bgr=False))
-        height, width = pixels.shape[:2]
-        target = np.empty((1, asked.side, asked.side, 3), np.uint8)
-        position, _ = decode_samples(
-            np.array([pixels.ctypes.data], np.uint64),
-            np.array([pixels.nbytes]),
-            _RAW,
-            np.array([height]),
-            np.array([width]),
-            np.array([asked.key]),
-            self._seed,
-            asked.epoch,
-            self._parameters,
-            target,
-            *self._scratch_for(max(height, width), asked.side).arguments,
-        )
-        assert position < 0
+        image = self._cut(pixels, asked.side, key=asked.key, seed=self._seed, epoch=asked.epoch)
         if self._augment is None or self._augment.policy == "none":
-            return target[0]
+            return image
         self._policy = self._policy or policy(self._augment)
         _seed_generators(self._seed, asked)
-        return np.asarray(self._policy(Image.fromarray(target[0])))
-
-    def _scratch_for(self, longest: int, side: int) -> Scratch:
-        if self._scratch is None or longest > self._largest[0] or side > self._largest[1]:
-            self._largest = (max(longest, self._largest[0]), max(side, self._largest[1]))
-            self._scratch = Scratch(0, 0, *self._largest)
-        return self._scratch
+        return np.asarray(self._policy(Image.fromarray(image)))
 
 
 def collate(images: list[np.ndarray | Failure]) -> torch.Tensor | Failure:

@@ -1,0 +1,45 @@
+"""Crops of decoded pixels, by the loader's own inner loop."""
+
+import numpy as np
+
+from ffcv_train.data.kernels.decode import Scratch, decode_samples
+
+_RAW = np.ones(1, np.uint8)
+
+
+class Cutter:
+    """Crops and resizes decoded images as the loader does those of a .beton; for one thread.
+
+    `parameters` is `crop_parameters` of the crop.
+    """
+
+    def __init__(self, parameters: np.ndarray) -> None:
+        self._parameters = parameters
+        self._scratch: Scratch | None = None
+        self._largest = (0, 0)
+
+    def __call__(self, pixels: np.ndarray, side: int, *, key: int = 0, seed: int = 0, epoch: int = 0) -> np.ndarray:
+        """uint8 [side, side, 3] of `pixels`, uint8 [H, W, 3], C-contiguous; a random crop draws from the last three."""
+        height, width = pixels.shape[:2]
+        target = np.empty((1, side, side, 3), np.uint8)
+        position, _ = decode_samples(
+            np.array([pixels.ctypes.data], np.uint64),
+            np.array([pixels.nbytes]),
+            _RAW,
+            np.array([height]),
+            np.array([width]),
+            np.array([key]),
+            seed,
+            epoch,
+            self._parameters,
+            target,
+            *self._scratch_for(max(height, width), side).arguments,
+        )
+        assert position < 0
+        return target[0]
+
+    def _scratch_for(self, longest: int, side: int) -> Scratch:
+        if self._scratch is None or longest > self._largest[0] or side > self._largest[1]:
+            self._largest = (max(longest, self._largest[0]), max(side, self._largest[1]))
+            self._scratch = Scratch(0, 0, *self._largest)
+        return self._scratch
