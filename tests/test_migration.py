@@ -3,12 +3,17 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
+import torchvision
 
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.convert.write import WriterRun
+from ffcv_train.evaluation.classifier import load_network
 from ffcv_train.losses import create_criterion
 from ffcv_train.training.setup import batch_sizes, check_config
 from tests.support.options import OPTIONS, options_in
@@ -71,3 +76,32 @@ def test_a_command_trains(command: list[str], small_betons: Betons, tmp_path: Pa
     run = train(small_betons, tmp_path, *given)
     (line,) = log(run)
     assert line["train_loss"] > 0 and "flip_averaged" in line
+
+
+@pytest.mark.parametrize("blurpool", [0, 1])
+def test_our_checkpoints_load_elsewhere_in_three_lines(
+    blurpool: int, small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--model.arch=resnet18", f"--model.use_blurpool={blurpool}", "--training.amp=off", "--training.epochs=1"]
+    run = train(small_betons, tmp_path, *more, "--training.ema_decay=0.5", "--lr.lr_peak_epoch=0")
+    monkeypatch.chdir(run)
+    (lines,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "final.pt" in block)
+    read, create, load = lines.splitlines()
+    (timms,) = (f"network = {call}" for call in re.findall(r"`(timm\.create_model\(state.*?)`", PAGE))
+    (filters,) = re.findall(r"`(from ffcv_train\.models\.blurpool .*?)`", PAGE)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        ours = load_network("final.pt", device="cpu", amp="off").model(images)
+    for line in (create, timms):
+        names: dict[str, Any] = {"torch": torch, "torchvision": torchvision, "timm": timm}
+        exec("\n".join([read, line]), names)
+        if blurpool:
+            with pytest.raises(RuntimeError, match="blur_filter"):
+                exec(load, names)
+            exec(filters, names)
+        exec(load, names)
+        with torch.no_grad():
+            torch.testing.assert_close(names["network"].eval()(images), ours)
+    if not blurpool:  # what the page warns of
+        plain = timm.create_model("resnet18", num_classes=4, checkpoint_path="final.pt").state_dict()
+        assert all(plain[key].equal(value) for key, value in names["state"]["model"].items())

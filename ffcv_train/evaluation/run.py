@@ -125,9 +125,7 @@ def _load(request: Request, num_classes: int, model: nn.Module | None = None) ->
     config = request.config.model
     if model is None:
         model = create_model(config, num_classes)
-    report = load_weights(
-        model, request.subject.path, config.arch, ema=request.weights != "model", blurred=config.use_blurpool
-    )
+    report = load_weights(model, request.subject.path, config.arch, ema=request.weights != "model")
     return model, report.file_classes if report.replaced else num_classes
 
 

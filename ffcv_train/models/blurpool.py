@@ -1,7 +1,7 @@
 """BlurPool: a low-pass filter before strided convolutions (Zhang, arXiv:1904.11486), as in FFCV's ImageNet script."""
 
-from functools import partial
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,36 +10,66 @@ from torch import Tensor, nn
 MIN_CHANNELS = 16
 
 
+class BlurPoolConv2d(nn.Module):
+    """`conv` on blurred input: each channel is filtered by [1 2 1] ⊗ [1 2 1] / 16, with zeros beyond the border.
+
+    (Zhang's own code reflects at the border.) The state dict is that of FFCV's class of this name, `conv.weight` and
+    `blur_filter`, so that FFCV's tools load it and a network without the filter refuses it. A convolution of one pixel
+    leaves its stride to the filter, whose other results it would drop.
+    """
+
+    blur_filter: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        kernel = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
+        kernel = kernel.to(conv.weight).expand(conv.in_channels, 1, 3, 3).contiguous()
+        self.register_buffer("blur_filter", kernel)
+        self.conv = conv
+        # What networks read of their convolutions.
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
+        self.filter_stride = [1, 1]
+        if conv.kernel_size == (1, 1) and conv.padding == (0, 0):
+            self.filter_stride, conv.stride = list(conv.stride), (1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, C', H', W'] of `images` [B, C, H, W]."""
+        kernel = self.blur_filter
+        return self.conv(F.conv2d(images, kernel, None, self.filter_stride, [1, 1], [1, 1], kernel.shape[0]))
+
+
 def apply_blurpool(model: nn.Module) -> list[str]:
-    """Blur the input of every strided `nn.Conv2d` of 16 or more input channels; returns their names.
+    """Blur the input of every strided `nn.Conv2d` of 16 or more input channels in `model`; returns their names."""
+    strided = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and module.in_channels >= MIN_CHANNELS
+    }
+    for name, conv in strided.items():
+        model.set_submodule(name, BlurPoolConv2d(conv))
+    return list(strided)
 
-    The filter is the depthwise 3x3 kernel [1 2 1] ⊗ [1 2 1] / 16 at stride 1 with a border of zeros (as FFCV;
-    Zhang's own code reflects). It is a forward pre-hook with a non-persistent buffer: modules keep their classes
-    and state-dict keys stay those of the plain model, so that plain weights load into a blurred model and back.
-    A convolution of one pixel leaves its stride to the filter, whose other results it would drop.
+
+def blurred_layers(model: nn.Module) -> list[str]:
+    """The names of the blurred convolutions in `model`."""
+    return [name for name, module in model.named_modules() if isinstance(module, BlurPoolConv2d)]
+
+
+def with_filters(state: Mapping[str, Tensor], model: nn.Module) -> OrderedDict[str, Tensor]:
+    """The state dict of a blurred network in the keys that `model`, one like it, has now.
+
+    In checkpoints of version 0.1 filters are in no state dict, and convolutions have the plain network's keys.
     """
-    names = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and module.in_channels >= MIN_CHANNELS:
-            kernel = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
-            kernel = kernel.to(module.weight).expand(module.in_channels, 1, 3, 3).contiguous()
-            module.register_buffer("blur_filter", kernel, persistent=False)
-            stride: tuple[int, ...] = (1, 1)
-            if module.kernel_size == (1, 1) and module.padding == (0, 0):
-                stride, module.stride = module.stride, (1, 1)
-            module.register_forward_pre_hook(partial(_blur_input, stride=stride))
-            names.append(name)
-    return names
+    layers = [name for name in blurred_layers(model) if f"{name}.blur_filter" not in state]
+    found = OrderedDict((_within(key, layers), value) for key, value in state.items())
+    found.update((f"{name}.blur_filter", model.get_buffer(f"{name}.blur_filter")) for name in layers)
+    metadata = getattr(state, "_metadata", None)
+    if metadata is not None:
+        found._metadata = dict(metadata)  # type: ignore[attr-defined]
+    return found
 
 
-def blur(images: Tensor, kernel: Tensor, stride: tuple[int, ...] = (1, 1)) -> Tensor:
-    """`images` [B, C, H, W] filtered per channel by `kernel` [C, 1, 3, 3], at every `stride`-th pixel.
-
-    Beyond the border are zeros.
-    """
-    return F.conv2d(images, kernel, stride=stride, padding=1, groups=images.shape[1])
-
-
-def _blur_input(module: nn.Module, inputs: tuple[Any, ...], *, stride: tuple[int, ...]) -> tuple[Tensor]:
-    (images,) = inputs
-    return (blur(images, module.get_buffer("blur_filter"), stride),)
+def _within(key: str, layers: list[str]) -> str:
+    layer, _, leaf = key.rpartition(".")
+    return f"{layer}.conv.{leaf}" if layer in layers else key

@@ -90,6 +90,6 @@ def build_network(
             )
     loaded = ""
     if config.model.weights:
-        report = load_weights(model, config.model.weights, config.model.arch, blurred=config.model.use_blurpool)
+        report = load_weights(model, config.model.weights, config.model.arch)
         loaded = str(report)
     return Network.on(device, model, num_classes, config, normalisation(config)), loaded

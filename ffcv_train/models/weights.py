@@ -1,25 +1,21 @@
 """Weights from a file: our checkpoints, torchvision's, timm's, plain state dicts, safetensors."""
 
-import argparse
 import math
 import re
-import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ffcv_train.models.checkpoint import DamagedCheckpointError, check_container, check_tensors
+from ffcv_train.models.blurpool import blurred_layers, with_filters
+from ffcv_train.models.checkpoint import check_tensors
+from ffcv_train.models.weight_file import read_weight_file, renamed, state_dicts, stated_arch
 from ffcv_train.system.errors import UserError
 
-# Where training programs keep the state dict, and its averaged twin, in what they save.
-_CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
-_EMA_CONTAINERS = ("ema", "state_dict_ema", "model_ema")
 # torchvision's published DenseNets say norm.1 where its code says norm1.
 _DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
@@ -30,6 +26,9 @@ class WeightsReport:
 
     path: str
     loaded: int  # tensors taken
+    averaged: bool = False  # whether they are averaged weights
+    prefix: str = ""  # under which the network's keys stand in the file
+    outside: tuple[str, ...] = field(default=())  # keys beside them, left out
     replaced: tuple[str, ...] = field(default=())  # head's keys, of another class count: at zero now
     file_classes: int = 0  # the file's class count where the head was replaced
     classes: int = 0  # the model's class count where the head was replaced
@@ -38,6 +37,11 @@ class WeightsReport:
 
     def __str__(self) -> str:
         text = f"{self.loaded} tensors from {self.path}"
+        text += ", averaged weights" if self.averaged else ""
+        text += f", under {self.prefix}" if self.prefix else ""
+        if self.outside:
+            count = f"{len(self.outside)} key{'s' if len(self.outside) > 1 else ''}"
+            text += f", without {count} beside it ({_first(self.outside)})"
         if self.replaced:
             start = "at zero" if self.zeroed else "at random, for zeros before its ReLU would not learn"
             text += f"; new head {start}, as the file's has {self.file_classes} classes: {', '.join(self.replaced)}"
@@ -46,41 +50,44 @@ class WeightsReport:
         return text
 
 
-def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint on the CPU, by name, without the prefixes of DDP and torch.compile.
+def read_state_dict(path: str | Path, ema: bool = False) -> OrderedDict[str, Tensor]:
+    """The tensors of a checkpoint on the CPU, by name, without the names of wrappers such as torch.compile's.
 
-    Takes files of torch.save (a state dict, or one in "model", "state_dict", "model_state_dict") and safetensors;
-    executes nothing from the file. With `ema` the averaged weights, where the file has them. Keys of FFCV's blurred
-    convolutions become those of the plain ones. Raises `UserError` for what is not a checkpoint.
+    Takes files of torch.save (a state dict, or one in "model", "state_dict" and the like) and safetensors; executes
+    nothing from the file. With `ema` the averaged weights, where the file has them. Raises `UserError` for what is
+    not a checkpoint.
     """
-    return _state_dict(_read(Path(path)), Path(path), ema)
+    path = Path(path)
+    state, _ = next(state_dicts(read_weight_file(path), path, ema))
+    check_tensors(state, path)
+    return state
 
 
 def read_normalisation(path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """(mean, std) per channel, of pixels in [0, 1], that a checkpoint of ours carries; None in other files."""
-    stated = _read(Path(path)).get("normalisation")
+    stated = read_weight_file(Path(path)).get("normalisation")
     if not isinstance(stated, Mapping) or "mean" not in stated or "std" not in stated:
         return None
     return tuple(float(x) for x in stated["mean"]), tuple(float(x) for x in stated["std"])
 
 
-def load_weights(
-    model: nn.Module, path: str | Path, arch: str = "", *, ema: bool = True, blurred: bool | None = None
-) -> WeightsReport:
+def load_weights(model: nn.Module, path: str | Path, arch: str = "", *, ema: bool = True) -> WeightsReport:
     """Load a checkpoint (see `read_state_dict`) into `model`; every key and shape must fit, except in the head.
 
-    A classifier head whose class count differs from the file's starts at zero (as BiT's, arXiv:1912.11370), which the
-    report says; one that a ReLU follows, SqueezeNet's, keeps its initialisation, for at zero it would have no gradient.
-    `ema` takes averaged weights where the file has them, as timm does. `arch` is the
-    model's name in errors; `blurred` says whether it has BlurPool, None asks nothing. Raises `UserError` where the
-    file does not fit, or its network was trained with BlurPool and this one has none.
+    The network's keys may stand under any prefix: DDP's `module.`, Lightning's `model.`, both, another's; what stands
+    beside it is left out, and said. A classifier head whose class count differs from the file's starts at zero (as
+    BiT's, arXiv:1912.11370), which the report says; one that a ReLU follows, SqueezeNet's, keeps its initialisation,
+    for at zero it would have no gradient. `ema` takes averaged weights where the file has them, as timm does. `arch`
+    is the model's name in errors. Raises `UserError` where the file does not fit, or only one of its network and
+    `model` has BlurPool.
     """
-    content = _read(Path(path))
+    path = Path(path)
+    content = read_weight_file(path)
     name = arch or type(model).__name__
-    if blurred is False and _has_blurpool(content):
-        raise UserError(f"{path} was trained with BlurPool, which {name} lacks here; set model.use_blurpool=1")
-    state = _state_dict(content, Path(path), ema)
     own = model.state_dict()
+    state, prefix, outside, averaged = _of_the_network(content, path, own, ema)
+    state = _of_the_same_filters(state, content, path, name, model)
+    check_tensors(state, path)
     dropped = [key for key in state if key not in own and getattr(model, key.split(".")[0], 0) is None]
     for key in dropped:
         del state[key]
@@ -105,76 +112,75 @@ def load_weights(
         sizes = [f"{k} {_size(state[k])} instead of {_size(own[k])}" for k in wrong]
         faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", sizes)]
         listed = "; ".join(f"{len(keys)} {what} ({_first(keys)})" for what, keys in faults if keys)
-        raise UserError(f"{path} does not fit {name}: keys {listed}; is this a checkpoint of another architecture?")
+        stated = stated_arch(content)
+        hint = f"; the file says it is of {stated}" if stated else "; is this a checkpoint of another architecture?"
+        raise UserError(f"{path} does not fit {name}: keys {listed}{hint}")
     return WeightsReport(
-        str(path), len(state) - len(replaced), tuple(replaced), file_classes, classes, zeroed, tuple(dropped)
+        str(path),
+        len(state) - len(replaced),
+        averaged=averaged,
+        prefix=prefix,
+        outside=tuple(outside),
+        replaced=tuple(replaced),
+        file_classes=file_classes,
+        classes=classes,
+        zeroed=zeroed,
+        dropped=tuple(dropped),
     )
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint file, tensors on the CPU."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}; check the path") from None
-    try:
-        if start[8:] == b"{":
-            return safetensors.torch.load_file(path)
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            check_container(path)
-        # timm's and DeiT's training scripts save their options, an argparse.Namespace, which holds values only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except DamagedCheckpointError:
-        raise
-    except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise UserError(
-                f"{path} holds a pickled {refused[1]}, and checkpoints that would run code are not read; "
-                "save the state dict alone with torch.save(model.state_dict(), …)"
-            ) from None
-        raise UserError(f"{path} is not a checkpoint of torch.save or safetensors, or it is damaged") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds {type(content).__name__}, not a state dict; save model.state_dict()")
-    return content
+def find_prefix(keys: Iterable[str], own: Collection[str]) -> str:
+    """The prefix of `keys` under which more than half of a network's `own` keys lie; "" where there is none.
+
+    Of several under which equally many lie, MoCo's `module.encoder_q.` and `module.encoder_k.`, the first.
+    """
+    counts: Counter[str] = Counter()
+    for key in keys:
+        starts = [0, *(place.end() for place in re.finditer(r"\.", key))]
+        counts.update(key[:start] for start in starts if key[start:] in own)
+    prefix, count = counts.most_common(1)[0] if counts else ("", 0)
+    return prefix if 2 * count > len(own) else ""
 
 
-def _state_dict(content: Mapping[str, Any], path: Path, ema: bool) -> OrderedDict[str, Tensor]:
-    candidates = [content.get(key) for key in (_EMA_CONTAINERS if ema else ()) + _CONTAINERS] + [content]
-    for found in candidates:
-        if isinstance(found, Mapping) and any(isinstance(value, Tensor) for value in found.values()):
-            break
-    else:
-        raise UserError(f"{path} holds no weights, only {_first(list(map(str, content)))}; save model.state_dict()")
-    tensors = {str(k).replace("_orig_mod.", ""): value for k, value in found.items() if isinstance(value, Tensor)}
-    check_tensors(tensors, path)
-    wrapped = all(key.startswith("module.") for key in tensors if key != "n_averaged")
-    blurred = {key.removesuffix("blur_filter") for key in tensors if key.endswith(".blur_filter")}
+def _of_the_network(
+    content: Mapping[str, Any], path: Path, own: Mapping[str, Tensor], ema: bool
+) -> tuple[OrderedDict[str, Tensor], str, list[str], bool]:
+    """(state dict, the prefix it stood under, keys beside that, whether averaged) where the keys are a network's `own`.
 
-    def rename(key: str) -> str:
-        for prefix in blurred:
-            key = key.replace(f"{prefix}conv.", prefix) if key.startswith(prefix) else key
-        key = _DENSENET_KEY.sub(r"\1\2", key)
-        return key.removeprefix("module.") if wrapped else key
-
-    skip = {f"{prefix}blur_filter" for prefix in blurred} | ({"n_averaged"} if wrapped else set())
-    state = OrderedDict((rename(key), value) for key, value in tensors.items() if key not in skip)
-    metadata = getattr(found, "_metadata", None)  # versions by which modules read what older ones wrote
-    if metadata is not None:
-        paths = {path: rename(f"{path}.".replace("_orig_mod.", "")).removesuffix(".") for path in metadata}
-        state._metadata = {paths[path]: value for path, value in metadata.items()}  # type: ignore[attr-defined]
-    return state
+    Where no state dict of the file has them, the likeliest one as it is.
+    """
+    first = None
+    for tensors, averaged in state_dicts(content, path, ema):
+        state = renamed(tensors, lambda key: _DENSENET_KEY.sub(r"\1\2", key))
+        prefix = find_prefix(state, own)
+        outside = [key for key in state if not key.startswith(prefix)]
+        found = _below(prefix, state)
+        # AveragedModel counts beside its network.
+        result = found, prefix, [key for key in outside if key != "n_averaged"], averaged
+        if 2 * len(own.keys() & found.keys()) > len(own):
+            return result
+        first = first or result
+    assert first is not None
+    return first
 
 
-def _has_blurpool(content: Mapping[str, Any]) -> bool:
+def _below(prefix: str, state: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    return renamed(state, lambda key: key[len(prefix) :] if key.startswith(prefix) else None)
+
+
+def _of_the_same_filters(
+    state: OrderedDict[str, Tensor], content: Mapping[str, Any], path: Path, name: str, model: nn.Module
+) -> OrderedDict[str, Tensor]:
+    """`state` in the keys of `model`, where both have BlurPool or neither has. Raises `UserError` elsewhere."""
     config = content.get("config")
-    if isinstance(config, Mapping) and isinstance(config.get("model"), Mapping):
-        return bool(config["model"].get("use_blurpool", False))
-    nested = [value for value in content.values() if isinstance(value, Mapping)]
-    return any(str(key).endswith(".blur_filter") for mapping in [content, *nested] for key in mapping)
+    section = config.get("model") if isinstance(config, Mapping) else None
+    stated = bool(section.get("use_blurpool", False)) if isinstance(section, Mapping) else False
+    there, here = any(key.endswith(".blur_filter") for key in state), blurred_layers(model)
+    if (there or stated) and not any(key.endswith(".blur_filter") for key in model.state_dict()):
+        raise UserError(f"{path} was trained with BlurPool, which {name} lacks here; set model.use_blurpool=1")
+    if here and not there and not stated and all(f"{layer}.weight" in state for layer in here):
+        raise UserError(f"{path} was trained without BlurPool, which {name} has here; set model.use_blurpool=0")
+    return with_filters(state, model) if stated else state
 
 
 def head_names(model: nn.Module) -> set[str]:

@@ -56,7 +56,7 @@ class Teacher:
                 f"{class_names[label]!r}; choose a teacher of the same classes in the same order"
             )
         model = create_model(model_config, num_classes)
-        report = load_weights(model, config.teacher, model_config.arch, blurred=model_config.use_blurpool)
+        report = load_weights(model, config.teacher, model_config.arch)
         if report.replaced:
             raise UserError(
                 f"the teacher {config.teacher} has {report.file_classes} classes, the data set has {num_classes}; "

@@ -12,6 +12,7 @@ from torch import nn
 from ffcv_train.config.read import from_dict, to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.losses import Criterion
+from ffcv_train.models.blurpool import with_filters
 from ffcv_train.models.checkpoint import DamagedCheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from ffcv_train.system.environment import versions
 from ffcv_train.system.errors import UserError
@@ -160,7 +161,7 @@ class TrainState:
         _check_place(state, path, self.config.training.epochs, self.steps)
         for part in ("model", "criterion") + (("ema",) if self.ema is not None else ()):
             check_tensors(state[part], path)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(with_filters(state["model"], self.model))
         for number, buffers in state["optimizer"]["state"].items():
             named = {f"the optimizer's {key} of parameter {number}": value for key, value in buffers.items()}
             # A sum of squares may overflow; what is not a number shows in the first losses.
@@ -172,7 +173,7 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         self.criterion.load_state_of_all_ranks(state["criterion"], rank)
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+            self.ema.module.load_state_dict(with_filters(state["ema"], self.ema.module))
             self.ema.updates = state["ema_updates"]
         self.epoch, self.step, self.best_top_1 = state["epoch"], state["step"], float(state["best_top_1"])
         self.mean_loss, self.unfinished = float(state["mean_loss"]), state["unfinished"]

@@ -2,23 +2,27 @@
 
 import argparse
 import copy
+import gzip
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from ffcv_train.config.schema import ModelConfig
-from ffcv_train.models.blurpool import apply_blurpool
+from ffcv_train.models.blurpool import apply_blurpool, with_filters
 from ffcv_train.models.factory import check_resolution, create_model, find_arch, pretrained_normalisation
-from ffcv_train.models.weights import load_weights, read_state_dict
+from ffcv_train.models.weights import find_prefix, load_weights, read_state_dict
 from ffcv_train.system.errors import UserError
 
 CIFAR = ModelConfig(arch="cifar_resnet20")
@@ -199,11 +203,11 @@ def blurred_reference(images: Tensor) -> Tensor:
 def test_blurpool_is_a_blur_before_the_convolution(
     kernel: int, options: dict[str, Any], size: tuple[int, int], memory_format: torch.memory_format
 ) -> None:
-    conv = nn.Conv2d(16, 8, kernel, **options)
-    plain = copy.deepcopy(conv)
-    assert apply_blurpool(nn.Sequential(conv)) == ["0"]
+    plain = nn.Conv2d(16, 8, kernel, **options)
+    blurred = nn.Sequential(copy.deepcopy(plain))
+    assert apply_blurpool(blurred) == ["0"]
     images = torch.randn(2, 16, *size).to(memory_format=memory_format).requires_grad_()
-    ours, reference = conv(images), plain(blurred_reference(images))
+    ours, reference = blurred(images), plain(blurred_reference(images))
     torch.testing.assert_close(ours, reference)
     torch.testing.assert_close(
         torch.autograd.grad(ours.square().sum(), images)[0], torch.autograd.grad(reference.square().sum(), images)[0]
@@ -224,12 +228,15 @@ def test_blurpool_in_resnet50_is_where_ffcv_has_it() -> None:
     assert names == [f"{stage}.{layer}" for stage in stages for layer in ("conv2", "downsample.0")]
 
 
-@pytest.mark.parametrize("arch", ["cifar_resnet20", "nf_regnet_b0", "tf_efficientnet_lite0"])
-def test_blurpool_keeps_state_dict_keys_and_changes_the_output(arch: str) -> None:
-    """Among them convolutions of timm's own kinds: standardised weights, TensorFlow's padding."""
+@pytest.mark.parametrize("arch", ["cifar_resnet20", "nf_regnet_b0", "tf_efficientnet_lite0", "davit_tiny"])
+def test_blurpool_changes_the_output_and_the_keys(arch: str) -> None:
+    """Among them timm's standardised weights, TensorFlow's padding, and a network that asks for the kernel's size."""
     plain = create_model(ModelConfig(arch=arch), 10).eval()
     blurred = create_model(ModelConfig(arch=arch, use_blurpool=True), 10).eval()
-    blurred.load_state_dict(plain.state_dict(), strict=True)
+    for this, other in ((blurred, plain), (plain, blurred)):
+        with pytest.raises(RuntimeError, match="blur_filter"):
+            this.load_state_dict(other.state_dict())
+    blurred.load_state_dict(with_filters(plain.state_dict(), blurred))
     for model in (plain, blurred):
         # Some heads start as zeros.
         nn.init.normal_(list(model.parameters())[-2])
@@ -247,6 +254,54 @@ def test_blurpool_under_autocast_copy_and_compile() -> None:
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images))
+
+
+class FfcvBlurPoolConv2d(nn.Module):
+    """The class of FFCV's rn50 script, with what it holds and computes."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        kernel = torch.tensor([[[[1, 2, 1], [2, 4, 2], [1, 2, 1]]]]) / 16.0
+        self.register_buffer("blur_filter", kernel.repeat(conv.in_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        blurred = F.conv2d(x, self.get_buffer("blur_filter"), stride=1, padding=(1, 1), groups=self.conv.in_channels)
+        return self.conv(blurred)
+
+
+def ffcv_resnet18() -> nn.Module:
+    def apply(module: nn.Module) -> None:
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
+                setattr(module, name, FfcvBlurPoolConv2d(child))
+            else:
+                apply(child)
+
+    model = torchvision.models.resnet18()
+    apply(model)
+    return model
+
+
+@torch.no_grad()
+def test_ffcvs_network_takes_our_state_dict_and_gives_our_logits() -> None:
+    ours, theirs = create_model(ModelConfig(arch="resnet18", use_blurpool=True), 1000).eval(), ffcv_resnet18().eval()
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(theirs(images), ours(images))
+    for stranger in (torchvision.models.resnet18(), timm.create_model("resnet18")):
+        with pytest.raises(RuntimeError, match=r"Missing key.*layer2\.0\.conv1\.weight"):
+            stranger.load_state_dict(ours.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_blurpool_goes_through_script_and_export() -> None:
+    model = create_model(ModelConfig(arch="resnet18", use_blurpool=True), 10).eval()
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(torch.jit.script(model)(images), model(images))
+    torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), model(images))
 
 
 def test_blurpool_without_effect_is_refused() -> None:
@@ -292,16 +347,68 @@ CONTAINERS: dict[str, Callable[[nn.Module], Any]] = {
     "DDP, compiled": lambda m: prefixed(m.state_dict(), "module._orig_mod."),
     "compiled, DDP": lambda m: prefixed(m.state_dict(), "_orig_mod.module."),
     "AveragedModel": lambda m: torch.optim.swa_utils.AveragedModel(m).state_dict(),
+    "torchvision's": lambda m: {"model": m.state_dict(), "args": argparse.Namespace(model="resnet18", output_dir=".")},
+    "DeiT's": lambda m: {"model": m.state_dict(), "model_ema": None, "scaler": {}, "epoch": 299},
+    "Lightning's": lambda m: {
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": prefixed(m.state_dict(), "model.") | {"criterion.weight": torch.ones(10)},
+        "hyper_parameters": {"lr": np.float64(0.1), "root": Path("/data"), "steps": np.int64(3)},
+    },
+    "timm_model": lambda m: prefixed(m.state_dict(), "timm_model."),
+    "DDP, Lightning": lambda m: {"state_dict": prefixed(m.state_dict(), "module.model.")},
+    "MoCo's": lambda m: {
+        "arch": "resnet50",
+        "state_dict": prefixed(m.state_dict(), "module.encoder_q.")
+        | prefixed(trained().state_dict(), "module.encoder_k.")
+        | {"module.queue": torch.rand(8, 4)},
+    },
+    "FSDP": lambda m: {within(k, "_fsdp_wrapped_module."): v for k, v in m.state_dict().items()},
+    "FSDP, checkpointed": lambda m: {
+        within(k, "_fsdp_wrapped_module._checkpoint_wrapped_module."): v for k, v in m.state_dict().items()
+    },
+    "Composer's": lambda m: {"state": {"model": prefixed(m.state_dict(), "module."), "optimizers": {"SGD": {}}}},
+    "half": lambda m: {k: v.half() if v.is_floating_point() else v for k, v in m.state_dict().items()},
+    "under a name of its own": lambda m: {"queue": {"n": torch.ones(2)}, "student": prefixed(m.state_dict(), "net.")},
 }
+
+
+def within(key: str, wrapper: str) -> str:
+    """As wrappers of blocks name a block's keys."""
+    block, _, leaf = key.rpartition(".")
+    return f"{wrapper}{block}.{wrapper}{leaf}"
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_every_container_is_read(container: str, tmp_path: Path) -> None:
     source, target = trained(), create_model(CIFAR, 10)
+    if container == "half":
+        source.load_state_dict({key: value.half() for key, value in source.state_dict().items()})
     torch.save(CONTAINERS[container](source), tmp_path / "file.pt")
-    report = load_weights(target, tmp_path / "file.pt", "cifar_resnet20", blurred=False)
+    report = load_weights(target, tmp_path / "file.pt", "cifar_resnet20")
     torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
     assert (report.loaded, report.replaced, report.dropped) == (len(source.state_dict()), (), ())
+
+
+def test_what_was_taken_from_a_file_is_said(tmp_path: Path) -> None:
+    def said(container: str) -> str:
+        torch.save(CONTAINERS[container](trained()), tmp_path / "file.pt")
+        return str(load_weights(create_model(CIFAR, 10), tmp_path / "file.pt"))
+
+    count = len(trained().state_dict())
+    assert said("plain") == f"{count} tensors from {tmp_path}/file.pt"
+    assert said("Lightning's").endswith(", under model., without 1 key beside it (criterion.weight)")
+    assert f", under module.encoder_q., without {count + 1} keys beside it (module.encoder_k.conv1.w" in said("MoCo's")
+    torch.save({"state_dict": trained().state_dict(), "state_dict_ema": trained().state_dict()}, tmp_path / "both.pt")
+    assert str(load_weights(create_model(CIFAR, 10), tmp_path / "both.pt")).endswith("both.pt, averaged weights")
+    assert not load_weights(create_model(CIFAR, 10), tmp_path / "both.pt", ema=False).averaged
+
+
+def test_a_prefix_is_that_of_most_of_the_networks_keys() -> None:
+    own = {"fc.weight", "fc.bias", "layer1.0.fc.weight"}
+    assert find_prefix(["a.fc.weight", "a.layer1.0.fc.weight", "b.fc.weight"], own) == "a."
+    assert find_prefix(["fc.weight", "fc.bias", "a.fc.weight"], own) == ""
+    assert find_prefix(["a.fc.weight", "b.fc.bias"], own) == ""
+    assert find_prefix([], own) == ""
 
 
 def test_safetensors_and_old_torch_files_are_read(tmp_path: Path) -> None:
@@ -378,27 +485,32 @@ def test_a_missing_or_misshapen_layer_of_the_body_is_refused(tmp_path: Path) -> 
 
 
 def test_ffcvs_blurred_checkpoints_load_into_blurred_models(tmp_path: Path) -> None:
-    source = trained()
-    blurred = apply_blurpool(copy.deepcopy(source))
-    state = {}
-    for key, value in source.state_dict().items():
-        layer, _, leaf = key.rpartition(".")
-        state["module." + (f"{layer}.conv.{leaf}" if layer in blurred else key)] = value
-        if layer in blurred:
-            state[f"module.{layer}.blur_filter"] = torch.ones(value.shape[1], 1, 3, 3)
-    torch.save(state, tmp_path / "ffcv.pt")
-    target = create_model(ModelConfig(arch="cifar_resnet20", use_blurpool=True), 10)
-    load_weights(target, tmp_path / "ffcv.pt", blurred=True)
-    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
-    with pytest.raises(UserError, match=r"trained with BlurPool.*model\.use_blurpool=1"):
-        load_weights(create_model(CIFAR, 10), tmp_path / "ffcv.pt", blurred=False)
+    source = ffcv_resnet18()
+    torch.save(prefixed(source.state_dict(), "module."), tmp_path / "ffcv.pt")
+    target = create_model(ModelConfig(arch="resnet18", use_blurpool=True), 1000)
+    assert load_weights(target, tmp_path / "ffcv.pt").prefix == "module."
+    torch.testing.assert_close(dict(target.state_dict()), dict(source.state_dict()), rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"trained with BlurPool.*resnet18 lacks here.*model\.use_blurpool=1"):
+        load_weights(torchvision.models.resnet18(), tmp_path / "ffcv.pt", "resnet18")
 
 
 def test_our_blurred_checkpoints_want_a_blurred_model(tmp_path: Path) -> None:
-    torch.save(ours(trained(), use_blurpool=True), tmp_path / "file.pt")
-    with pytest.raises(UserError, match=r"trained with BlurPool.*model\.use_blurpool=1"):
-        load_weights(create_model(CIFAR, 10), tmp_path / "file.pt", blurred=False)
-    load_weights(create_model(CIFAR, 10), tmp_path / "file.pt", blurred=True)
+    blurred = ModelConfig(arch="cifar_resnet20", use_blurpool=True)
+    for name, config, key in (("old", CIFAR, "layer2.0.conv1"), ("new", blurred, "layer2.0.conv1.conv")):
+        model, target = create_model(config, 10), create_model(blurred, 10)
+        torch.save(ours(model, use_blurpool=True), tmp_path / f"{name}.pt")
+        with pytest.raises(UserError, match=r"trained with BlurPool.*model\.use_blurpool=1"):
+            load_weights(create_model(CIFAR, 10), tmp_path / f"{name}.pt")
+        load_weights(target, tmp_path / f"{name}.pt")
+        assert target.state_dict()["layer2.0.conv1.conv.weight"].equal(model.state_dict()[f"{key}.weight"])
+
+
+@pytest.mark.parametrize("file", ["plain", "ours"])
+def test_plain_weights_do_not_pass_for_blurred_ones(file: str, tmp_path: Path) -> None:
+    torch.save(ours(trained()) if file == "ours" else trained().state_dict(), tmp_path / "file.pt")
+    target = create_model(ModelConfig(arch="cifar_resnet20", use_blurpool=True), 10)
+    with pytest.raises(UserError, match=r"trained without BlurPool.*cifar_resnet20 has here.*model\.use_blurpool=0"):
+        load_weights(target, tmp_path / "file.pt", "cifar_resnet20")
 
 
 def test_published_files_with_auxiliary_heads_and_old_keys_load(tmp_path: Path) -> None:
@@ -419,6 +531,85 @@ def test_published_files_with_auxiliary_heads_and_old_keys_load(tmp_path: Path) 
     model = create_model(ModelConfig(arch="mnasnet0_5"), 10)
     torch.save(model.state_dict(), tmp_path / "mnasnet.pth")
     load_weights(model, tmp_path / "mnasnet.pth")
+
+
+def of_kind(kind: str, folder: Path) -> Path:
+    """A file, or folder, of a kind that is no state dict."""
+    path = folder / "weights.pt"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    bytes_of = {
+        "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "web page": b"\n<!DOCTYPE html><html><title>404</title></html>",
+        "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(100),
+        "gzip": gzip.compress(b"weights"),
+    }
+    in_folder = {
+        "distributed checkpoint": ".metadata",
+        "DeepSpeed": "zero_to_fp32.py",
+        "SavedModel": "saved_model.pb",
+        "run": "final.pt",
+        "Hugging Face": "model.safetensors",
+    }
+    if kind in bytes_of:
+        path.write_bytes(bytes_of[kind])
+    elif kind in in_folder:
+        path.mkdir()
+        (path / in_folder[kind]).touch()
+    elif kind == "TorchScript":
+        torch.jit.save(torch.jit.script(model), path)
+    elif kind == "export":
+        torch.export.save(torch.export.export(model, (torch.zeros(1, 3),)), path := folder / "weights.pt2")
+    elif kind == "NumPy":
+        np.savez(path := folder / "weights.npz", kernel=np.zeros(3))
+    elif kind == "FSDP, flat":
+        torch.save({"_fsdp_wrapped_module._flat_param": torch.zeros(9)}, path)
+    elif kind == "DTensor":
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            mesh = init_device_mesh("cpu", (1,))
+            torch.save({key: distribute_tensor(t, mesh, [Shard(0)]) for key, t in model.state_dict().items()}, path)
+        finally:
+            dist.destroy_process_group()
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("TorchScript", r"is a TorchScript program, .*torch\.jit\.load\('.*weights\.pt'\)\.state_dict\(\)"),
+        ("export", r"is a program of torch\.export, .*torch\.export\.load"),
+        ("NumPy", r"is an archive of NumPy arrays"),
+        ("DTensor", r"share of each tensor \(DTensor.*get_model_state_dict"),
+        ("FSDP, flat", r"FSDP's flattened parameters \(_flat_param\); save under"),
+        ("Git LFS", r"pointer that Git LFS leaves.*git lfs pull"),
+        ("web page", r"is a web page"),
+        ("HDF5", r"is HDF5"),
+        ("gzip", r"compressed with gzip"),
+        (
+            "distributed checkpoint",
+            r"folder of torch\.distributed\.checkpoint; .*dcp_to_torch .*/weights\.pt weights\.pt",
+        ),
+        ("DeepSpeed", r"folder of DeepSpeed; .*zero_to_fp32\.py"),
+        ("SavedModel", r"SavedModel of TensorFlow"),
+        ("run", r"is a folder; give .*/weights\.pt/final\.pt"),
+        ("Hugging Face", r"is a folder; give .*/weights\.pt/model\.safetensors"),
+    ],
+)
+def test_other_kinds_of_files_are_named_with_what_to_do(kind: str, advice: str, tmp_path: Path) -> None:
+    path = of_kind(kind, tmp_path)
+    with pytest.raises(UserError, match=advice):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("kind", ["run", "Hugging Face"])
+def test_the_file_that_is_named_for_a_folder_is_read(kind: str, tmp_path: Path) -> None:
+    path = of_kind(kind, tmp_path)
+    with pytest.raises(UserError, match="give") as error:
+        read_state_dict(path)
+    named = str(error.value).partition("give ")[2]
+    (safetensors.torch.save_file if kind == "Hugging Face" else torch.save)(trained().state_dict(), named)
+    assert read_state_dict(named).keys() == trained().state_dict().keys()
 
 
 class Harmful:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from ffcv_train.config.schema import ModelConfig
 from ffcv_train.evaluation.subject import read_subject
 from ffcv_train.models.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
+from ffcv_train.models.factory import create_model
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.errors import UserError
 from ffcv_train.training.runlog import RunLog
@@ -21,7 +23,7 @@ from ffcv_train.training.trainer import Trainer
 from tests.support.photographs import Samples, crops_of_photographs, write_stock_beton
 from tests.support.runs import ALONE, Betons, config, log, same_weights, train
 
-OLD = Path(__file__).resolve().parents[1] / "data_files" / "last_of_version_0.pt.gz"
+DATA_FILES = Path(__file__).resolve().parents[1] / "data_files"
 RESUME = ["--logging.run=r", "--training.resume=auto"]
 
 
@@ -29,11 +31,11 @@ class Killed(BaseException):
     """Nothing that the trainer handles."""
 
 
-def old_run(folder: Path) -> Path:
+def old_run(folder: Path, name: str = "last_of_version_0") -> Path:
     """A run named r that an older version stopped after step 2 of epoch 2 of 2; its weights are coarse."""
     (folder / "r").mkdir(parents=True)
     path = folder / "r" / "last.pt"
-    path.write_bytes(gzip.decompress(OLD.read_bytes()))
+    path.write_bytes(gzip.decompress((DATA_FILES / f"{name}.pt.gz").read_bytes()))
     return path
 
 
@@ -44,6 +46,24 @@ def test_a_checkpoint_of_an_older_version_is_continued(small_betons: Betons, tmp
     # What that version itself made of it.
     assert last["epoch"] == 1 and last["train_loss"] == pytest.approx(1.731248, abs=0.02)
     assert load_checkpoint(run / "final.pt")["epoch"] == 2
+
+
+def test_blurred_networks_from_before_their_filters_had_keys(small_betons: Betons, tmp_path: Path) -> None:
+    """The checkpoint is of a run that ended its first epoch of two; the numbers are what its version made of it."""
+    path = old_run(tmp_path, "last_before_blur_keys")
+    model = create_model(ModelConfig(arch="cifar_resnet20", use_blurpool=True), 4).eval()
+    images = torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32).sin()
+    for ema, logits in (
+        (False, [-72.668732, -153.463974, 218.734314, -292.290771]),
+        (True, [-60.176304, -65.802505, 147.477600, -187.987091]),
+    ):
+        load_weights(model, path, ema=ema)
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), torch.tensor([logits]), rtol=1e-4, atol=1e-3)
+    more = ["--model.use_blurpool=1", "--training.amp=off", "--training.ema_decay=0.7"]
+    run = train(small_betons, tmp_path, *more, *RESUME)
+    assert log(run)[-1]["train_loss"] == pytest.approx(1.249948, abs=0.02)
+    assert "layer2.0.conv1.blur_filter" in load_checkpoint(run / "final.pt")["ema"]
 
 
 @pytest.mark.parametrize("moment", ["before the line", "after the line"])
