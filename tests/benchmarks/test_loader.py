@@ -16,7 +16,7 @@ from tests.support.photographs import ROOT
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "benchmarks.loader", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
 
 
 def test_every_loader_reads_the_same_images(jpg_beton: Path, tmp_path: Path) -> None:

@@ -109,11 +109,10 @@ def test_resampling_equals_torchvisions_antialiased_resize(photo_samples: Sample
         )
         ours = resized(image, (top, left, h, w), size, kind)
         tensor = torch.from_numpy(image).permute(2, 0, 1)
-        reference = transforms.resized_crop(tensor, top, left, h, w, [size, size], MODES[kind], antialias=True)
-        difference = np.abs(ours.astype(int) - reference.permute(1, 2, 0).numpy().astype(int))
-        # torchvision rounds, and for bicubic clips, between its two passes; we do once, at the end.
-        assert difference.max() <= (1 if kind == "bilinear" else 20)
-        assert difference.mean() < 0.3
+        # Of uint8, torchvision rounds and clips between its two passes, too.
+        where = (top, left, h, w, [size, size], MODES[kind])
+        reference = transforms.resized_crop(tensor.float(), *where, antialias=True).clamp(0, 255)
+        assert np.abs(ours - reference.permute(1, 2, 0).numpy()).max() < 0.505
 
 
 def test_flip_mirrors_and_identity_copies(photo_samples: Samples) -> None:

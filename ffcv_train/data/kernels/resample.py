@@ -2,8 +2,9 @@
 
 The filter (triangle for bilinear, Keys' cubic with a = −0.5 for bicubic) is stretched by the scale when shrinking, cut
 off at the crop's edge and normalised. What becomes the target may be a box within the crop that falls between pixels,
-as Pillow's `box`. Both passes work in float32 with one rounding at the end; torchvision rounds in
-between as well, so the two differ by at most a level or two.
+as Pillow's `box`. Both passes work in float32 with one rounding at the end, which equals torchvision's result for
+floats to half a level. Its result for uint8 is rounded and clamped between the passes as well: another level for
+bilinear, up to 32 on hard edges for bicubic.
 
 The vertical pass comes first, along contiguous rows, which LLVM vectorises by itself. The horizontal pass, four fifths
 of the time when left to LLVM, is written in vectors of four: a pixel's three channels and one lane that is thrown away.

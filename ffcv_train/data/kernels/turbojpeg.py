@@ -1,7 +1,7 @@
 """TurboJPEG for compiled code, by way of libffcv, which is linked to it.
 
 libffcv's own entry always asks for the fast DCT. With today's vector instructions the accurate one is no slower, and
-the fast one brightens images by almost a level on average (docs/loader.md), so the library is called directly.
+the fast one darkens images by almost a level on average (docs/loader.md), so the library is called directly.
 """
 
 from typing import Any
