@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "data": "system config augment",
     "evaluation": "system config metrics models data",
     "training": "system config augment models losses data evaluation",
+    "publish": "system config models data evaluation",
     "doctor": "system config data training",
     "comparison": "system config metrics analysis models losses data evaluation training doctor",
-    "cli": "system config metrics analysis models losses data evaluation training doctor comparison",
+    "cli": "system config metrics analysis models losses data evaluation training publish doctor comparison",
 }
 MAY_IMPORT_IN_DATA = {
     "kernels": "",

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("train", "train a classifier"),
     "eval": ("evaluate", "metrics of a checkpoint on a data set"),
     "predict": ("predict", "the likeliest classes of images"),
+    "export": ("export", "the network for other programs: ONNX, torch.export, timm, torchvision, safetensors"),
     "compare": ("compare", "train and compare criteria, each from several seeds"),
     "doctor": ("doctor", "is it the loader or the step that limits a run on this machine?"),
     "logits": ("logits", "write every sample's logits and features to a file"),

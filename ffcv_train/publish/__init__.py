@@ -1,0 +1,1 @@
+"""A trained network for other programs: export in their formats, checked against ours."""
