@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton, open_beton
 from ffcv_train.data.format.layout import MODE_JPG
+from ffcv_train.data.open import open_data_sets, train_loader
 from ffcv_train.doctor import balance
-from ffcv_train.doctor.balance import Facts, Forecast
+from ffcv_train.doctor.balance import Facts, Forecast, Stage
 from ffcv_train.doctor.measure import Measurement, OtherPrograms, Sample, measure, speed, times
 from ffcv_train.doctor.residency import cached_share, resident_pages
 from ffcv_train.system.distributed import Process, share_of_cores
@@ -25,7 +26,8 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
 from ffcv_train.system.resources import available_bytes
 from ffcv_train.training import setup
-from ffcv_train.training.trainer import Trainer
+from ffcv_train.training.learner import Learner
+from ffcv_train.training.setup import BatchSizes
 
 _PAGED_BYTES_PER_PROCESS = 2 << 30  # what a loader with data.in_memory=0 holds at most, about
 
@@ -49,66 +51,47 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
     Refuses what the trainer refuses, but for a data set larger than memory, which is measured with data.in_memory=0.
     Leaves nothing on disk.
     """
-    config = request.config
-    setup.check_config(config)
-    if process.world_size > 1:
-        raise UserError(
-            f"the doctor measures one device in one process; start it without torchrun, with "
-            f"--devices={process.local_world_size}"
-        )
-    if config.data.format != "beton":
-        raise UserError(
-            f"the doctor measures .beton files, and data.format is {config.data.format}; write one with "
-            "write_dataset.py, or see docs/data.md for what the formats cost"
-        )
+    setup.check_config(request.config)
+    _check_measurable(request.config, process)
     devices = request.devices or (torch.cuda.device_count() if process.device.type == "cuda" else 1)
-    sizes = setup.batch_sizes(config, devices)
-    if not config.data.val_dataset:  # no part of what is measured
-        config = replace(config, "data", val_dataset=config.data.train_dataset)
-    cached, available, fits = None, available_bytes(), True
-    if config.data.train_dataset:
-        beton = open_beton(config.data.train_dataset)
-        fits = beton.file_size <= available
-        resident = resident_pages(beton.path)
-        cached = None if resident is None else cached_share(resident, beton.ptrs, beton.sizes)
+    sizes = setup.batch_sizes(request.config, devices)
     cores = share_of_cores(dataclasses.replace(process, local_world_size=1))
     share = share_of_cores(dataclasses.replace(process, local_world_size=devices))
-    workers = devices * (config.data.num_workers or share)
-    # One process stands for all of this machine's: their threads, their batches under way.
-    config = replace(
-        config,
-        "data",
-        num_workers=workers,
-        batches_ahead=config.data.batches_ahead * devices,
-        in_memory=config.data.in_memory and fits,
-    )
-    config = replace(config, "training", resume="", batch_size=sizes.per_device, global_batch_size=0)
-    trainer = Trainer(config, process)
-    data_set = trainer.data.train
-    assert isinstance(data_set, Beton)
-    beton = data_set
+    workers, available = devices * (request.config.data.num_workers or share), available_bytes()
+    file = request.config.data.train_dataset
+    fits = not file or open_beton(file).file_size <= available
+    cached = _cached_share(file) if file else None
+    config = _of_one_process(request.config, devices, workers, sizes.per_device, in_memory=fits)
+    data = open_data_sets(config)
+    beton = data.train
+    assert isinstance(beton, Beton)
+    setup.check_length(config, data, setup.batch_sizes(config, 1))
     steps = len(beton) // sizes.global_batch
-    with contextlib.closing(trainer.train_loader), contextlib.closing(trainer.val_loader):
-        if not steps:
-            raise UserError(
-                f"{beton.path} has {len(beton)} samples, fewer than one global batch of {sizes.global_batch} on "
-                f"{devices} devices; lower --training.batch_size"
-            )
-        stages = balance.stages(config.resolution, config.training.epochs)
-        others = OtherPrograms()
-        with _progress() as line, _out_of_memory(config):
-            measurements = measure(
-                trainer, stages, request.seconds, lambda done, parts, what: line.show("doctor", done, parts, what)
-            )
-        taken = others.busy_cores()
+    if not steps:
+        raise UserError(
+            f"{beton.path} has {len(beton)} samples, fewer than one global batch of {sizes.global_batch} on "
+            f"{devices} devices; lower --training.batch_size"
+        )
+    learner = Learner(config, process, data, sizes, steps)
+    learner.prepare()
+    stages = balance.stages(config.resolution, config.training.epochs)
+    others = OtherPrograms()
+    with (
+        contextlib.closing(train_loader(config, beton, sizes.per_device, process)) as loader,
+        _progress() as line,
+        _out_of_memory(config),
+    ):
+        measurements = measure(
+            learner,
+            loader,
+            data.num_classes,
+            stages,
+            request.seconds,
+            lambda done, parts, what: line.show("doctor", done, parts, what),
+        )
+    taken = others.busy_cores()
     facts = _facts(request.config, beton, process, cores, workers, available)
-    speeds = [(speed(m.loader), speed(m.step)) for m in measurements]
-    # Loader and step each had at least the cores that they used.
-    free = max(cores - taken, min(cores, max(one.busy_cores for pair in speeds for one in pair)))
-    forecasts = [
-        balance.forecast(stage, loader, times(step, devices), free, steps * sizes.global_batch)
-        for stage, (loader, step) in zip(stages, speeds, strict=True)
-    ]
+    forecasts = _forecasts(stages, measurements, devices, cores, taken, steps * sizes.global_batch)
     return {
         "data_set": _data_set(beton, facts, cached, devices),
         "machine": {
@@ -120,22 +103,62 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
             "device_memory": _device_memory(process.device),
             **describe_environment(process.device),
         },
-        "run": {
-            "arch": config.model.arch,
-            "num_classes": trainer.data.num_classes,
-            "amp": config.training.amp,
-            "compile": config.model.compile,
-            "epochs": config.training.epochs,
-            "batch_per_device": trainer.sizes.per_device,
-            "accumulate": trainer.sizes.accumulate,
-            "global_batch": sizes.global_batch,
-            "steps_per_epoch": steps,
-        },
+        "run": _run(config, data.num_classes, sizes, steps),
         "stages": [_stage(f, m) for f, m in zip(forecasts, measurements, strict=True)],
         "training_seconds": sum(f.seconds for f in forecasts),
         "advice": balance.advise(facts, forecasts),
         "config": to_dict(request.config),
     }
+
+
+def _check_measurable(config: RunConfig, process: Process) -> None:
+    if process.world_size > 1:
+        raise UserError(
+            f"the doctor measures one device in one process; start it without torchrun, with "
+            f"--devices={process.local_world_size}"
+        )
+    if config.data.format != "beton":
+        raise UserError(
+            f"the doctor measures .beton files, and data.format is {config.data.format}; write one with "
+            "ffcv-train write, or see docs/data.md for what the formats cost"
+        )
+
+
+def _of_one_process(config: RunConfig, devices: int, workers: int, batch_size: int, *, in_memory: bool) -> RunConfig:
+    """A configuration in which one process stands for all of this machine's: their threads, their batches ahead."""
+    data = {
+        "num_workers": workers,
+        "batches_ahead": config.data.batches_ahead * devices,
+        "in_memory": config.data.in_memory and in_memory,
+        # No part of what is measured.
+        "val_dataset": config.data.val_dataset or config.data.train_dataset,
+    }
+    return replace(replace(config, "data", **data), "training", resume="", batch_size=batch_size, global_batch_size=0)
+
+
+def _cached_share(path: str) -> float | None:
+    """The share of a file's samples that lies in memory, before anything is read; None where nobody knows."""
+    beton = open_beton(path)
+    resident = resident_pages(beton.path)
+    return None if resident is None else cached_share(resident, beton.ptrs, beton.sizes)
+
+
+def _forecasts(
+    stages: Sequence[Stage],
+    measurements: Sequence[Measurement],
+    devices: int,
+    cores: int,
+    taken: float,
+    images_per_epoch: int,
+) -> list[Forecast]:
+    """What each stage will do on `cores` cores, of which other programs took `taken` while it was measured."""
+    speeds = [(speed(m.loader), speed(m.step)) for m in measurements]
+    # Loader and step each had at least the cores that they used.
+    free = max(cores - taken, min(cores, max(one.busy_cores for pair in speeds for one in pair)))
+    return [
+        balance.forecast(stage, loader, times(step, devices), free, images_per_epoch)
+        for stage, (loader, step) in zip(stages, speeds, strict=True)
+    ]
 
 
 def replace(config: RunConfig, section: str, **values: Any) -> RunConfig:
@@ -176,6 +199,20 @@ def _data_set(beton: Beton, facts: Facts, cached: float | None, devices: int) ->
         "available_bytes": facts.available_bytes,
         "fits": facts.fits,
         "cached_share": cached,
+    }
+
+
+def _run(config: RunConfig, num_classes: int, sizes: BatchSizes, steps: int) -> dict[str, Any]:
+    return {
+        "arch": config.model.arch,
+        "num_classes": num_classes,
+        "amp": config.training.amp,
+        "compile": config.model.compile,
+        "epochs": config.training.epochs,
+        "batch_per_device": sizes.per_device,
+        "accumulate": sizes.accumulate,
+        "global_batch": sizes.global_batch,
+        "steps_per_epoch": steps,
     }
 
 

@@ -16,7 +16,7 @@ from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.beton_loader import Loader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.doctor.balance import Speed, Stage
-from ffcv_train.training.trainer import Trainer
+from ffcv_train.training.learner import Learner
 
 ROUNDS = 3
 _WARM_UP_STEPS = 2
@@ -40,12 +40,17 @@ class Measurement:
 
 
 def measure(
-    trainer: Trainer, stages: Sequence[Stage], seconds: float, report: Callable[[int, int, str], None]
+    learner: Learner,
+    loader: Loader | ImageLoader,
+    num_classes: int,
+    stages: Sequence[Stage],
+    seconds: float,
+    report: Callable[[int, int, str], None],
 ) -> list[Measurement]:
     """Time loader and step at each stage's side for `seconds` each, in `ROUNDS` turns, so that what else the machine
     does strikes all alike.
 
-    Calls `report` with what is done, of how many parts, and what comes next. The weights of `trainer` change.
+    Calls `report` with what is done, of how many parts, and what comes next. The weights of `learner` change.
     """
     parts = len(stages) * (1 + 2 * ROUNDS)
     done = itertools.count()
@@ -53,15 +58,15 @@ def measure(
     # The largest side first: buffers that fit it fit all.
     for stage in sorted(stages, key=lambda s: -s.resolution):
         report(next(done), parts, f"warming up at {stage.resolution} px")
-        time_loader(trainer.train_loader, stage.resolution, 0.0, epoch=0)
-        steps.append(StepTimer(trainer, stage))
+        time_loader(loader, stage.resolution, 0.0, epoch=0)
+        steps.append(StepTimer(learner, stage, num_classes))
     steps.reverse()
     loader_samples: list[list[Sample]] = [[] for _ in stages]
     step_samples: list[list[Sample]] = [[] for _ in stages]
     for turn in range(ROUNDS):
         for i, stage in enumerate(stages):
             report(next(done), parts, f"loader at {stage.resolution} px")
-            sample = time_loader(trainer.train_loader, stage.resolution, seconds / ROUNDS, epoch=turn)
+            sample = time_loader(loader, stage.resolution, seconds / ROUNDS, epoch=turn)
             loader_samples[i].append(sample)
             report(next(done), parts, f"step at {stage.resolution} px")
             step_samples[i].append(steps[i].time(seconds / ROUNDS))
@@ -117,24 +122,24 @@ def _time_epoch(loader: Loader | ImageLoader, end: float) -> Sample:
 
 
 class StepTimer:
-    """Times the trainer's own step on a batch that lies on the device: model, criterion, optimizer, precision.
+    """Times the run's own step on a batch that lies on the device: model, criterion, optimizer, precision.
 
     Warms up when it is made: compilation, cuDNN's choice of kernels, memory.
     """
 
-    def __init__(self, trainer: Trainer, stage: Stage) -> None:
-        self._trainer, self._stage = trainer, stage
-        device, count, side = trainer.process.device, trainer.sizes.per_device, stage.resolution
+    def __init__(self, learner: Learner, stage: Stage, num_classes: int) -> None:
+        self._learner = learner
+        device, count, side = learner.process.device, learner.sizes.per_device, stage.resolution
         self._device = device
-        self._images = count * trainer.sizes.accumulate
+        self._images = count * learner.sizes.accumulate
         generator = torch.Generator().manual_seed(0)
         # As the loader's batches lie: channels last.
         pixels = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(0, trainer.data.num_classes, (count,), generator=generator)
+        labels = torch.randint(0, num_classes, (count,), generator=generator)
         indices = torch.arange(count)
         images = pixels.to(device).permute(0, 3, 1, 2)
         self._batch = Batch(images, labels.to(device), indices.to(device), indices.numpy())
-        trainer.training_mode()
+        learner.training_mode()
         for _ in range(_WARM_UP_STEPS):
             start = time.perf_counter()
             self._step()
@@ -160,7 +165,7 @@ class StepTimer:
 
     def _step(self) -> None:
         # The first step's rate is so small that random labels lead nowhere.
-        self._trainer.train_step(0, 0, itertools.repeat(self._batch))
+        self._learner.step(0, 0, itertools.repeat(self._batch))
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -7,7 +7,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,28 +14,22 @@ import torch
 from torch import nn
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.waiting import NoBatchError
 from ffcv_train.data.open import open_data_sets, train_loader, val_loader
 from ffcv_train.evaluation.predict import evaluate, out_of_memory
-from ffcv_train.losses import create_criterion
 from ffcv_train.losses.base import Criterion
-from ffcv_train.models.checkpoint import unwrap
-from ffcv_train.models.network import build_network
 from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from_rank_0
 from ffcv_train.system.environment import peak_memory_gb
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.signals import StopRequest
-from ffcv_train.training import describe, distill, finetune, parallel, schedules, setup
+from ffcv_train.training import describe, parallel, schedules, setup
 from ffcv_train.training.agreement import check_ranks_agree, what_ranks_share
-from ffcv_train.training.augmenter import Augmenter
-from ffcv_train.training.ema import WeightAverage
-from ffcv_train.training.optim import create_optimizer
+from ffcv_train.training.learner import Learner
 from ffcv_train.training.resume import check_run_is_free, find_checkpoint, new_run_name
 from ffcv_train.training.runlog import RunLog
 from ffcv_train.training.state import Facts, TrainState, load_newest
-from ffcv_train.training.status import Status, StatusBoard
+from ffcv_train.training.status import Status
 
 _AGREEMENT_STEPS = 5
 """Ranks agree on stopping this often: launchers kill what has not stopped within half a minute."""
@@ -75,45 +68,23 @@ class Trainer:
             {"train": self.data.train.digest(), "val": self.data.val.digest()},
         )
         check_ranks_agree(process, what_ranks_share(config, facts))
-        parallel.set_up_device(config.training.amp, process.device)
-        sides = schedules.sides(config.resolution, config.training.epochs)
-        self.network, self.loaded = build_network(config, self.data.num_classes, process.device, sides, model)
-        self.model = self.network.model
-        if criterion is None:
-            counts = self.data.class_counts
-            criterion = create_criterion(config.loss, self.data.num_classes, config.training.epochs, counts)
-        self.criterion = criterion.to(process.device)
-        self.frozen = finetune.freeze(self.model, config.finetune)
-        scales = finetune.lr_scales(self.model, config.finetune)
-        self.optimizer = create_optimizer(self.model, config.training, process.device, scales)
-        self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.training.amp == "fp16")
-        beton = isinstance(self.data.train, Beton)
-        self.augment = Augmenter(
-            config.augment, self.network.normalise, self.data.num_classes, config.training.seed, on_device=beton
-        )
-        self.teacher = self._teacher()
-        decay = config.training.ema_decay
-        self.ema = WeightAverage(self.model, decay) if decay else None
+        self.learner = learner = Learner(config, process, self.data, self.sizes, self.steps, model, criterion)
         self.state = TrainState(
             config,
             facts,
             self.steps,
-            self.network.normalise.mean,
-            self.network.normalise.std,
-            self.model,
-            self.optimizer,
-            self.scaler,
-            self.criterion,
-            self.ema,
+            learner.network.normalise.mean,
+            learner.network.normalise.std,
+            learner.model,
+            learner.optimizer,
+            learner.scaler,
+            learner.criterion,
+            learner.ema,
         )
         self.finished = False
         self.notes: list[str] = []
         self.run = self._resume()
-        # After the copy for the averaged weights: hooks are the trained network's alone.
-        self.criterion.attach(self.model, schedules.resolution(config.resolution, 0))
-        self.wrapped = parallel.wrap(self.model, config, process)
-        assert unwrap(self.wrapped) is self.model
-        self.board = StatusBoard(process)
+        learner.prepare()
         self.train_loader = train_loader(config, self.data.train, self.sizes.per_device, process)
         self.val_loader = val_loader(config, self.data.val, config.validation.resolution[0], process)
 
@@ -172,13 +143,13 @@ class Trainer:
         side = schedules.resolution(self.config.resolution, epoch)
         self.train_loader.set_resolution(side)
         self.train_loader.set_epoch(epoch, self.state.step * self.sizes.accumulate)
-        self.criterion.start_epoch(epoch)
-        self.training_mode()
+        self.learner.criterion.start_epoch(epoch)
+        self.learner.training_mode()
         passes = self.state.step * self.sizes.accumulate
-        self.board.start_epoch(self.state.mean_loss * passes, passes)
+        self.learner.board.start_epoch(self.state.mean_loss * passes, passes)
         first, start, waited = self.state.step, time.perf_counter(), self.train_loader.wait_seconds
         interval = self.config.logging.interval
-        lr = self._lr(epoch, max(first - 1, 0))
+        lr = self.learner.lr(epoch, max(first - 1, 0))
         with contextlib.closing(self.train_loader.epoch(lambda: stop.age > _PATIENCE_SECONDS)) as batches:
             for step in range(first, self.steps):
                 try:
@@ -188,8 +159,8 @@ class Trainer:
                 self.state.step = step + 1
                 status = None
                 if self.state.step % min(interval, _AGREEMENT_STEPS) == 0:
-                    status = self.board.read(stop)
-                    self.board.post(stop.signal is not None)
+                    status = self.learner.board.read(stop)
+                    self.learner.board.post(stop.signal is not None)
                     self._act_on(status, epoch, step, lr)
                 self.log.progress(
                     epoch,
@@ -204,20 +175,20 @@ class Trainer:
                 if (alone and stop.signal) or (status and status.stop):
                     self._stop(epoch, stop.signal or signal.SIGTERM)
         # The last report of the epoch, which waits for its last step.
-        self.board.post(stop.signal is not None)
-        status = self.board.read(stop)
+        self.learner.board.post(stop.signal is not None)
+        status = self.learner.board.read(stop)
         seconds = time.perf_counter() - start
         assert status is not None
         self._act_on(status, epoch, self.steps - 1, lr)
         self._check_weights(epoch, lr)
-        self.criterion.end_epoch()
+        self.learner.criterion.end_epoch()
         waited = self.train_loader.wait_seconds - waited
         return {
             "epoch": epoch,
             "train_loss": status.loss,
             "lr": lr,
             "resolution": side,
-            **self.criterion.scalars(),
+            **self.learner.criterion.scalars(),
             "images_per_s": (self.steps - first) * self.sizes.global_batch / seconds if self.steps > first else None,
             "data_wait": min(1.0, waited / seconds),
             "peak_memory_gb": peak_memory_gb(self.process.device),
@@ -226,58 +197,15 @@ class Trainer:
         }
 
     def train_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> float:
-        """One update of the weights from the next `accumulate` batches; returns the learning rate."""
-        config = self.config.training
-        lr = self._lr(epoch, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        # Dropout and the like depend on (seed, epoch, step, rank) alone, so a resumed run draws the same numbers.
-        parallel.seed_generators(hash((config.seed, epoch, step, self.process.rank)) % 2**63, self.process.device)
-        for number, batch in enumerate(islice(batches, self.sizes.accumulate), start=1):
-            with parallel.gradients_stay_local(self.wrapped, number < self.sizes.accumulate):
-                # Outside of autocast, which would blur images in 8 bits of precision.
-                images, targets = self.augment(batch, epoch)
-                with self.network.autocast():
-                    loss = self._loss(images, targets)
-                self.scaler.scale(loss / self.sizes.accumulate).backward()
-            self.board.add(loss.detach())
-        if config.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            with torch.no_grad():
-                self.ema.update()
-        return lr
-
-    def training_mode(self) -> None:
-        """Set the network to training, but what is frozen: its statistics stay as the weights brought them."""
-        self.wrapped.train()
-        for module in self.frozen:
-            module.eval()
-
-    def _lr(self, epoch: int, step: int) -> float:
-        """The learning rate of a step, of which groups of parameters may have a share."""
-        epochs = self.config.training.epochs
-        return schedules.learning_rate(self.config.lr, self.peak_lr, epochs, epoch + step / self.steps)
-
-    def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss of a batch as the augmentation left it."""
-        if self.teacher is None:
-            return self.criterion(self.wrapped(images), targets)
-        config = self.config.distill
-        logits, imitated = self.wrapped(images)
-        imitation = distill.distillation_loss(imitated, self.teacher(images), config.type, config.temperature)
-        return (1 - config.weight) * self.criterion(logits, targets) + config.weight * imitation
+        """One update of the weights from the next batches; returns the learning rate."""
+        return self.learner.step(epoch, step, batches)
 
     def validate(self, model: nn.Module, epoch: int) -> dict[str, Any]:
         """Metrics of `model` on the whole validation set, the same on every rank; `epoch` is for the progress line."""
         validation = self.config.validation
         with out_of_memory(self.config, validation.resolution[0]):
             metrics = evaluate(
-                dataclasses.replace(self.network, model=model),
+                dataclasses.replace(self.learner.network, model=model),
                 self._shown(epoch),
                 tta=validation.lr_tta,
                 all_reduce=all_reduce_sum,
@@ -325,11 +253,11 @@ class Trainer:
             self.state.unfinished = None
             return
         epoch, start = record["epoch"], time.perf_counter()
-        record = {**record, **self.validate(self.model, epoch)}
-        if self.ema is not None:
-            record["ema"] = self.validate(self.ema.module, epoch)
+        record = {**record, **self.validate(self.learner.model, epoch)}
+        if self.learner.ema is not None:
+            record["ema"] = self.validate(self.learner.ema.module, epoch)
         record["val_seconds"] = time.perf_counter() - start
-        top_1 = record["ema"]["top_1"] if self.ema is not None else record["top_1"]
+        top_1 = record["ema"]["top_1"] if self.learner.ema is not None else record["top_1"]
         if top_1 > self.state.best_top_1:
             self.state.best_top_1 = top_1
             self._save("best.pt", whole=False)
@@ -347,7 +275,7 @@ class Trainer:
 
     def _check_weights(self, epoch: int, lr: float) -> None:
         # The last update of an epoch shows in no loss before the checkpoint is written.
-        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+        norms = torch._foreach_norm([p.detach() for p in self.learner.model.parameters()])
         if not torch.stack([norm.float() for norm in norms]).isfinite().all():
             raise UserError(
                 f"the weights are not finite after epoch {epoch + 1} (lr {lr:.4g}); lower --lr.lr or warm up longer; "
@@ -356,8 +284,8 @@ class Trainer:
 
     def _stop(self, epoch: int, number: signal.Signals) -> NoReturn:
         self.state.epoch = epoch
-        self.state.mean_loss = self.board.loss_sum() / (self.state.step * self.sizes.accumulate)
-        lr = self._lr(epoch, self.state.step - 1)
+        self.state.mean_loss = self.learner.board.loss_sum() / (self.state.step * self.sizes.accumulate)
+        lr = self.learner.lr(epoch, self.state.step - 1)
         status = Status(self.state.mean_loss, math.isfinite(self.state.mean_loss), True)
         self._act_on(status, epoch, self.state.step - 1, lr)
         self._check_weights(epoch, lr)
@@ -369,7 +297,7 @@ class Trainer:
     def _stop_without_batch(self, epoch: int, stop: StopRequest, error: NoBatchError) -> NoReturn:
         """Stop after the last complete step, where no other rank and no gradient of half a step is in the way."""
         number, last = stop.signal or signal.SIGTERM, self.folder / "last.pt"
-        half = any(parameter.grad is not None for parameter in self.model.parameters())
+        half = any(parameter.grad is not None for parameter in self.learner.model.parameters())
         if self.process.world_size == 1 and not half:
             if self.state.step:
                 self._stop(epoch, number)
@@ -401,38 +329,21 @@ class Trainer:
         self.finished = from_rank_0(done and (path.parent / "final.pt").is_file())
         return run
 
-    def _teacher(self) -> distill.Teacher | None:
-        config = self.config
-        if config.distill.type == "none":
-            return None
-        distill.prepare_student(self.model, config.model.arch, config.distill)
-        sides = schedules.sides(config.resolution, config.training.epochs)
-        student = (self.network.normalise.mean, self.network.normalise.std)
-        return distill.Teacher(
-            config.distill,
-            self.data.num_classes,
-            self.data.class_names,
-            sides,
-            student,
-            self.process.device,
-            config.model.channels_last,
-        )
-
     def _agree_on_statistics(self) -> None:
         """Give every rank the mean of the ranks' running statistics, so that all evaluate the same network."""
-        if self.ema is not None:
-            self.ema.copy_counters()
-        models = [self.model] + ([self.ema.module] if self.ema is not None else [])
+        if self.learner.ema is not None:
+            self.learner.ema.copy_counters()
+        models = [self.learner.model] + ([self.learner.ema.module] if self.learner.ema is not None else [])
         parallel.average_buffers(models, self.process.world_size)
 
     def _announce(self, resumed: int | None) -> None:
         """What the run is, to its folder and to the user."""
         params = describe.params(self.config, self.process, self.data, self.sizes, self.peak_lr, self.state)
         self.log.params(params)
-        notes = [f"weights: {self.loaded}"] if self.loaded else []
-        still = sum(not p.requires_grad for p in self.model.parameters())
+        notes = [f"weights: {self.learner.loaded}"] if self.learner.loaded else []
+        still = sum(not p.requires_grad for p in self.learner.model.parameters())
         if still:
-            notes.append(f"frozen: {still} of {len(list(self.model.parameters()))} parameters' tensors")
+            notes.append(f"frozen: {still} of {len(list(self.learner.model.parameters()))} parameters' tensors")
         self.log.message(f"run {self.folder}")
         for line in describe.lines(params, self.config, [*notes, *self.notes], resumed, self.state):
             self.log.message(line)

@@ -312,7 +312,7 @@ def test_a_file_named_beton_is_one(sets: Path, tmp_path: Path, kind: str) -> Non
     assert isinstance(open_data_set(str(sets / "train.beton"), kind), Beton)
     options = script_options(sets, tmp_path, "beton", f"--data.format={kind}", "--augment.policy=rand_augment")
     trainer = Trainer(load_config(RunConfig, options), process())
-    assert trainer.augment.on_device
+    assert trainer.learner.augment.on_device
 
 
 @pytest.mark.parametrize(("kind", "split"), [("zip", "train"), ("folder", "val")])

@@ -197,7 +197,7 @@ def trainers_on_rank(process: Process, folder: Path, betons: Betons) -> None:
         Trainer(options("--logging.run=parts"), process).fit()
     resumed = Trainer(options("--logging.run=parts", "--training.resume=auto"), process)
     assert resumed.epoch == 1 and 0 < resumed.step < resumed.steps
-    assert bool(resumed.criterion.get_buffer("sums").any()) == process.is_main
+    assert bool(resumed.learner.criterion.get_buffer("sums").any()) == process.is_main
     resumed.fit()
 
 

@@ -144,17 +144,17 @@ def test_distilled_training(small_betons: Betons, tmp_path: Path, kind: str) -> 
     more += ["--distill.weight=0.3"]
     more += [f"--distill.teacher={teacher / 'final.pt'}", "--augment.mixup=0.8"]
     trainer = Trainer(config(small_betons, tmp_path, *more, "--logging.run=student"), ALONE)
-    assert trainer.teacher is not None
+    assert trainer.learner.teacher is not None
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 4
     torch.manual_seed(0)
-    loss = trainer._loss(images, labels).detach()
+    loss = trainer.learner.loss(images, labels).detach()
     torch.manual_seed(0)
-    logits, imitated = trainer.wrapped(images)
-    imitation = distillation_loss(imitated, trainer.teacher(images), kind, 1.0)
-    assert loss.item() == pytest.approx(0.7 * trainer.criterion(logits, labels).item() + 0.3 * imitation.item())
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    logits, imitated = trainer.learner.wrapped(images)
+    imitation = distillation_loss(imitated, trainer.learner.teacher(images), kind, 1.0)
+    assert loss.item() == pytest.approx(0.7 * trainer.learner.criterion(logits, labels).item() + 0.3 * imitation.item())
+    before = {name: value.clone() for name, value in trainer.learner.model.state_dict().items()}
     run = trainer.fit()
-    after = trainer.model.state_dict()
+    after = trainer.learner.model.state_dict()
     for name in ("head.weight", "head_dist.weight", "dist_token"):
         assert not torch.equal(before[name], after[name])
     assert log(run)[-1]["count"] == 50
@@ -232,4 +232,4 @@ def test_a_step_never_waits_for_the_device(small_betons: Betons, tmp_path: Path)
     trainer = Trainer(config(small_betons, tmp_path, *more), ALONE)
     with contextlib.closing(trainer.train_loader.epoch()) as batches, NoWaits():
         trainer.train_step(0, 0, batches)
-        trainer.board.post(False)
+        trainer.learner.board.post(False)

@@ -146,5 +146,5 @@ def test_a_linear_probe_moves_the_head_alone(small_betons: tuple[Path, Path], tm
     assert changed == set()
     assert state["fc.weight"].abs().sum() > 0
     steps = trainer.steps
-    rate = trainer._lr(0, steps - 1)
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [pytest.approx(3 * rate)] * 2
+    rate = trainer.learner.lr(0, steps - 1)
+    assert [group["lr"] for group in trainer.learner.optimizer.param_groups] == [pytest.approx(3 * rate)] * 2

@@ -124,7 +124,7 @@ def test_an_exploding_last_step_of_an_epoch_is_not_saved(
         lr = step(self, epoch, number, batches)
         if (epoch, number) == (1, self.steps - 1):
             with torch.no_grad():
-                next(self.model.parameters()).mul_(float("inf"))
+                next(self.learner.model.parameters()).mul_(float("inf"))
         return lr
 
     monkeypatch.setattr(Trainer, "train_step", explode)
@@ -260,9 +260,9 @@ def test_starting_from_weights_takes_them_and_their_normalisation(small_betons: 
     statistics = ["--data.mean=0.4,0.5,0.6", "--data.std=0.2,0.2,0.2"]
     run = train(small_betons, tmp_path, "--logging.run=r", *statistics)
     second = Trainer(config(small_betons, tmp_path, f"--model.weights={run / 'final.pt'}"), ALONE)
-    assert second.network.normalise.mean == (0.4, 0.5, 0.6)
+    assert second.learner.network.normalise.mean == (0.4, 0.5, 0.6)
     stored = load_checkpoint(run / "final.pt")["model"]
-    assert all(torch.equal(second.model.state_dict()[name], stored[name]) for name in stored)
+    assert all(torch.equal(second.learner.model.state_dict()[name], stored[name]) for name in stored)
 
 
 def test_the_script_says_errors_in_a_line_and_exits_with_2(small_betons: Betons, tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_criteria_for_long_tails_know_the_training_sets_counts(small_betons: Bet
         "ldam": {"margins": 0.5 * counts**-0.25},
     }[loss]
     for name, values in expected.items():
-        torch.testing.assert_close(trainer.criterion.get_buffer(name), values)
+        torch.testing.assert_close(trainer.learner.criterion.get_buffer(name), values)
     lacking = write_stock_beton(tmp_path / "l.beton", Samples(crops_of_photographs(32, 32, 32), [0, 3] * 16), "raw", 4)
     with pytest.raises(UserError, match="no sample of label 1"):
         train((lacking, small_betons[1]), tmp_path, f"--loss.name={loss}")

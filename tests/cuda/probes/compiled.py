@@ -52,12 +52,12 @@ def run(arguments: tuple[str, ...], backend: Any) -> tuple[list[int], list[int]]
         images = torch.empty(BATCH, side, side, 3, dtype=torch.uint8, device=DEVICE).permute(0, 3, 1, 2)
         labels = torch.zeros(BATCH, dtype=torch.int64).to(DEVICE)
         batch = Batch(images, labels, labels, np.arange(BATCH))
-        made.wrapped.train()
-        made.criterion.start_epoch(epoch)
-        made.board.start_epoch()
+        made.learner.wrapped.train()
+        made.learner.criterion.start_epoch(epoch)
+        made.learner.board.start_epoch()
         for step in range(2):
             made.train_step(epoch, step, iter([batch] * made.sizes.accumulate))
-        for _ in predict(made.network, [batch], flip=True):
+        for _ in predict(made.learner.network, [batch], flip=True):
             pass
         sides.append(side)
         graphs.append(getattr(backend, "frame_count", 0))

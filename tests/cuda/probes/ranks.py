@@ -49,7 +49,7 @@ def run(name: str, process: Process, *more: str) -> dict[str, Any]:
         "ended": ended,
         "reduced": card.counters().get("ncclAllReduce", 0),
         "at": [trainer.epoch, trainer.step],
-        "wrapped": type(trainer.wrapped).__name__,
+        "wrapped": type(trainer.learner.wrapped).__name__,
     }
 
 

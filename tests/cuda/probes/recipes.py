@@ -142,9 +142,9 @@ def _measured(config: RunConfig) -> dict[str, Any]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     run = trainer.Trainer(config, ALONE)
-    run.wrapped.train()
-    run.criterion.start_epoch(0)
-    run.board.start_epoch()
+    run.learner.wrapped.train()
+    run.learner.criterion.start_epoch(0)
+    run.learner.board.start_epoch()
     for step in range(WARM_UP):
         run.train_step(0, step, iter([_batch(run, step)] * run.sizes.accumulate))
     batches = [_batch(run, WARM_UP + step) for step in range(STEPS)]

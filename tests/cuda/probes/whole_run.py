@@ -150,7 +150,7 @@ def optimizer_moves() -> dict[str, Any]:
         config = load_config(RunConfig, options(*more))
         device = torch.device("cuda", 0) if then == "cuda" else torch.device("cpu")
         trainer = Trainer(config, Process(0, 1, 0, 1, device))
-        state = [tensor for own in trainer.optimizer.state.values() for tensor in own.values()]
+        state = [tensor for own in trainer.learner.optimizer.state.values() for tensor in own.values()]
         devices[f"{first} to {then}"] = sorted({str(tensor.device) for tensor in state})
         trainer.train_loader.close()
         trainer.val_loader.close()
