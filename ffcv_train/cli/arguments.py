@@ -8,7 +8,7 @@ from typing import Any
 
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.evaluation.subject import Request, Subject, read_subject
+from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors
 
@@ -75,7 +75,7 @@ def parse_request(
     request = Request(
         subject,
         config,
-        _choose_weights(subject, options.weights),
+        choose_weights(subject, options.weights),
         Path(output) if output else None,
         getattr(options, "ignore_class_names", False),
         SimpleNamespace(**vars(options)),
@@ -85,21 +85,9 @@ def parse_request(
     return request
 
 
-def _choose_weights(subject: Subject, wish: str) -> str:
-    if wish == "ema" and subject.ours and not subject.has_ema:
-        raise UserError(f"{subject.path} holds no averaged weights (training.ema_decay was 0); use --weights model")
-    if wish == "auto" and subject.ours:
-        return "ema" if subject.has_ema else "model"
-    return wish
-
-
 def _check_request(request: Request, arch_given: bool, needs_data_set: bool) -> None:
     subject, config = request.subject, request.config
-    if not subject.ours and not arch_given:
-        raise UserError(
-            f"{subject.path} is not a checkpoint of this trainer and does not say what network it is of; "
-            "name it with --model.arch"
-        )
+    check_arch_is_given(subject, arch_given)
     if subject.ours and config.model.arch != subject.arch:
         raise UserError(f"{subject.path} is a checkpoint of {subject.arch}, not {config.model.arch}; drop --model.arch")
     if subject.ours and config.model.num_classes not in (0, subject.num_classes):

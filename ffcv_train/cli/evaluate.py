@@ -19,7 +19,8 @@ from ffcv_train.system.files import write_json
 def print_report(report: dict[str, Any], console: Console | None = None) -> None:
     """Print a report of `run_evaluation` as a table with a row per resolution and view."""
     console = console or Console(highlight=False)
-    title = f"{report['checkpoint']} ({report['arch']}) on {report['data_set']}"
+    weights = "averaged" if report["weights"] == "ema" else "plain"
+    title = f"{report['checkpoint']} ({report['arch']}, {weights} weights) on {report['data_set']}"
     console.print(title, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("side", "view", "samples", "top-1 %", "top-5 %", "NLL", "ECE", "images/s"):

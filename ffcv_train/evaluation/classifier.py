@@ -21,7 +21,7 @@ from ffcv_train.data.sources.image_set import ImageSet
 from ffcv_train.evaluation import predict as predicting
 from ffcv_train.evaluation import run
 from ffcv_train.evaluation.gradcam_images import centre_crops, read_image
-from ffcv_train.evaluation.subject import Request, Subject, read_subject
+from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
 from ffcv_train.models.network import AMP_DTYPES, Network
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
 from ffcv_train.system.distributed import choose_device, local_process
@@ -121,15 +121,9 @@ def load_network(
     chosen = choose_device(device)
     with speaking_of_arguments():
         subject = read_subject(str(path))
-        if not subject.ours and not arch and model is None:
-            raise UserError(
-                f"{path} is not a checkpoint of this trainer and does not say what network it is of; name it with "
-                "arch, or pass one like it as model"
-            )
+        check_arch_is_given(subject, bool(arch) or model is not None, ", or pass one like it as model")
         if subject.ours and arch not in ("", subject.arch):
             raise UserError(f"{path} is a checkpoint of {subject.arch}, not {arch}; leave arch out")
-        if weights == "ema" and subject.ours and not subject.has_ema:
-            raise UserError(f"{path} holds no averaged weights (training.ema_decay was 0); pass weights='model'")
         told = {
             "model.arch": type(model).__name__ if model is not None else arch or None,
             "model.num_classes": num_classes or None,
@@ -145,7 +139,7 @@ def load_network(
             if value is not None:
                 content[section][name] = value
         config = from_dict(RunConfig, content, "the arguments")
-        request = Request(subject, config, weights, None, False)
+        request = Request(subject, config, choose_weights(subject, weights), None, False)
         network = run.load_network(request, chosen, None, model)
     network.model.eval()
     return Classifier(network, config, subject, chosen)

@@ -125,7 +125,9 @@ def _load(request: Request, num_classes: int, model: nn.Module | None = None) ->
     config = request.config.model
     if model is None:
         model = create_model(config, num_classes)
-    report = load_weights(model, request.subject.path, config.arch, ema=request.weights != "model")
+    report = load_weights(model, request.subject.path, config.arch, ema=request.weights == "ema")
+    if request.weights == "ema" and not report.averaged:
+        raise UserError(f"the averaged weights in {request.subject.path} are no {config.arch}'s; use --weights model")
     return model, report.file_classes if report.replaced else num_classes
 
 

@@ -7,19 +7,22 @@ from typing import Any
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.models.checkpoint import load_checkpoint
+from ffcv_train.models.factory import propose_arch
+from ffcv_train.models.weight_file import has_averaged, read_weight_file, stated_arch
 from ffcv_train.models.weights import read_state_dict
 from ffcv_train.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, as far as the checkpoint itself says it; a foreign checkpoint says nothing but its path."""
+    """What is evaluated, as far as the checkpoint itself says it; a foreign one says little more than its path."""
 
     path: str
     ours: bool
     config: dict[str, Any]
     has_ema: bool = False
     arch: str = ""
+    """of a foreign checkpoint what it states, under its name here"""
     num_classes: int = 0
     class_names: tuple[str, ...] | None = None
     epoch: int | None = None
@@ -45,8 +48,11 @@ def read_subject(path: str) -> Subject:
     try:
         state = load_checkpoint(path)
     except UserError:
-        read_state_dict(path)  # says what is wrong with a file that is no checkpoint at all
-        return Subject(path, False, {})
+        state = read_state_dict(path)  # says what is wrong with a file that is no checkpoint at all
+        content = read_weight_file(Path(path))
+        stated = stated_arch(content)
+        arch = propose_arch(stated, state) if stated else ""
+        return Subject(path, False, {}, has_ema=has_averaged(content), arch=arch)
     try:
         names = state.get("class_names")
         return Subject(
@@ -61,3 +67,32 @@ def read_subject(path: str) -> Subject:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} does not say what it is ({error}); give another checkpoint of this run") from None
+
+
+def check_arch_is_given(subject: Subject, given: bool, otherwise: str = "") -> None:
+    """Raise `UserError` for a checkpoint of another program whose architecture nobody names.
+
+    `otherwise` is what else can be done.
+    """
+    if subject.ours or given:
+        return
+    if subject.arch:
+        raise UserError(
+            f"{subject.path} is not a checkpoint of this trainer, and says that it is of {subject.arch}; if so, pass "
+            f"--model.arch={subject.arch}{otherwise}"
+        )
+    raise UserError(
+        f"{subject.path} is not a checkpoint of this trainer and does not say what network it is of; name it with "
+        f"--model.arch{otherwise}"
+    )
+
+
+def choose_weights(subject: Subject, wish: str) -> str:
+    """ "ema" or "model" for `wish`, which may be "auto": averaged weights where the file has them.
+
+    Raises `UserError` where averaged ones are wished for and there are none.
+    """
+    if wish == "ema" and not subject.has_ema:
+        why = " (training.ema_decay was 0)" if subject.ours else ""
+        raise UserError(f"{subject.path} holds no averaged weights{why}; use --weights model")
+    return ("ema" if subject.has_ema else "model") if wish == "auto" else wish

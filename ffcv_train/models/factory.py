@@ -4,6 +4,7 @@ import contextlib
 import copy
 import difflib
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ffcv_train.models.blurpool import apply_blurpool
 from ffcv_train.models.cifar_deit import CIFAR_TRANSFORMERS
 from ffcv_train.models.cifar_resnet import CIFAR_MODELS
 from ffcv_train.models.inspect.trace import evaluation_mode
-from ffcv_train.models.weights import read_normalisation
+from ffcv_train.models.weights import find_prefix, read_normalisation
 from ffcv_train.system.errors import UserError
 
 # Built without their auxiliary heads, so that they return logits in training too, and with the change from ImageNet's
@@ -116,6 +117,25 @@ def find_arch(arch: str) -> tuple[str, str]:
         f"did you mean {' or '.join(near)}?" if near else "timm.list_models() and torchvision's documentation list them"
     )
     raise UserError(f"model.arch={arch} is no classifier of torchvision, timm or ours; {hint}")
+
+
+def propose_arch(stated: str, keys: Collection[str]) -> str:
+    """The name here of the architecture that a file of weights under `keys` states; "" where it is none here.
+
+    A name that torchvision and timm have, such as resnet50, is that one's whose keys the file has, torchvision's first.
+    """
+    known = []
+    for name in dict.fromkeys((stated, f"timm/{stated.rpartition('/')[2]}")):
+        with contextlib.suppress(UserError):
+            find_arch(name)
+            known.append(name)
+    for name in known if len(known) > 1 else ():
+        with torch.device("meta"):
+            own = create_model(name, 1000).state_dict().keys()
+        prefix = find_prefix(keys, own)
+        if {f"{prefix}{key}" for key in own} <= {*keys}:
+            return name
+    return known[0] if known else ""
 
 
 def pretrained_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

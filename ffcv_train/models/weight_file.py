@@ -90,7 +90,7 @@ def state_dicts(content: Mapping[str, Any], path: Path, ema: bool) -> Iterator[t
     candidates += [(content, False), *((content[name], False) for name in others)]
     found = False
     for candidate, averaged in candidates:
-        if isinstance(candidate, Mapping) and any(isinstance(value, Tensor) for value in candidate.values()):
+        if _holds_tensors(candidate):
             found = True
             yield _unwrapped(candidate, path), averaged
     if not found:
@@ -100,7 +100,7 @@ def state_dicts(content: Mapping[str, Any], path: Path, ema: bool) -> Iterator[t
 
 def has_averaged(content: Mapping[str, Any]) -> bool:
     """Whether a file holds averaged weights under a name that says so."""
-    return any(isinstance(_at(content, name), Mapping) for name in _EMA_CONTAINERS)
+    return any(_holds_tensors(_at(content, name)) for name in _EMA_CONTAINERS)
 
 
 def stated_arch(content: Mapping[str, Any]) -> str:
@@ -113,6 +113,10 @@ def stated_arch(content: Mapping[str, Any]) -> str:
             if isinstance(value, str) and value:
                 return value
     return ""
+
+
+def _holds_tensors(candidate: Any) -> bool:
+    return isinstance(candidate, Mapping) and any(isinstance(value, Tensor) for value in candidate.values())
 
 
 def _at(content: Mapping[str, Any], name: str) -> Any:

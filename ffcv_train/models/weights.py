@@ -113,8 +113,8 @@ def load_weights(model: nn.Module, path: str | Path, arch: str = "", *, ema: boo
         faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", sizes)]
         listed = "; ".join(f"{len(keys)} {what} ({_first(keys)})" for what, keys in faults if keys)
         stated = stated_arch(content)
-        hint = f"; the file says it is of {stated}" if stated else "; is this a checkpoint of another architecture?"
-        raise UserError(f"{path} does not fit {name}: keys {listed}{hint}")
+        hint = f"the file says that it is of {stated}" if stated else "is this a checkpoint of another architecture?"
+        raise UserError(f"{path} does not fit {name}: keys {listed}; {hint}")
     return WeightsReport(
         str(path),
         len(state) - len(replaced),

@@ -78,8 +78,8 @@ class TrainState:
             return
         facts = self.facts.plain()
         state: dict[str, Any] = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "model": _weights(self.model),
+            "ema": _weights(self.ema.module) if self.ema is not None else None,
             "config": to_dict(self.config),
             "arch": self.config.model.arch,
             "num_classes": facts["num_classes"],
@@ -187,6 +187,13 @@ class TrainState:
                         f"{path}: the optimizer's {key} of {name} has the shape {tuple(value.shape)}, the parameter "
                         f"{tuple(parameter.shape)}; continue from another checkpoint"
                     )
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of `model`, each tensor contiguous, as safetensors wants them, in whatever format it trains."""
+    state = model.state_dict()
+    state.update((key, tensor.contiguous()) for key, tensor in list(state.items()))
+    return state
 
 
 def _check_place(state: Mapping[str, Any], path: Path, epochs: int, steps: int) -> None:

@@ -1,5 +1,6 @@
 """eval.py: from a checkpoint and a .beton to the numbers of a direct computation, or to one clear sentence."""
 
+import argparse
 import json
 import runpy
 import shutil
@@ -24,6 +25,7 @@ from ffcv_train.models.checkpoint import save_checkpoint
 from ffcv_train.models.factory import create_model
 from ffcv_train.system.environment import command_line
 from tests.support.photographs import ROOT, crops_of_photographs
+from tests.support.runs import Betons
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CLASS_NAMES = [f"class{i}" for i in range(4)]
@@ -177,13 +179,63 @@ def test_several_resolutions_and_a_single_view(checkpoint: Path, evaluate: Calla
 
 
 def test_averaged_weights_are_the_default_where_there_are_some(
-    make_checkpoint: Callable[..., Path], evaluate: Callable[..., dict], val_images: Any
+    make_checkpoint: Callable[..., Path],
+    evaluate: Callable[..., dict],
+    val_images: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = make_checkpoint(ema=network(5).state_dict())
     for wish, seed, used in (("auto", 5, "ema"), ("ema", 5, "ema"), ("model", 0, "model")):
         report = evaluate("--checkpoint", path, "--weights", wish, "--validation.lr_tta=0")
         assert report["weights"] == used
+        assert f"(cifar_resnet20, {'averaged' if used == 'ema' else 'plain'} weights) on" in capsys.readouterr().out
         check(report["results"][0], logits_of(network(seed), val_images[0], MEAN, STD), val_images[1])
+
+
+def test_averaged_weights_of_other_programs_are_taken_where_they_exist(
+    evaluate: Callable[..., dict], error_of: Callable[..., str], small_betons: Betons, val_images: Any, tmp_path: Path
+) -> None:
+    plain, averaged, path = network(0), network(5), tmp_path / "model_best.pth.tar"
+    arguments = ["--checkpoint", path, f"--data.val_dataset={small_betons[1]}", *SETTINGS, "--validation.lr_tta=0"]
+    arguments += [f"--data.{name}={','.join(map(str, value))}" for name, value in (("mean", MEAN), ("std", STD))]
+
+    def write(**entries: Any) -> None:
+        torch.save({"arch": "cifar_resnet20", "state_dict": plain.state_dict(), **entries}, path)
+
+    write()
+    assert "holds no averaged weights; use --weights model" in error_of(*arguments, "--weights", "ema")
+    assert evaluate(*arguments)["weights"] == "model"
+    write(state_dict_ema=averaged.state_dict())
+    for wish, model, used in (("auto", averaged, "ema"), ("ema", averaged, "ema"), ("model", plain, "model")):
+        report = evaluate(*arguments, "--weights", wish)
+        assert report["weights"] == used
+        check(report["results"][0], logits_of(model, val_images[0], MEAN, STD), val_images[1])
+    write(state_dict_ema={"decoder.weight": torch.zeros(3)})
+    assert "averaged weights in" in error_of(*arguments)
+
+
+def test_the_architecture_that_a_file_names_is_proposed(
+    error_of: Callable[..., str], small_betons: Betons, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    data = ["--checkpoint", path, f"--data.val_dataset={small_betons[1]}"]
+    torchvisions, timms = torchvision.models.mnasnet0_5(), timm.create_model("test_vit")
+    efficientnet = timm.create_model("efficientnet_b0").state_dict()
+    for content, proposal in (
+        ({"arch": "mnasnet0_5", "state_dict": torchvisions.state_dict()}, "mnasnet0_5"),
+        ({"model": timms.state_dict(), "args": argparse.Namespace(model="test_vit")}, "test_vit"),
+        # Torchvision has one of this name, and other keys.
+        ({"args": argparse.Namespace(model="efficientnet_b0"), "model": efficientnet}, "timm/efficientnet_b0"),
+        ({"arch": "our_own_net", "state_dict": timms.state_dict()}, None),
+    ):
+        torch.save(content, path)
+        message = error_of(*data)
+        ending = f"and says that it is of {proposal}; if so, pass --model.arch={proposal}"
+        if proposal is None:
+            ending = "does not say what network it is of; name it with --model.arch"
+        assert message.endswith(ending), message
+    torch.save({"arch": "mnasnet0_5", "state_dict": torchvisions.state_dict()}, path)
+    assert "says that it is of mnasnet0_5" in error_of(*data, *SETTINGS)
 
 
 def test_two_processes_find_the_same(checkpoint: Path, evaluate: Callable[..., dict], tmp_path: Path) -> None:
