@@ -2,11 +2,12 @@
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.streams import open_closed_streams, silence_stdout, stdout_fails
 
 COMMANDS = {
     "write": ("write", "photographs to a .beton file, or check one, or pack a folder into zips"),
@@ -34,21 +35,33 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` becomes one line on stderr and exit status 2.
 
     Ctrl-C exits with status 130, and 141, as by SIGPIPE, where nobody reads what is printed. Any other exception keeps
-    its traceback, for it is a defect of ours.
+    its traceback, for it is a defect of ours, unless stdout's disk is full or the system starts no more threads.
     """
+    open_closed_streams()
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # Python flushes once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()  # Python flushes once more when it ends
         sys.exit(141)
+    except OSError:
+        reason = stdout_fails()
+        if reason is None:
+            raise
+        silence_stdout()
+        _refuse(f"cannot write to standard output: {reason}; free space where it goes to")
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        _refuse(
+            "the system starts no more threads; raise the limit on processes (ulimit -u, in a container its "
+            "pids-limit), or lower the number of workers"
+        )
 
 
 def run(command: str) -> None:
@@ -62,13 +75,13 @@ def main() -> None:
     """`ffcv-train COMMAND …`."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(usage())
+        run_main(lambda: print(usage()))
     elif name == "--version":
         from ffcv_train import __version__
 
         print(f"ffcv-train {__version__}")
     elif name not in COMMANDS:
-        run_main(lambda: _refuse(name))
+        run_main(lambda: _unknown(name))
     else:
         sys.argv = [f"ffcv-train {name}", *rest]
         run(name)
@@ -88,7 +101,12 @@ def usage() -> str:
     )
 
 
-def _refuse(name: str) -> None:
+def _refuse(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _unknown(name: str) -> None:
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f", did you mean {near[0]!r}" if near else ""
     raise UserError(f"unknown command {name!r}{hint}; ffcv-train --help lists them")

@@ -108,7 +108,9 @@ def whole_file(path: str | Path, *, keep: Path | None = None, one_writer: bool =
             temporary.replace(path)
         sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        # It is gone by now, or the disk has become read-only.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def sync_file(file: IO[Any]) -> None:

@@ -1,12 +1,13 @@
 """A progress line: redrawn in place on a terminal, printed now and then elsewhere."""
 
 import math
-import os
 import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from ffcv_train.system.streams import silence_stdout
 
 _REDRAW_SECONDS = 0.2
 
@@ -85,13 +86,6 @@ class ProgressLine:
         self.console.quiet = True
         if self.console.file is sys.stdout:
             silence_stdout()
-
-
-def silence_stdout() -> None:
-    """Let stdout go nowhere from now on, because nobody reads it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What a run leaves behind, params.json, log.jsonl and TensorBoard events, and what it shows while it lasts."""
 
+import contextlib
 import fcntl
 import json
 import numbers
@@ -8,13 +9,16 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors, replace_text, sync_file, to_json_line, to_plain, write_json
 from ffcv_train.system.progress import ProgressLine, duration
+
+if TYPE_CHECKING:
+    from ffcv_train.training.events import EventFile
 
 
 class RunLog:
@@ -23,10 +27,12 @@ class RunLog:
     Made by `RunLog.open`; used as a context manager, or ended with `close`.
     """
 
-    def __init__(self, folder: Path, line: ProgressLine | None, writer: Any, lock: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, line: ProgressLine | None, events: "EventFile | None", lock: int | None = None
+    ) -> None:
         self.folder = folder
         self._line = line
-        self._writer = writer
+        self._events = events
         self._lock = lock
         self._start: tuple[float, float] | None = None  # time and training position (epochs) at the first progress
         self._images_per_s: float | None = None
@@ -72,8 +78,8 @@ class RunLog:
             )
         with disk_errors(log):
             log.touch()
-        writer = _summary_writer(path, resumed_epoch) if tensorboard else None
-        return cls(path, ProgressLine(plain_interval), writer, lock)
+        events = _event_file(path, resumed_epoch) if tensorboard else None
+        return cls(path, ProgressLine(plain_interval), events, lock)
 
     def params(self, record: Mapping[str, Any]) -> None:
         """Write params.json; one that is there already (of the run that is continued) becomes params.1.json, …"""
@@ -102,11 +108,9 @@ class RunLog:
         with disk_errors(log), log.open("a", encoding="utf-8") as file:
             file.write(to_json_line(record))
             sync_file(file)
-        if self._writer is not None:
-            with disk_errors(self.folder):
-                for name, value in _scalars(record):
-                    self._writer.add_scalar(name, value, global_step=int(record["epoch"]))
-                self._writer.flush()
+        with self._without_tensorboard_rather_than_not():
+            if self._events is not None:
+                self._events.add(int(record["epoch"]), _scalars(record))
         self.message(epoch_summary(record))
 
     def progress(
@@ -150,13 +154,24 @@ class RunLog:
         if self._line is not None:
             self._line.print(text)
 
+    @contextlib.contextmanager
+    def _without_tensorboard_rather_than_not(self) -> Iterator[None]:
+        """Its file may fill the last of a disk that still takes a checkpoint; log.jsonl has the same numbers."""
+        try:
+            yield
+        except OSError as error:
+            self._events = None
+            reason = error.strerror or error
+            self.message(f"note: cannot write TensorBoard's events in {self.folder}: {reason}; the run goes on without")
+
     def close(self) -> None:
         """End the progress line and the TensorBoard file; may be called twice."""
         if self._line is not None:
             self._line.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        with self._without_tensorboard_rather_than_not():
+            if self._events is not None:
+                self._events.close()
+                self._events = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -239,12 +254,12 @@ def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", float(value)
 
 
-def _summary_writer(path: Path, resumed_epoch: int | None) -> Any:
+def _event_file(path: Path, resumed_epoch: int | None) -> "EventFile":
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from ffcv_train.training.events import EventFile
     except ImportError:
         raise UserError(
             "TensorBoard is not installed: pip install tensorboard, or pass --logging.tensorboard=0"
         ) from None
     with disk_errors(path):
-        return SummaryWriter(str(path), purge_step=resumed_epoch)
+        return EventFile(path, purge_step=resumed_epoch)

@@ -133,6 +133,41 @@ def test_a_program_ends_whose_loader_nobody_closed(folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
 
 
+SMALL_SHARED_MEMORY = """
+import sys
+from ffcv_train import CenterCrop, Loader
+from ffcv_train.cli.main import run_main
+def main():
+    for batch in Loader(sys.argv[1], 8, crop=CenterCrop(), resolution=256, device="cpu", num_workers=2):
+        pass
+run_main(main)
+"""
+
+
+def test_too_little_shared_memory_is_a_sentence(folder: Path) -> None:
+    """A container's /dev/shm has 64 MiB by default; here 1 MiB, for batches of 1.5."""
+    small = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
+    mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+    if subprocess.run([*small, mount], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a file system of their own, such as a small /dev/shm")
+    program = [sys.executable, "-c", SMALL_SHARED_MEMORY, str(folder)]
+    done = subprocess.run(
+        [*small, f'{mount} && exec "$@"', "sh", *program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stderr.splitlines()
+    assert done.returncode == 2 and len(said) == 1, done.stderr
+    assert said[0].startswith("error: a worker process has no shared memory for a batch of 1.5 MiB (")
+    assert (
+        "/dev/shm has 0 of 1 MiB free): in a container raise it (docker's shm-size, 8g say), or lower num_workers"
+        in said[0]
+    )
+
+
 @contextlib.contextmanager
 def hanging(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within, threads that decode wait for ever."""

@@ -1,5 +1,6 @@
 """Files are files, and written whole or not at all."""
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -84,3 +85,17 @@ def test_what_a_killed_writer_left_is_overwritten_where_there_is_but_one(tmp_pat
         assert not temporary.read_bytes()
         temporary.write_bytes(b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_disk_that_becomes_read_only_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unfinished file cannot be removed there."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    replace_file(tmp_path / "file", b"old")
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match=r"cannot write .*file: Read-only file system"):
+        replace_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"

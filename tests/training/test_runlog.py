@@ -1,5 +1,6 @@
 """The run's folder: strict JSON, one line per epoch also after a resume, TensorBoard, progress."""
 
+import errno
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import ffcv_train
 from ffcv_train.system import environment, progress
@@ -139,8 +141,53 @@ def test_without_tensorboard(tmp_path: Path) -> None:
 
 
 def test_tensorboard_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "ffcv_train.training.events", None)
     with pytest.raises(UserError, match=r"logging\.tensorboard=0"):
+        RunLog.open(tmp_path, "run")
+
+
+def fill_after(records: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard's file meets a full disk after so many records."""
+    write, done = RecordWriter.write, []
+
+    def fill(self: RecordWriter, data: bytes) -> None:
+        if len(done) >= records:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, data)
+        done.append(data)
+
+    monkeypatch.setattr(RecordWriter, "write", fill)
+
+
+@pytest.mark.parametrize("records", [1, 2, 4])
+def test_a_full_disk_under_tensorboard_alone_costs_its_events_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], records: int
+) -> None:
+    fill_after(records, monkeypatch)
+    with RunLog.open(tmp_path, "run") as log:
+        for epoch in range(4):
+            log.epoch(record(epoch))
+    assert [line["epoch"] for line in read(tmp_path / "run")] == [0, 1, 2, 3]
+    note = f"note: cannot write TensorBoard's events in {tmp_path / 'run'}: No space left on device; the run goes on"
+    assert capsys.readouterr().out.count(note) == 1
+    if records > 1:
+        assert list(events(tmp_path / "run", "lr")) == list(range(records - 1))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's full disk")
+def test_what_the_disk_refused_does_not_come_back_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog.open(tmp_path, "run") as log:
+        full = Path("/dev/full").open("wb")  # noqa: SIM115
+        monkeypatch.setattr(log._events._records, "_writer", full)  # type: ignore[union-attr]
+        log.epoch(record(0))
+    assert capsys.readouterr().out.count("No space left on device; the run goes on without") == 1
+
+
+def test_a_full_disk_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_after(0, monkeypatch)
+    with pytest.raises(UserError, match=r"cannot write .*run: No space left on device"):
         RunLog.open(tmp_path, "run")
 
 

@@ -118,7 +118,7 @@ def _no_shared_memory(error: Exception, size: int) -> Failure:
         room = f"; /dev/shm has {disk.free >> 20} of {disk.total >> 20} MiB free"
     return Failure(
         f"a worker process has no shared memory for a batch of {size / 2**20:.1f} MiB ({reason}{room}): in a container "
-        "raise it (docker run --shm-size=8g), or lower --data.num_workers or --data.batches_ahead"
+        "raise it (docker's shm-size, 8g say), or lower --data.num_workers or --data.batches_ahead"
     )
 
 

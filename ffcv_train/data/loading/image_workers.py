@@ -60,7 +60,7 @@ class ImageWorkers(DataLoader):
             raise UserError(
                 f"the loader's {self.num_workers} worker processes do not start ({_first_line(error)}); lower "
                 "--data.num_workers, or raise the limit of open files (ulimit -n) or of processes (ulimit -u), in a "
-                "container its shared memory (--shm-size)"
+                "container its shared memory (docker's shm-size)"
             ) from None
 
 
@@ -178,7 +178,7 @@ def _worker_ends() -> Iterator[None]:
             raise
         raise UserError(
             f"a worker process of the loader has ended ({_first_line(error)}); where memory is short, lower "
-            "--data.num_workers, in a container raise its shared memory (--shm-size)"
+            "--data.num_workers, in a container raise its shared memory (docker's shm-size)"
         ) from None
 
 

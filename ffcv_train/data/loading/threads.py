@@ -33,7 +33,7 @@ class Threads:
             self._end()
             raise UserError(
                 f"{len(self._threads)} of {count} threads of the loader started ({error}); lower --data.num_workers, "
-                "or raise the limit on processes (ulimit -u, in a container --pids-limit)"
+                "or raise the limit on processes (ulimit -u, in a container its pids-limit)"
             ) from None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
