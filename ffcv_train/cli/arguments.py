@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ffcv_train.cli.suite_arguments import add_suite_options, tau_of
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
@@ -24,8 +25,15 @@ checkpoints (torchvision, timm, plain state dicts, safetensors) need --model.arc
 
 def add_options(group: argparse._ArgumentGroup) -> None:
     """eval.py's own options."""
-    group.add_argument("--output", metavar="FILE", help="write the metrics to this JSON file")
+    group.add_argument("--output", metavar="FILE", help="write the metrics to this JSON file, figures beside it")
     add_class_names_option(group)
+    group.add_argument(
+        "--tau", metavar="T", help="divide each class's weights of the last layer by their norm to this power, no bias"
+    )
+    add_suite_options(group)
+    group.add_argument(
+        "--keep-temperature", action="store_true", help="calibration: write the temperature into the checkpoint"
+    )
 
 
 def add_class_names_option(group: argparse._ArgumentGroup) -> None:
@@ -79,6 +87,7 @@ def parse_request(
         Path(output) if output else None,
         getattr(options, "ignore_class_names", False),
         SimpleNamespace(**vars(options)),
+        tau_of(getattr(options, "tau", None)),
     )
     arch_given = any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest)
     _check_request(request, arch_given, needs_data_set)

@@ -3,16 +3,23 @@
 python eval.py --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --output metrics.json
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ffcv_train.analysis.figures.style import save_figure
+from ffcv_train.analysis.figures.suites import draw_suite, suite_tables
 from ffcv_train.cli.arguments import parse_request
-from ffcv_train.evaluation.run import run_evaluation
+from ffcv_train.cli.suite_arguments import suite_options
+from ffcv_train.evaluation.subject import Request
+from ffcv_train.evaluation.suites import calibration
+from ffcv_train.evaluation.suites.run import evaluate_with_suites
+from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.system.distributed import process_group
+from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import write_json
 
 
@@ -43,13 +50,54 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
 
 
+def print_suites(suites: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the records of suites, a table or more each."""
+    console = console or Console(highlight=False)
+    for name, record in suites.items():
+        for table in suite_tables(name, [("", record)]):
+            console.print()
+            console.print(f"{name}: {table.title}" if table.title else name, markup=False, soft_wrap=True)
+            shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+            for number, column in enumerate(table.header):
+                shown.add_column(column, justify="right" if number else "left", overflow="fold")
+            for row in table.rows:
+                shown.add_row(*row)
+            console.print(shown)
+
+
+def check_keeping(request: Request, options: SuiteOptions) -> None:
+    """Raise `UserError` where the temperature cannot be kept with the checkpoint."""
+    if not request.options.keep_temperature:
+        return
+    if "calibration" not in options.suites:
+        raise UserError("--keep-temperature keeps what --suite calibration finds; add the suite")
+    if not request.subject.ours:
+        raise UserError(
+            f"{request.subject.path} is not a checkpoint of this trainer, and others are not rewritten; take the "
+            "temperature from --output FILE, without --keep-temperature"
+        )
+    if request.tau is not None:
+        raise UserError("--tau changes the logits, and the checkpoint stays as it is; drop --keep-temperature or --tau")
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, evaluate, print and write."""
     request = parse_request(argv)
+    options = suite_options(request)
+    check_keeping(request, options)
     with process_group(request.config.training.device) as process:
-        report = run_evaluation(request, process)
+        report = evaluate_with_suites(request, process, options)
         if process.is_main:
             print_report(report)
+            suites = report.get("suites", {})
+            print_suites(suites)
             if request.output is not None:
                 write_json(request.output, report)
                 print(f"metrics: {request.output}")
+                for name, record in suites.items():
+                    path = request.output.with_name(f"{request.output.stem}_{name}.png")
+                    save_figure(draw_suite(name, [("", record)]), path)
+                    print(f"figure: {path}")
+            if request.options.keep_temperature:
+                calibration.keep(request.subject.path, request.weights, suites["calibration"])
+                print(f"temperature {suites['calibration']['temperature']:.4f} kept in {request.subject.path}")

@@ -22,6 +22,8 @@ from ffcv_train.evaluation import predict as predicting
 from ffcv_train.evaluation import run
 from ffcv_train.evaluation.gradcam_images import centre_crops, read_image
 from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
+from ffcv_train.evaluation.suites.run import SUITES, check_suites, run_suites
+from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.models.network import AMP_DTYPES, Network
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
 from ffcv_train.system.distributed import choose_device, local_process
@@ -40,6 +42,8 @@ class Classifier:
     """What the checkpoint says, and what `load_network` was told besides"""
     subject: Subject
     device: torch.device
+    weights: str = "model"
+    """Which of the checkpoint's weights these are: ema or model"""
 
     @property
     def model(self) -> nn.Module:
@@ -51,11 +55,21 @@ class Classifier:
         """In label order; None where the checkpoint does not name its classes."""
         return self.subject.class_names
 
-    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64) -> Tensor:
+    @property
+    def temperature(self) -> float | None:
+        """What `eval.py --keep-temperature` wrote into the checkpoint for these weights; None where there is none."""
+        kept = self.subject.temperature
+        return kept["value"] if kept is not None and kept["weights"] == self.weights else None
+
+    def predict(
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64, *, calibrated: bool = False
+    ) -> Tensor:
         """Logits, float32 [N, K] on the CPU, a row for each of `images`, or [1, K] for a single one.
 
         Images are cut and resized as evaluation does (the crop and the first side of `config.validation`), by Pillow.
-        Raises `UserError` naming a file that cannot be read, and `TypeError` for what is no image.
+        `calibrated` divides the logits by `temperature`, so that their softmax is the calibrated one. Raises
+        `UserError` naming a file that cannot be read, or where there is no temperature, and `TypeError` for what is no
+        image.
 
         >>> network = load_network("final.pt", device="cpu")
         >>> logits = network.predict(["photo.jpg", Image.open("photo.jpg")])
@@ -64,6 +78,12 @@ class Classifier:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        temperature = self.temperature if calibrated else 1.0
+        if temperature is None:
+            raise UserError(
+                f"{self.subject.path} holds no temperature for its {self.weights} weights; fit one with eval.py "
+                "--suite calibration --keep-temperature, or leave calibrated out"
+            )
         if isinstance(images, ImageLike) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
         process = local_process(self.device, 0, 1)
@@ -73,7 +93,7 @@ class Classifier:
         def finish() -> None:
             batch = _Images(centre_crops(pixels, self.config, process))
             predictions = predicting.predict(self.network, [batch])
-            rows.extend(prediction.logits.cpu() for prediction in predictions)
+            rows.extend(prediction.logits.cpu() / temperature for prediction in predictions)
             pixels.clear()
 
         for number, image in enumerate(images):
@@ -139,10 +159,11 @@ def load_network(
             if value is not None:
                 content[section][name] = value
         config = from_dict(RunConfig, content, "the arguments")
-        request = Request(subject, config, choose_weights(subject, weights), None, False)
+        used = choose_weights(subject, weights)
+        request = Request(subject, config, used, None, False)
         network = run.load_network(request, chosen, None, model)
     network.model.eval()
-    return Classifier(network, config, subject, chosen)
+    return Classifier(network, config, subject, chosen, used)
 
 
 def evaluate(
@@ -153,13 +174,15 @@ def evaluate(
     flip: bool = False,
     num_workers: int = 0,
     ignore_class_names: bool = False,
+    suites: SuiteOptions | Sequence[str] = (),
 ) -> dict[str, Any]:
     """Metrics of a network, or of a checkpoint, on a data set, each sample counted once: those of `eval`.
 
     Top-1, top-5, NLL and calibration of plain softmax (see `MetricSums.compute`), at the network's resolution; with
     `flip` also of the logits averaged over both mirror images, under `flip_averaged`. Under torchrun, with
     `torch.distributed` initialised, every rank takes its share and all return the same. `batch_size` is per device;
-    `num_workers` 0 is this process's share of the cores. Raises `UserError` where the classes are not the network's,
+    `num_workers` 0 is this process's share of the cores. `suites` names what `eval.py --suite` does, or is a
+    `SuiteOptions`; their records are under `suites`. Raises `UserError` where the classes are not the network's,
     unless `ignore_class_names`.
 
     >>> metrics = evaluate(load_network("final.pt", device="cpu"), "val.beton")
@@ -177,6 +200,10 @@ def evaluate(
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
+    wanted = suites if isinstance(suites, SuiteOptions) else SuiteOptions(tuple(suites))
+    for name in wanted.suites:
+        if name not in SUITES:
+            raise ValueError(f"suites names {name!r}, which is none of {', '.join(SUITES)}")
     config, process = network.config, local_process(network.device)
     validation = dataclasses.replace(config.validation, batch_size=batch_size or config.validation.batch_size)
     config = dataclasses.replace(
@@ -187,12 +214,17 @@ def evaluate(
         if network.subject.ours and not ignore_class_names:
             run.check_classes(network.subject, data_set)
         check_labels(data_set, network.network.num_classes)
+        check_suites(wanted, data_set, network.network.num_classes)
         with (
             contextlib.closing(val_loader(config, data_set, side, process)) as loader,
             predicting.out_of_memory(config, side),
             contextlib.closing(loader.epoch()) as batches,
         ):
-            return predicting.evaluate(network.network, batches, tta=flip, num_samples=len(data_set))
+            metrics = predicting.evaluate(network.network, batches, tta=flip, num_samples=len(data_set))
+        if not wanted.suites:
+            return metrics
+        names = network.class_names or data_set.class_names
+        return {**metrics, "suites": run_suites(wanted, network.network, config, data_set, process, names)}
 
 
 class _Images:

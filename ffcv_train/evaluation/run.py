@@ -13,6 +13,7 @@ from ffcv_train.data.open import DataSet, open_data_set, val_loader
 from ffcv_train.evaluation.predict import evaluate, out_of_memory, shown
 from ffcv_train.evaluation.subject import Request, Subject
 from ffcv_train.models.factory import check_resolution, create_model
+from ffcv_train.models.inspect.last_layer import need_last_layer
 from ffcv_train.models.network import Network, normalisation
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.distributed import Process
@@ -33,6 +34,9 @@ def load_network(
     model = _load_model(request, data_set, model)
     for resolution in config.validation.resolution:
         num_classes = check_resolution(model, resolution, config.model.arch)
+    if request.tau is not None:
+        side = config.validation.resolution[0]
+        need_last_layer(model, side, config.model.arch, "normalised weights").normalise(request.tau)
     stored = dataclasses.replace(config.model, weights=request.subject.path)
     stated = normalisation(dataclasses.replace(config, model=stored))
     network = Network.on(device, model, num_classes, config, stated)
@@ -70,6 +74,7 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         "format": 1,
         "checkpoint": subject.path,
         "weights": request.weights,
+        "tau": request.tau,
         "epoch": subject.epoch,
         "arch": config.model.arch,
         "use_blurpool": config.model.use_blurpool,

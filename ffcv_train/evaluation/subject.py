@@ -1,5 +1,7 @@
 """What eval.py is asked to do: its command line, laid over the checkpoint's own configuration."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,8 @@ class Subject:
     num_classes: int = 0
     class_names: tuple[str, ...] | None = None
     epoch: int | None = None
+    temperature: Mapping[str, Any] | None = None
+    """What `eval.py --keep-temperature` wrote: `value`, and the `weights` it belongs to"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Request:
     ignore_class_names: bool
     options: SimpleNamespace = field(default_factory=SimpleNamespace)
     """The script's own options, as `add_options` declared them"""
+    tau: float | None = None
+    """Power of the norm that each class's weights in the last layer are divided by; None: they stay as they are"""
 
 
 def read_subject(path: str) -> Subject:
@@ -64,6 +70,7 @@ def read_subject(path: str) -> Subject:
             num_classes=state["num_classes"],
             class_names=tuple(names) if names is not None else None,
             epoch=state.get("epoch"),
+            temperature=_temperature(state.get("temperature")),
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} does not say what it is ({error}); give another checkpoint of this run") from None
@@ -96,3 +103,12 @@ def choose_weights(subject: Subject, wish: str) -> str:
         why = " (training.ema_decay was 0)" if subject.ours else ""
         raise UserError(f"{subject.path} holds no averaged weights{why}; use --weights model")
     return ("ema" if subject.has_ema else "model") if wish == "auto" else wish
+
+
+def _temperature(kept: Any) -> Mapping[str, Any] | None:
+    if kept is None:
+        return None
+    value = kept["value"]
+    if not (isinstance(value, float) and math.isfinite(value) and value > 0 and isinstance(kept["weights"], str)):
+        raise TypeError(f"its temperature is {value!r}")
+    return kept

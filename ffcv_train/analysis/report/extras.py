@@ -13,8 +13,9 @@ from ffcv_train.analysis.figures.features import draw_features, feature_table
 from ffcv_train.analysis.figures.logits import draw_distributions, draw_near_zero, logit_table
 from ffcv_train.analysis.figures.reliability import draw_reliability
 from ffcv_train.analysis.figures.style import MAX_INPUTS
+from ffcv_train.analysis.figures.suites import draw_suite, suite_tables
 from ffcv_train.analysis.figures.transfer import transfer_table
-from ffcv_train.analysis.report.content import Item, Picture, Section, Text, data_address, picture, tables_of
+from ffcv_train.analysis.report.content import Item, Picture, Section, Table, Text, data_address, picture, tables_of
 from ffcv_train.analysis.report.runs import Run, read_json
 from ffcv_train.metrics.calibration import Calibration, calibration_of, read_calibration
 from ffcv_train.metrics.features import FeatureMetrics, metrics_of
@@ -24,6 +25,11 @@ from ffcv_train.system.errors import UserError
 
 _CHECKPOINTS = ("last.pt", "best.pt", "final.pt")
 _PICTURES = (".png", ".svg")
+SUITE_TITLES = {
+    "calibration": "Calibration, before and after a temperature",
+    "selective": "Selective prediction",
+    "groups": "Often and seldom seen classes",
+}
 # What draw_computed draws anew where there are logits.
 _COMPUTED = ("near_zero", "distributions", "reliability", "features")
 
@@ -37,6 +43,8 @@ class Found:
     curves: list[Calibration] = field(default_factory=list)
     features: list[tuple[str, FeatureMetrics, str]] = field(default_factory=list)
     transfers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    suites: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """What eval.py --suite wrote: a record per suite"""
     notes: list[str] = field(default_factory=list)
 
 
@@ -77,6 +85,12 @@ def _read_json_of_viz(run: Run, path: Path, found: Found) -> None:
     try:
         if "results" in content:
             found.curves.append(read_calibration(path, label=run.name))
+            if "suites" in content:
+                several = any(label.partition(":")[0] == run.name for label, _ in found.suites)
+                label = f"{run.name}: {path.stem}" if several else run.name
+                for name, record in content["suites"].items():
+                    suite_tables(name, [(label, record)])  # raises where it is another thing
+                found.suites.append((label, content["suites"]))
         elif path.name == "features.json":
             for one in content["inputs"]:
                 numbers = {key: one[key] for key in FeatureMetrics.__dataclass_fields__}
@@ -107,11 +121,13 @@ def extra_sections(found: Sequence[Found], titles: Sequence[str]) -> list[Sectio
             result, _, _ = transfer_table(report).partition("\n\n")
             items += [Text(label), *tables_of(result)]
         sections.append(Section("Linear transfer", items))
+    sections += suite_sections([one for extras in found for one in extras.suites])
     pictures: list[Item] = []
     notes = [note for extras in found for note in extras.notes]
     for title, extras in zip(titles, found, strict=True):
         for name, path in extras.pictures:
-            if logits and name in _COMPUTED:
+            drawn = {suite for _, records in extras.suites for suite in records}
+            if (logits and name in _COMPUTED) or name.rpartition("_")[2] in drawn:
                 continue
             try:
                 pictures.append(picture(path, f"{title}: {name}"))
@@ -121,6 +137,19 @@ def extra_sections(found: Sequence[Found], titles: Sequence[str]) -> list[Sectio
         sections.append(Section("Figures", pictures))
     if notes:
         sections.append(Section("Left out", [Text(note) for note in notes]))
+    return sections
+
+
+def suite_sections(found: Sequence[tuple[str, dict[str, Any]]]) -> list[Section]:
+    """A section per suite: its tables, and its figure of as many runs as one can show."""
+    sections = []
+    for name in dict.fromkeys(suite for _, records in found for suite in records):
+        inputs = [(label, records[name]) for label, records in found if name in records]
+        items: list[Item] = [Table(t.header, t.rows, t.title) for t in suite_tables(name, inputs)]
+        if len(inputs) > MAX_INPUTS:
+            items.append(Text(f"The figure shows the first {MAX_INPUTS} of {len(inputs)} runs.", note=True))
+        items.append(_drawn(name.capitalize(), draw_suite(name, inputs[:MAX_INPUTS])))
+        sections.append(Section(SUITE_TITLES.get(name, name), items))
     return sections
 
 

@@ -43,6 +43,20 @@ class LastLayer:
         found = [layer.bias.detach() for layer in self._layers if layer.bias is not None]
         return torch.stack(found).sum(dim=0) / len(self._layers) if found else None
 
+    @torch.no_grad()
+    def normalise(self, tau: float) -> None:
+        """Divide each class's weights by their norm to the power `tau`, and drop the bias, in place.
+
+        Kang et al., arXiv:1910.09217: 0 leaves the weights alone, 1 gives all classes the same norm. A class whose
+        weights are 0 keeps them.
+        """
+        for layer in self._layers:
+            norms = layer.weight.flatten(1).norm(dim=1)
+            scale = torch.where(norms > 0, norms, 1.0).pow(-tau)
+            layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+            if layer.bias is not None:
+                layer.bias.zero_()
+
     @contextmanager
     def capture(self) -> Iterator[None]:
         """While the context lasts, each forward pass leaves its `features`."""

@@ -1,0 +1,156 @@
+"""Tables and figures of what eval.py --suite found, of one network or of several beside each other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ffcv_train.analysis.figures.reliability import draw_reliability
+from ffcv_train.analysis.figures.style import STYLES, check_input_count, tidy
+from ffcv_train.metrics.calibration import calibration_of
+
+Named = tuple[str, Mapping[str, Any]]
+"""A network's name, empty where there is only one, and its record of a suite"""
+_SCORES = {"probability": "largest probability", "logit": "largest logit", "margin": "margin of the logits"}
+
+
+@dataclass(frozen=True)
+class SuiteTable:
+    """Texts; the first column names the rows, the others are numbers."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def suite_tables(name: str, inputs: Sequence[Named]) -> list[SuiteTable]:
+    """The tables of suite `name`. Raises `KeyError` or `TypeError` for a record that is none."""
+    return _TABLES[name](inputs) if name in _TABLES else []
+
+
+def draw_suite(name: str, inputs: Sequence[Named]) -> Figure:
+    """The figure of suite `name`. Raises `UserError` for more networks than can be told apart."""
+    return _FIGURES[name](inputs)
+
+
+def _calibration_tables(inputs: Sequence[Named]) -> list[SuiteTable]:
+    keys = (("nll", "NLL"), ("ece", "ECE"), ("ece_mass", "ECE, equal mass"), ("brier", "Brier"))
+    header = ["", "temperature", "samples", *(text for _, title in keys for text in (title, "scaled"))]
+    rows = [
+        [
+            label,
+            f"{record['temperature']:.4f}{' (edge)' if record['at_edge'] else ''}",
+            f"{record['samples']:,}",
+            *(f"{record[when][key]:.4f}" for key, _ in keys for when in ("before", "after")),
+        ]
+        for label, record in inputs
+    ]
+    return [SuiteTable(_fitted_on(inputs), header, rows)]
+
+
+def _fitted_on(inputs: Sequence[Named]) -> str:
+    sources = set()
+    for _, record in inputs:
+        source = record["fitted_on"]
+        half = f"half of {Path(source['data_set']).name}, seed {source['split_seed']}"
+        whole = Path(source["data_set"]).name
+        sources.add(f"{whole if source['split_seed'] is None else half} ({source['samples']:,} samples)")
+    return f"temperature fitted on {'; '.join(sorted(sources))}"
+
+
+def _draw_calibration(inputs: Sequence[Named]) -> Figure:
+    curves = []
+    for label, record in inputs:
+        setting = f"{record['samples']:,} samples"
+        curves.append(calibration_of(record["before"], label or "as it is", setting))
+        # Beside many others the scaled one would be one too many.
+        if 2 * len(inputs) <= len(STYLES):
+            scaled = f"{label + ', ' if label else ''}temperature {record['temperature']:.3g}"
+            curves.append(calibration_of(record["after"], scaled, setting))
+    return draw_reliability(curves)
+
+
+def _selective_tables(inputs: Sequence[Named]) -> list[SuiteTable]:
+    risks = list(inputs[0][1]["scores"]["probability"]["coverage_at_risk"])
+    header = ["", "AURC", "excess AURC", *(f"coverage at {float(risk):.0%} risk" for risk in risks)]
+    rows = [
+        [
+            f"{label}, {_SCORES[score]}" if label else _SCORES[score],
+            f"{found['aurc']:.5f}",
+            f"{found['excess_aurc']:.5f}",
+            *(f"{100 * found['coverage_at_risk'][risk]:.2f}%" for risk in risks),
+        ]
+        for label, record in inputs
+        for score, found in record["scores"].items()
+    ]
+    return [SuiteTable("", header, rows)]
+
+
+def _draw_selective(inputs: Sequence[Named]) -> Figure:
+    check_input_count(len(inputs))
+    figure = Figure(figsize=(10.2, 3.9), layout="constrained")
+    panels = figure.subplots(1, len(_SCORES), sharey=True)
+    for axes, (score, title) in zip(panels, _SCORES.items(), strict=True):
+        for (label, record), (color, dash, _) in zip(inputs, STYLES, strict=False):
+            found = record["scores"][score]
+            text = f"{label + ', ' if label else ''}AURC {found['aurc']:.4f}"
+            coverage, risk = ([100 * value for value in found["curve"][key]] for key in ("coverage", "risk"))
+            axes.plot(coverage, risk, color=color, linestyle=dash, linewidth=1.6, label=text)
+        axes.set(xlabel=f"coverage (%) by {title}", xlim=(0, 100), ylim=(0, None))
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        tidy(axes)
+    panels[0].set_ylabel("risk: errors among those accepted (%)")
+    return figure
+
+
+def _groups_tables(inputs: Sequence[Named]) -> list[SuiteTable]:
+    first = inputs[0][1]
+    names = [name for name, group in first["groups"].items() if group["classes"]]
+    header = ["", *(f"{name} ({first['groups'][name]['classes']} classes) %" for name in names)]
+    rows = [
+        [label or "accuracy", *(_percent(record["groups"].get(name, {}).get("accuracy")) for name in names)]
+        for label, record in inputs
+    ]
+    title = (
+        f"mean accuracy of classes; many: more than {first['many_over']} training samples, few: fewer than "
+        f"{first['few_under']}, of {Path(first['train_set']).name}"
+    )
+    return [SuiteTable(title, header, rows)]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _draw_groups(inputs: Sequence[Named]) -> Figure:
+    check_input_count(len(inputs))
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (label, record), (color, dash, marker) in zip(inputs, STYLES, strict=False):
+        tested = [c for c in record["classes"] if c["accuracy"] is not None]
+        ordered = sorted(tested, key=lambda c: c["train"])
+        x, y = [c["train"] for c in ordered], [100 * c["accuracy"] for c in ordered]
+        line = dash if len(ordered) <= 20 else "none"
+        axes.plot(x, y, color=color, marker=marker, linestyle=line, markersize=4, alpha=0.8, label=label or None)
+    first = inputs[0][1]
+    for border in (first["many_over"], first["few_under"]):
+        axes.axvline(border, color="0.6", linestyle=":", linewidth=1)
+    axes.set(xscale="symlog", xlabel="training samples of the class", ylabel="accuracy (%)", ylim=(0, 100))
+    if any(label for label, _ in inputs):
+        axes.legend(frameon=False, fontsize=9)
+    tidy(axes)
+    return figure
+
+
+_TABLES: dict[str, Callable[[Sequence[Named]], list[SuiteTable]]] = {
+    "calibration": _calibration_tables,
+    "selective": _selective_tables,
+    "groups": _groups_tables,
+}
+_FIGURES: dict[str, Callable[[Sequence[Named]], Figure]] = {
+    "calibration": _draw_calibration,
+    "selective": _draw_selective,
+    "groups": _draw_groups,
+}

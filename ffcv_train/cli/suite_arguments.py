@@ -1,0 +1,82 @@
+"""The options of suites, for the commands that run them."""
+
+import argparse
+import math
+
+from ffcv_train.evaluation.subject import Request
+from ffcv_train.evaluation.suites.run import SUITES
+from ffcv_train.evaluation.suites.subject import SuiteOptions
+from ffcv_train.metrics.groups import FEW_UNDER, MANY_OVER
+from ffcv_train.system.errors import UserError
+
+
+def add_suite_options(group: argparse._ArgumentGroup) -> None:
+    """`--suite` and what the suites take."""
+    group.add_argument("--suite", metavar="A,B,…", help=f"more than accuracy: {', '.join(SUITES)} (docs/suites.md)")
+    group.add_argument("--calibrate-on", metavar="DATA", help="calibration: fit the temperature to this data set")
+    group.add_argument(
+        "--split-seed",
+        metavar="N",
+        default="0",
+        help="calibration: of the random half of the validation set that the temperature is fitted to else [0]",
+    )
+    group.add_argument(
+        "--counts-from", metavar="DATA", help="groups: the training set [the checkpoint's data.train_dataset]"
+    )
+    group.add_argument(
+        "--many-over", metavar="N", default=str(MANY_OVER), help=f"groups: more samples are many [{MANY_OVER}]"
+    )
+    group.add_argument(
+        "--few-under", metavar="N", default=str(FEW_UNDER), help=f"groups: fewer samples are few [{FEW_UNDER}]"
+    )
+
+
+def suite_options(request: Request) -> SuiteOptions:
+    """What the command line said of suites. Raises `UserError`."""
+    options = request.options
+    names = tuple(name.strip() for name in options.suite.split(",")) if options.suite is not None else ()
+    for name in names:
+        if name not in SUITES:
+            raise UserError(f"--suite names {name!r}, which is no suite; there are {', '.join(SUITES)}")
+        if names.count(name) > 1:
+            raise UserError(f"--suite names {name!r} twice; name each once")
+    given = {
+        "calibration": ("calibrate_on",),
+        "groups": ("counts_from",),
+    }
+    for suite, keys in given.items():
+        for key in keys:
+            if getattr(options, key) and suite not in names:
+                raise UserError(f"--{key.replace('_', '-')} is for --suite {suite}; add the suite, or leave it out")
+    many, few = whole(options.many_over, "--many-over"), whole(options.few_under, "--few-under")
+    if few > many + 1:
+        raise UserError(f"--few-under {few} and --many-over {many} overlap; lower --few-under")
+    train_set = request.subject.config.get("data", {}).get("train_dataset", "")
+    return SuiteOptions(
+        suites=names,
+        calibrate_on=options.calibrate_on or "",
+        split_seed=whole(options.split_seed, "--split-seed"),
+        counts_from=options.counts_from or train_set,
+        many_over=many,
+        few_under=few,
+    )
+
+
+def whole(text: str, name: str) -> int:
+    """A whole number of at least 0. Raises `UserError`."""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
+        raise UserError(f"{name} must be a whole number from 0 to 2147483647, not {text!r}")
+    return int(text)
+
+
+def tau_of(text: str | None) -> float | None:
+    """--tau. Raises `UserError`."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 10:
+        raise UserError(f"--tau must be a number from 0 to 10, not {text!r}")
+    return value

@@ -1,0 +1,53 @@
+"""`calibration`: do probabilities mean what they say, without and with a temperature fitted on other samples?"""
+
+from pathlib import Path
+from typing import Any
+
+from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.evaluation.collect import collect
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, check_same_classes
+from ffcv_train.metrics.temperature import calibration, fit_temperature, split_halves
+from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
+from ffcv_train.system.errors import UserError
+
+
+def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
+    """Raise `UserError` where the temperature cannot be fitted."""
+    if options.calibrate_on:
+        check_same_classes(open_data_set(options.calibrate_on), data_set, num_classes)
+    elif len(data_set) < 2:
+        raise UserError(f"{data_set.path} has one sample, too few to fit a temperature to; give --calibrate-on FILE")
+
+
+def run(examined: Examined) -> dict[str, Any]:
+    """`temperature`, what it was fitted on, and the metrics of the other samples `before` and `after`."""
+    options, outputs = examined.options, examined.outputs
+    logits, labels = outputs.logits, outputs.labels
+    if options.calibrate_on:
+        other = open_data_set(options.calibrate_on)
+        fitted = collect(
+            examined.network, examined.config, other, examined.process, None, f"calibration on {other.path.name}"
+        )
+        fit_logits, fit_labels = fitted.logits, fitted.labels
+        source = {"data_set": str(other.path), "samples": len(other), "split_seed": None}
+    else:
+        first, second = split_halves(len(labels), options.split_seed)
+        fit_logits, fit_labels = logits[first], labels[first]
+        logits, labels = logits[second], labels[second]
+        source = {"data_set": str(examined.data_set.path), "samples": len(first), "split_seed": options.split_seed}
+    found = fit_temperature(fit_logits, fit_labels)
+    return {
+        "temperature": found.value,
+        "at_edge": found.at_edge,
+        "fitted_on": source,
+        "samples": len(labels),
+        "before": calibration(logits, labels),
+        "after": calibration(logits, labels, found.value),
+    }
+
+
+def keep(path: str, weights: str, found: dict[str, Any]) -> None:
+    """Write what `run` found into the checkpoint of ours at `path`, whose `weights` it belongs to."""
+    state = load_checkpoint(path)
+    kept = {"value": found["temperature"], "weights": weights, "fitted_on": found["fitted_on"]}
+    save_checkpoint({**state, "temperature": kept}, Path(path))

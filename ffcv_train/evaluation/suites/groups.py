@@ -1,0 +1,42 @@
+"""`groups`: accuracy of classes that were seen often, now and then, and seldom."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, check_same_classes
+from ffcv_train.metrics.groups import group_accuracy
+from ffcv_train.system.errors import UserError
+
+
+def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
+    """Raise `UserError` where the training set is not known or has other classes."""
+    if not options.counts_from:
+        raise UserError(
+            "--suite groups counts the classes of the training set, and the checkpoint names none; give it with "
+            "--counts-from FILE"
+        )
+    if not Path(options.counts_from).exists():
+        raise UserError(
+            f"--suite groups counts the classes of the training set {options.counts_from}, which does not exist; give "
+            "it with --counts-from FILE"
+        )
+    check_same_classes(open_data_set(options.counts_from), data_set, num_classes)
+
+
+def run(examined: Examined) -> dict[str, Any]:
+    """What `group_accuracy` says, with the classes' names."""
+    train = open_data_set(examined.options.counts_from)
+    found = group_accuracy(
+        examined.outputs.correct.numpy(),
+        examined.outputs.labels.numpy(),
+        np.bincount(train.labels, minlength=examined.network.num_classes).tolist(),
+        many_over=examined.options.many_over,
+        few_under=examined.options.few_under,
+    )
+    names = examined.class_names or ()
+    for record in found["classes"]:
+        record["name"] = names[record["label"]] if record["label"] < len(names) else None
+    return {"train_set": str(train.path), **found}

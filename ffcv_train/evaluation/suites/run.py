@@ -1,0 +1,66 @@
+"""The suites by name: checking what they need, and running them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.evaluation.collect import collect
+from ffcv_train.evaluation.extraction import class_names
+from ffcv_train.evaluation.run import load_network, run_evaluation
+from ffcv_train.evaluation.subject import Request
+from ffcv_train.evaluation.suites import calibration, groups, selective
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
+from ffcv_train.models.network import Network
+from ffcv_train.system.distributed import Process
+
+SUITES: dict[str, Callable[[Examined], dict[str, Any]]] = {
+    "calibration": calibration.run,
+    "selective": selective.run,
+    "groups": groups.run,
+}
+"""Name of each suite, and what makes its record"""
+_CHECKS: dict[str, Callable[[SuiteOptions, DataSet, int], None]] = {
+    "calibration": calibration.check,
+    "groups": groups.check,
+}
+
+
+def check_suites(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
+    """Raise `UserError` where a suite lacks something, before the first batch."""
+    for name in options.suites:
+        if name in _CHECKS:
+            _CHECKS[name](options, data_set, num_classes)
+
+
+def run_suites(
+    options: SuiteOptions,
+    network: Network,
+    config: RunConfig,
+    data_set: DataSet,
+    process: Process,
+    names: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
+    """A record per suite, by name, of single views at the first of validation.resolution; the same on every rank.
+
+    Raises `UserError` where memory is too small, or the network diverged.
+    """
+    outputs = collect(network, config, data_set, process, None, "suites")
+    examined = Examined(network, config, process, data_set, outputs, names, options=options)
+    return {name: SUITES[name](examined) for name in options.suites}
+
+
+def evaluate_with_suites(request: Request, process: Process, options: SuiteOptions) -> dict[str, Any]:
+    """The report of `run_evaluation`, with the suites' records under `suites` where there are any.
+
+    The same on every rank. Raises `UserError`, for what suites lack before the first batch.
+    """
+    if not options.suites:
+        return run_evaluation(request, process)
+    config = request.config
+    data_set = open_data_set(config.data.val_dataset, config.data.format)
+    network = load_network(request, process.device, data_set)
+    check_suites(options, data_set, network.num_classes)
+    report = run_evaluation(request, process)
+    names = class_names(request, data_set, network.num_classes)
+    return {**report, "suites": run_suites(options, network, config, data_set, process, names)}
