@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,7 @@ import pytest
 from PIL import Image
 
 from ffcv_train.data.convert import write as write_module
-from ffcv_train.data.convert.encoding import EncodedChunk, Encoding, Task, encode_task
 from ffcv_train.data.convert.make_zip import make_zips
-from ffcv_train.data.convert.worker import write_samples
 from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.format.beton import open_beton, sidecar_path
 from ffcv_train.data.format.verify import verify
@@ -21,7 +20,7 @@ from ffcv_train.data.open import open_data_set
 from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import Request
 from ffcv_train.system.errors import UserError
-from tests.support.kills import Killed, killed_at
+from tests.support.kills import InProcess, Killed, killed_at
 from tests.support.photographs import crops_of_photographs
 
 
@@ -32,34 +31,8 @@ def save(folder: Path, names: list[str], seed: int = 0) -> Path:
     return folder
 
 
-class InProcess:
-    """What `WorkerPool` does, without its processes: starting those takes longer than the rest."""
-
-    def __init__(self, count: int, encoding: Encoding, path: Path) -> None:
-        self._encoding, self._path = encoding, path
-
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def __len__(self) -> int:
-        return 1
-
-    def map(
-        self, tasks: Iterable[Task], place: Callable[[EncodedChunk], list[int]] | None = None
-    ) -> Iterator[EncodedChunk]:
-        with self._path.open("r+b", buffering=0) as file:
-            for task in tasks:
-                chunk, contents = encode_task(self._encoding, task)
-                if place:
-                    write_samples(file.fileno(), place(chunk), contents)
-                yield chunk
-
-
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if ".tmp-" not in file.name}
+    return {file.name: file.read_bytes() for file in folder.iterdir() if not re.search(r"\.(tmp|journal)-", file.name)}
 
 
 def outcome(folder: Path, old: dict[str, bytes], new: dict[str, bytes], read: Callable[[], object]) -> str:

@@ -525,7 +525,7 @@ def test_workers_end_when_the_parent_is_killed(long_folder: Path, out: Path) -> 
     process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert len(workers) == 2 and not alive
-    # Nobody was left to remove the temporary file; the next run says so.
+    # Nobody was left to remove the temporary file; the next run goes on with it.
     assert len(list(out.glob("a.beton.tmp-*"))) == 1
 
 

@@ -4,9 +4,10 @@ Worker processes start by importing this, so nothing heavy is imported here.
 """
 
 import hashlib
+import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -52,6 +53,8 @@ class EncodedChunk:
     samples: list[EncodedSample] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
+    stamp: int | None = None
+    """`stamp_of` the places of the task, before they were read"""
 
 
 def stores_jpeg(encoding: Encoding, index: int, raw_size: int) -> bool:
@@ -85,7 +88,7 @@ def encode_task(encoding: Encoding, task: Task) -> tuple[EncodedChunk, list[byte
 
     An image that cannot be stored becomes a failure, and the last one of the task if asked for.
     """
-    chunk, contents = EncodedChunk(), []
+    chunk, contents = EncodedChunk(stamp=stamp_of(task.places)), []
     start = time.perf_counter()
     for index, place in zip(task.indices, task.places, strict=True):
         try:
@@ -100,6 +103,21 @@ def encode_task(encoding: Encoding, task: Task) -> tuple[EncodedChunk, list[byte
         chunk.samples.append(EncodedSample(index, mode, height, width, len(data), zlib.crc32(data)))
     chunk.seconds = time.perf_counter() - start
     return chunk, contents
+
+
+def stamp_of(places: Iterable[Blob | ZipBlob | np.ndarray]) -> int | None:
+    """A CRC-32 of size and time of change of the files that hold `places`; None where one is no file."""
+    stamps = []
+    for place in places:
+        if isinstance(place, np.ndarray):
+            return None
+        try:
+            status = os.stat(place.path)  # noqa: PTH116  # a Path takes longer than the call
+        except OSError:
+            stamps.append("")
+        else:
+            stamps.append(f"{status.st_size}:{status.st_mtime_ns}")
+    return zlib.crc32(" ".join(stamps).encode())
 
 
 def _read(place: Blob | ZipBlob) -> bytes:

@@ -5,11 +5,13 @@ imported here.
 """
 
 import contextlib
+import fcntl
 import os
 import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BufferedRandom, FileIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -47,6 +49,7 @@ def work(connection: Connection, encoding: Encoding, path: Path) -> None:
         shrink(np.zeros((2, 2, 3), np.uint8), 1)
     kept: dict[int, list[bytes | memoryview]] = {}
     with contextlib.suppress(EOFError, OSError), path.open("r+b", buffering=0) as file:
+        hold(file)
         while True:
             connection.send(_answer(connection.recv(), encoding, file.fileno(), kept))
 
@@ -65,6 +68,14 @@ def _answer(order: Order, encoding: Encoding, file: int, kept: dict[int, list[by
         return error
     except Exception:
         return traceback.format_exc()
+
+
+def hold(file: BufferedRandom | FileIO) -> bool:
+    """Say that this process writes to `file`; False where another one claims it, or the file system has no locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def write_samples(file: int, positions: Sequence[int], contents: Sequence[bytes | memoryview]) -> None:

@@ -5,44 +5,37 @@ so the file depends on images and options only, not on the number of workers.
 """
 
 import contextlib
-import glob
+import hashlib
 import json
 import os
-import secrets
-import shutil
 import time
-from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import PIL
-import simplejpeg
 
 from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import option
+from ffcv_train.data.convert.description import Written, all_versions, sidecar_of
 from ffcv_train.data.convert.encoding import EncodedChunk, Encoding, Task
+from ffcv_train.data.convert.estimate import check_space, estimate, readable_size, seconds_for
+from ffcv_train.data.convert.journal import Journal
 from ffcv_train.data.convert.pool import WorkerPool
 from ffcv_train.data.convert.publish import publish
+from ffcv_train.data.convert.unfinished import take_up
 from ffcv_train.data.format.beton import open_beton, sidecar_path
-from ffcv_train.data.format.layout import MAX_SAMPLE_BYTES, pair_digest
-from ffcv_train.data.format.pagefile import DEFAULT_PAGE_SIZE, MIN_PAGE_SIZE, PageFile, tables_crc
+from ffcv_train.data.format.layout import MAX_SAMPLE_BYTES
+from ffcv_train.data.format.pagefile import DEFAULT_PAGE_SIZE, MIN_PAGE_SIZE, PageFile, Placement
 from ffcv_train.data.sources.indexed import IndexedSource
 from ffcv_train.data.sources.open import SOURCES, open_source
 from ffcv_train.data.sources.source import Request, Source
-from ffcv_train.system.environment import versions
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine, duration
 from ffcv_train.system.resources import usable_cores
 from ffcv_train.system.signals import StopSignals
 
-# Beyond this the list of files would make the sidecar unwieldy.
-_MAX_LISTED_FILES = 2_000_000
-_TEMPORARY = ".tmp-"
-_MIN_PROBES, _MAX_PROBES, _PROBE_SECONDS = 16, 64, 1.0
 _CHUNK_SECONDS = 0.2
 _CHUNK_BYTES = 4 << 20
 _MAX_CHUNK = 1000
@@ -85,20 +78,11 @@ class WriterRun:
     cfg: WriteConfig = WriteConfig()
 
 
-@dataclass
-class Written:
-    """What the sidecar says of the samples: their indices in the source, the CRC-32 of each, and who is missing why."""
-
-    indices: array = field(default_factory=lambda: array("q"))
-    crcs: array = field(default_factory=lambda: array("I"))
-    skipped: list[tuple[int, str]] = field(default_factory=list)
-
-
 def convert(config: WriteConfig, source: Source | None = None, progress: ProgressLine | None = None) -> Path:
     """Write `config.write_path` and its sidecar; both appear when they are complete and checked, or stay as they were.
 
-    `source` stands in place of the one that `config` names. Raises `UserError` for what a user can cause,
-    `KeyboardInterrupt` on Ctrl-C; either way nothing is left behind.
+    Goes on from what a killed run with the same options left. `source` stands in place of the one that `config` names.
+    Raises `UserError` for what a user can cause, `KeyboardInterrupt` on Ctrl-C; either way nothing is left behind.
     """
     start = time.perf_counter()
     progress = progress or ProgressLine(plain_interval=10.0)
@@ -117,26 +101,38 @@ def convert(config: WriteConfig, source: Source | None = None, progress: Progres
             "for a smaller set of all classes, make a folder or map of it"
         )
 
-    for stale in sorted(target.parent.glob(f"{glob.escape(target.name)}{_TEMPORARY}*")):
-        progress.print(f"note: {stale} is of a run that was killed, or is still at work; if killed, delete it")
-
-    temporary = target.with_name(f"{target.name}{_TEMPORARY}{secrets.token_hex(4)}")
     with StopSignals(target) as signals, contextlib.ExitStack() as cleanup:
         try:
-            cleanup.callback(_remove, temporary, sidecar_path(temporary))
-            pages = PageFile(temporary, count, config.page_size)
+            fingerprint = _fingerprint(config, source, count)
+            placement = Placement(count, config.page_size)
+            unfinished, chunks = take_up(target, fingerprint, placement, source.place, progress)
+            cleanup.callback(unfinished.remove)
+            pages = PageFile(unfinished.path, count, config.page_size)
             cleanup.callback(pages.close)
-            pool = cleanup.enter_context(WorkerPool(workers, _encoding(config), temporary))
+            written = Written()
+            for chunk in chunks:
+                written.add(chunk)
+                _enter(chunk, source, pages)
+            if chunks:
+                pages.truncate()
+                progress.print(
+                    f"{len(written)} of the {count} images are in {unfinished.path.name}, which a killed run left, and "
+                    "were verified; it goes on from there"
+                )
+            taken_up = len(written)
+            journal = cleanup.enter_context(Journal(unfinished.journal, fingerprint, chunks))
+            workers = min(workers, count - taken_up)
+            pool = cleanup.enter_context(WorkerPool(workers, _encoding(config), unfinished.path))
             cleanup.callback(signals.ignore)
-            chunk_size = _estimate(pool, source, count, config, target, progress)
-            written = _write_pages(pool, source, count, chunk_size, config, pages, progress)
-            pair = _pair(source, written)
-            pages.finish(pair)
-            _write_text(sidecar_path(temporary), json.dumps(_sidecar(config, source, written, temporary, pair)))
-            _check(temporary, source, written)
+            _write_pages(pool, source, count, config, pages, written, journal, progress)
+            pages.finish(written.pair(source))
+            settings = to_dict(WriterRun(config))["cfg"]
+            sidecar = sidecar_of(unfinished.path, config.split, settings, _origin(config, source), source, written)
+            _write_text(sidecar_path(unfinished.path), json.dumps(sidecar))
+            _check(unfinished.path, source, written)
             signals.ignore()
             # In between there is a sidecar that does not fit, which every reader notices, or one alone.
-            publish([(sidecar_path(temporary), sidecar_path(target)), (temporary, target)])
+            publish([(sidecar_path(unfinished.path), sidecar_path(target)), (unfinished.path, target)])
         except OSError as error:
             raise UserError(f"writing {target} failed: {error.strerror or error}; it is as it was before") from error
         finally:
@@ -144,10 +140,22 @@ def convert(config: WriteConfig, source: Source | None = None, progress: Progres
     seconds = time.perf_counter() - start
     skipped = f" ({len(written.skipped)} skipped, listed in {sidecar_path(target).name})" if written.skipped else ""
     progress.print(
-        f"{target}: {len(written.indices)} samples{skipped}, {_size(target.stat().st_size)}, {duration(seconds)}, "
-        f"{count / seconds:.0f} images/s"
+        f"{target}: {len(written.indices)} samples{skipped}, {readable_size(target.stat().st_size)}, "
+        f"{duration(seconds)}, {(count - taken_up) / seconds:.0f} images/s"
     )
     return target
+
+
+def _fingerprint(config: WriteConfig, source: Source, count: int) -> Any:
+    """What a file must have been begun with so that another run may go on with it, as plain JSON."""
+    settings = to_dict(WriterRun(config))["cfg"]
+    for name in ("num_workers", "chunk_size", "download", "write_path"):
+        del settings[name]
+    digest = hashlib.sha256(source.labels[:count].tobytes())
+    for name in (*source.class_names, *(source.name(index) for index in range(count))):
+        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    origin = _origin(config, source)
+    return {"settings": settings, "origin": origin, "source": digest.hexdigest(), "versions": all_versions()}
 
 
 def _check_target(config: WriteConfig) -> Path:
@@ -181,125 +189,81 @@ def _encoding(config: WriteConfig) -> Encoding:
     )
 
 
-def _estimate(
-    pool: WorkerPool, source: Source, count: int, config: WriteConfig, target: Path, progress: ProgressLine
-) -> int:
-    """Encode some images for a try, say what size and time to expect, check free disk; the images per task."""
-    sizes: list[int] = []
-    seconds: list[float] = []
-
-    def probe(number: int) -> None:
-        indices = np.linspace(0, count - 1, number, dtype=np.int64).tolist()
-        for chunk in pool.map(Task([index], [source.place(index)]) for index in indices):
-            _stop_at_failure(chunk.failures, source, config)
-            if chunk.samples:
-                sizes.append(chunk.samples[0].size)
-                seconds.append(chunk.seconds)
-
-    # A few, and if those were quick, more: sizes scatter by about 60%.
-    probe(min(count, _MIN_PROBES))
-    if seconds:
-        affordable = int(_PROBE_SECONDS * len(pool) / float(np.median(seconds)))
-        more = min(affordable, count // 25, _MAX_PROBES)
-        if more > _MIN_PROBES:
-            probe(more)
-    if not sizes:
-        return config.chunk_size or 1
-    per_image = float(np.mean(sizes))
-    # The slowest tenth: a process's first image, and files that the disk had to look for.
-    per_second = 1 / float(np.mean(np.sort(seconds)[: max(1, int(0.9 * len(seconds)))]))
-    expected = per_image * count + 2 * config.page_size
-    remaining = duration(count / (per_second * min(len(pool), usable_cores())))
-    progress.print(f"estimate: {_size(expected)}, {remaining} (from {len(sizes)} images)")
-    free = shutil.disk_usage(target.parent).free
-    if expected > free:
-        raise UserError(
-            f"{target} will have about {_size(expected)}, but {target.parent} has only {_size(free)} free; free space "
-            f"there, choose another disk, or store less with --cfg.max_resolution and --cfg.write_mode=jpg"
-        )
-    chunk_size = config.chunk_size or min(_CHUNK_SECONDS * per_second, count / (4 * len(pool)), _MAX_CHUNK)
-    return max(1, int(min(chunk_size, _CHUNK_BYTES / per_image)))
-
-
 def _write_pages(
     pool: WorkerPool,
     source: Source,
     count: int,
-    chunk_size: int,
     config: WriteConfig,
     pages: PageFile,
+    written: Written,
+    journal: Journal,
     progress: ProgressLine,
-) -> Written:
-    """Encode all samples and have them written in order."""
-    written = Written()
-    start = time.perf_counter()
+) -> None:
+    """Encode all samples that are not in `written` yet, and have them written in order."""
+    first = len(written)
+    if first < count:
+        chunk_size = _foresee(pool, source, first, count, config, pages, Path(config.write_path).resolve(), progress)
+        start = time.perf_counter()
 
-    def place(chunk: EncodedChunk) -> list[int]:
-        _stop_at_failure(chunk.failures, source, config)
-        return [pages.append(sample, int(source.labels[sample.index])) for sample in chunk.samples]
+        def place(chunk: EncodedChunk) -> list[int]:
+            _stop_at_failure(chunk, source, config)
+            return _enter(chunk, source, pages)
 
-    for chunk in pool.map(_tasks(source, count, chunk_size), place):
-        written.skipped += chunk.failures
-        written.indices.extend(sample.index for sample in chunk.samples)
-        written.crcs.extend(sample.crc for sample in chunk.samples)
-        if progress.due():
-            done = len(written.indices) + len(written.skipped)
-            rate = done / (time.perf_counter() - start)
-            skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
-            details = f"{rate:.0f} images/s, {_size(pages.size)}{skipped}, {duration((count - done) / rate)} left"
-            progress.show("images", done, count, details)
+        for chunk in pool.map(_tasks(source, first, count, chunk_size), place):
+            written.add(chunk)
+            journal.add(chunk)
+            if progress.due():
+                done = len(written)
+                rate = (done - first) / (time.perf_counter() - start)
+                skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
+                left = duration((count - done) / rate)
+                details = f"{rate:.0f} images/s, {readable_size(pages.size)}{skipped}, {left} left"
+                progress.show("images", done, count, details)
     if not written.indices:
         index, reason = written.skipped[0]
         raise UserError(f"none of the {count} images can be stored; the first, {source.name(index)}, {reason}")
-    return written
 
 
-def _tasks(source: Source, count: int, chunk_size: int) -> Iterator[Task]:
-    for first in range(0, count, chunk_size):
-        indices = range(first, min(first + chunk_size, count))
+def _enter(chunk: EncodedChunk, source: Source, pages: PageFile) -> list[int]:
+    """Where the samples of `chunk` go in the file."""
+    return [pages.append(sample, int(source.labels[sample.index])) for sample in chunk.samples]
+
+
+def _foresee(
+    pool: WorkerPool,
+    source: Source,
+    first: int,
+    count: int,
+    config: WriteConfig,
+    pages: PageFile,
+    target: Path,
+    progress: ProgressLine,
+) -> int:
+    """Say what size and time to expect, check free disk; the images per task."""
+    estimated = estimate(pool, source, first, count, lambda chunk: _stop_at_failure(chunk, source, config))
+    if not estimated.probes:
+        return config.chunk_size or 1
+    size = pages.size + estimated.bytes_per_image * (count - first) + config.page_size
+    remaining = duration(seconds_for(count - first, estimated, len(pool)))
+    progress.print(f"estimate: {readable_size(size)}, {remaining} (from {estimated.probes} images)")
+    check_space(target, size, pages.size)
+    by_time = min(_CHUNK_SECONDS * estimated.images_per_second, (count - first) / (4 * len(pool)), _MAX_CHUNK)
+    return max(1, int(min(config.chunk_size or by_time, _CHUNK_BYTES / estimated.bytes_per_image)))
+
+
+def _tasks(source: Source, first: int, count: int, chunk_size: int) -> Iterator[Task]:
+    for start in range(first, count, chunk_size):
+        indices = range(start, min(start + chunk_size, count))
         yield Task(indices, [source.place(index) for index in indices])
 
 
-def _stop_at_failure(failures: Iterable[tuple[int, str]], source: Source, config: WriteConfig) -> None:
+def _stop_at_failure(chunk: EncodedChunk, source: Source, config: WriteConfig) -> None:
     if config.on_error == "stop":
-        for index, reason in failures:
+        for index, reason in chunk.failures:
             raise UserError(
                 f"{source.name(index)} in {config.data_dir} {reason}; repair or remove it, or leave such images out "
                 f"with --cfg.on_error=skip"
             )
-
-
-def _pair(source: Source, written: Written) -> str:
-    return pair_digest(source.labels[np.asarray(written.indices)], np.asarray(written.crcs), source.class_names)
-
-
-def _sidecar(config: WriteConfig, source: Source, written: Written, beton: Path, pair: str) -> dict[str, Any]:
-    labels = source.labels[np.asarray(written.indices)]
-    sidecar: dict[str, Any] = {
-        "format": 1,
-        "num_samples": len(written.indices),
-        "class_names": list(source.class_names),
-        "class_counts": np.bincount(labels, minlength=len(source.class_names)).tolist(),
-        "split": config.split,
-        "source": {**_origin(config, source), "num_images": len(source)},
-        "settings": to_dict(WriterRun(config))["cfg"],
-        "skipped": [{"name": source.name(index), "reason": reason} for index, reason in written.skipped],
-        "versions": {
-            **versions(),
-            "pillow": PIL.__version__,
-            "simplejpeg": simplejpeg.__version__,
-            "opencv": cv2.__version__,
-        },
-        "checksums": {
-            "algorithm": "crc32",
-            "pair": pair,
-            "tables": f"{tables_crc(beton):08x}",
-            "samples": "".join(f"{crc:08x}" for crc in written.crcs),
-        },
-    }
-    if len(written.indices) <= _MAX_LISTED_FILES:
-        sidecar["files"] = [source.name(index) for index in written.indices]
-    return sidecar
 
 
 def _origin(config: WriteConfig, source: Source) -> dict[str, str]:
@@ -311,25 +275,12 @@ def _origin(config: WriteConfig, source: Source) -> dict[str, str]:
 
 def _check(beton: Path, source: Source, written: Written) -> None:
     """Read the tables back from the file."""
-    if not np.array_equal(open_beton(beton).labels, source.labels[np.asarray(written.indices)]):
+    if not np.array_equal(open_beton(beton).labels, written.labels(source)):
         raise UserError(f"{beton} does not read back as it was written; is the disk sound?")
 
 
 def _write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _remove(*files: Path) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1000 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{size:.{1 if size < 10 and unit != 'B' else 0}f} {unit}"

@@ -28,25 +28,46 @@ _FIELDS = ((b"image", IMAGE_TYPE_ID), (b"label", INT_TYPE_ID))
 _TABLES_START = HEADER.itemsize + len(_FIELDS) * FIELD_DESCRIPTION.itemsize
 
 
+class Placement:
+    """Where samples go in a file of at most `max_samples`: one after the other, none across a boundary of pages.
+
+    A sample larger than a page makes all pages larger: the next power of two that holds it. Boundaries of the larger
+    pages are boundaries of the smaller ones, so what is written stays as it is.
+    """
+
+    def __init__(self, max_samples: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.position = _round_up(_TABLES_START + max_samples * SAMPLE.itemsize, page_size)
+
+    def place(self, size: int) -> int:
+        """Where the next sample, of `size` bytes, begins."""
+        if not 0 < size <= MAX_SAMPLE_BYTES:
+            raise ValueError(f"a sample of {size} bytes")
+        while size > self.page_size:
+            self.page_size *= 2
+        if self.position // self.page_size != (self.position + size - 1) // self.page_size:
+            self.position = _round_up(self.position, self.page_size)
+        self.position += size
+        return self.position - size
+
+
 class PageFile:
     """A .beton file with the fields `image` and `label` that grows sample by sample, up to `max_samples`.
 
-    It gives out the places; the samples' bytes are written by others (worker.py), while this holds tables and header.
-
-    Samples lie one after the other, none across a boundary of pages. A sample larger than a page makes all pages
-    larger: the next power of two that holds it. Boundaries of the larger pages are boundaries of the smaller ones, so
-    what is written stays as it is. Until `finish` the header is zeros, which no reader takes for a .beton file.
+    It gives out the places (`Placement`); the samples' bytes are written by others (worker.py), while this holds tables
+    and header. Until `finish` the header is zeros, which no reader takes for a .beton file. Of a file that exists,
+    nothing is touched before `truncate`.
 
     `OSError` passes through, for example on a full disk.
     """
 
     def __init__(self, path: Path, max_samples: int, page_size: int = DEFAULT_PAGE_SIZE) -> None:
-        self.page_size = page_size
+        self._placement = Placement(max_samples, page_size)
         self._samples = np.zeros(max_samples, SAMPLE)
         self._regions = np.zeros(max_samples, ALLOCATION)
         self._count = 0
-        self._file = path.open("xb", buffering=1 << 20)
-        self._position = _round_up(_TABLES_START + self._samples.nbytes, page_size)
+        path.touch()
+        self._file = path.open("r+b", buffering=1 << 20)
 
     def __len__(self) -> int:
         return self._count
@@ -54,37 +75,38 @@ class PageFile:
     @property
     def size(self) -> int:
         """Bytes so far."""
-        return self._position
+        return self._placement.position
 
     def append(self, sample: EncodedSample, label: int) -> int:
         """Enter a sample's row; returns the position in the file that its bytes are to be written to."""
-        if not 0 < sample.size <= MAX_SAMPLE_BYTES:
-            raise ValueError(f"a sample of {sample.size} bytes")
-        while sample.size > self.page_size:
-            self.page_size *= 2
-        if self._position // self.page_size != (self._position + sample.size - 1) // self.page_size:
-            self._position = _round_up(self._position, self.page_size)
-        image = (sample.mode, sample.width, sample.height, self._position)
+        position = self._placement.place(sample.size)
+        image = (sample.mode, sample.width, sample.height, position)
         self._samples[self._count] = (image, label)
-        self._regions[self._count] = (self._count, self._position, sample.size)
-        self._position += sample.size
+        self._regions[self._count] = (self._count, position, sample.size)
         self._count += 1
-        return self._position - sample.size
+        return position
+
+    def truncate(self) -> None:
+        """Drop what the file holds beyond the samples entered so far, and tables and header that may be there."""
+        self._file.truncate(self.size)
+        self._file.seek(0)
+        self._file.write(bytes(_TABLES_START + self._samples.nbytes))
+        self._file.flush()
 
     def finish(self, pair: str = "") -> None:
         """Write tables and header, and bring all to the disk; the samples' bytes must be written.
 
         `pair` is the digest that the sidecar holds too; without one, any sidecar may belong to the file.
         """
-        self._position = _round_up(self._position, self.page_size)  # what is skipped reads as zeros
-        self._file.seek(self._position)
+        end = _round_up(self.size, self._placement.page_size)  # what is skipped reads as zeros
+        self._file.seek(end)
         samples, regions = self._samples[: self._count], self._regions[: self._count]
         header = np.zeros(1, HEADER)
         header["version"] = FORMAT_VERSION
         header["num_fields"] = len(_FIELDS)
-        header["page_size"] = self.page_size
+        header["page_size"] = self._placement.page_size
         header["num_samples"] = self._count
-        header["alloc_table_ptr"] = self._position
+        header["alloc_table_ptr"] = end
         fields = np.zeros(len(_FIELDS), FIELD_DESCRIPTION)
         for row, (name, type_id) in zip(fields, _FIELDS, strict=True):
             row["type_id"] = type_id
