@@ -26,6 +26,11 @@ checkpoints (torchvision, timm, plain state dicts, safetensors) need --model.arc
 def add_options(group: argparse._ArgumentGroup) -> None:
     """eval.py's own options."""
     group.add_argument("--output", metavar="FILE", help="write the metrics to this JSON file, figures beside it")
+    group.add_argument(
+        "--per-class",
+        metavar="FILE.csv",
+        help="write a row per class (first resolution, single view), and beside it the confusion matrix",
+    )
     add_class_names_option(group)
     group.add_argument(
         "--tau", metavar="T", help="divide each class's weights of the last layer by their norm to this power, no bias"

@@ -4,15 +4,17 @@ python eval.py --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ffcv_train.analysis.figures.style import save_figure
+from ffcv_train.analysis.figures.style import make_folder, save_figure
 from ffcv_train.analysis.figures.suites import draw_suite, suite_tables
 from ffcv_train.cli.arguments import parse_request
+from ffcv_train.cli.class_results import print_worst, write_per_class
 from ffcv_train.cli.suite_arguments import suite_options
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites import calibration
@@ -85,6 +87,11 @@ def main(argv: Sequence[str]) -> None:
     request = parse_request(argv)
     options = suite_options(request)
     check_keeping(request, options)
+    per_class = Path(request.options.per_class) if request.options.per_class else None
+    if per_class is not None:
+        if per_class.suffix.lower() != ".csv":
+            raise UserError(f"--per-class {per_class} must end in .csv")
+        make_folder(per_class.parent)
     with process_group(request.config.training.device) as process:
         report = evaluate_with_suites(request, process, options)
         if process.is_main:
@@ -101,3 +108,7 @@ def main(argv: Sequence[str]) -> None:
             if request.options.keep_temperature:
                 calibration.keep(request.subject.path, request.weights, suites["calibration"])
                 print(f"temperature {suites['calibration']['temperature']:.4f} kept in {request.subject.path}")
+            if per_class is not None:
+                print_worst(report, Console(highlight=False))
+                write_per_class(report, per_class)
+                print(f"classes: {per_class}")

@@ -76,6 +76,7 @@ def evaluate(
     tta: bool = False,
     all_reduce: Callable[[Tensor], Any] = all_reduce_sum,
     num_samples: int | None = None,
+    observe: Callable[[Prediction], None] | None = None,
 ) -> dict[str, Any]:
     """Metrics of plain softmax of plain logits over all samples of all ranks.
 
@@ -84,7 +85,8 @@ def evaluate(
     every rank, is that of `MetricSums.compute` of the single view and, with `tta`, under `flip_averaged` that of the
     logits averaged over both mirror images.
 
-    `num_samples` is the data set's size: a different count raises `RuntimeError`.
+    `num_samples` is the data set's size: a different count raises `RuntimeError`. `observe` sees every batch of this
+    rank.
     """
     sums = MetricSums(network.device)
     averaged_sums = MetricSums(network.device)
@@ -92,6 +94,8 @@ def evaluate(
     with closing(predict(network, batches, flip=tta)) as predictions:
         for prediction in predictions:
             sums.update(prediction.logits, prediction.labels)
+            if observe is not None:
+                observe(prediction)
             if prediction.flip_averaged is not None:
                 averaged_sums.update(prediction.flip_averaged, prediction.labels)
     sums.reduce(all_reduce)

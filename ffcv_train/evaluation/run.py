@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ from torch import nn
 
 from ffcv_train.data.classes import check_labels
 from ffcv_train.data.open import DataSet, open_data_set, val_loader
-from ffcv_train.evaluation.predict import evaluate, out_of_memory, shown
+from ffcv_train.evaluation.predict import Prediction, evaluate, out_of_memory, shown
 from ffcv_train.evaluation.subject import Request, Subject
+from ffcv_train.metrics.per_class import SampleResults
 from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.inspect.last_layer import need_last_layer
 from ffcv_train.models.network import Network, normalisation
 from ffcv_train.models.weights import load_weights
-from ffcv_train.system.distributed import Process
+from ffcv_train.system.distributed import Process, all_reduce_sum
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
@@ -51,6 +53,7 @@ def load_network(
 def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
     """Evaluate and return the report, the same on every rank (`results` holds a record per resolution).
 
+    With the option `per_class` the report's `per_class` is `ClassResults.plain` of the single view at the first one.
     Everything that can be wrong is checked before the first batch. Raises `UserError`.
     """
     subject, config = request.subject, request.config
@@ -60,16 +63,30 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
 
     results = []
     sides = list(dict.fromkeys(config.validation.resolution))
+    wanted = getattr(request.options, "per_class", None) is not None
+    samples = SampleResults(len(data_set), process.device) if wanted else None
     line = ProgressLine() if process.is_main else None
     with contextlib.closing(val_loader(config, data_set, max(sides), process)) as loader:
         for side in sides:
             loader.set_resolution(side)
             start = time.perf_counter()
             with out_of_memory(config, side), contextlib.closing(shown(loader, line, f"{side} px")) as batches:
-                metrics = evaluate(network, batches, tta=config.validation.lr_tta, num_samples=len(data_set))
+                metrics = evaluate(
+                    network,
+                    batches,
+                    tta=config.validation.lr_tta,
+                    num_samples=len(data_set),
+                    observe=_recorder(samples) if samples is not None and side == sides[0] else None,
+                )
             seconds = time.perf_counter() - start
             speed = {"seconds": seconds, "images_per_s": len(data_set) / seconds}
             results.append({"resolution": side, **metrics, **speed})
+    per_class = {}
+    if samples is not None:
+        names = subject.class_names or data_set.class_names
+        names = names if names is not None and len(names) == network.num_classes else None
+        found = samples.reduce(all_reduce_sum).compute(data_set.labels, network.num_classes, names)
+        per_class = {"per_class": {"resolution": sides[0], **found.plain()}}
     return {
         "format": 1,
         "checkpoint": subject.path,
@@ -89,8 +106,13 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         "world_size": process.world_size,
         "batch_per_device": config.validation.batch_size,
         "results": results,
+        **per_class,
         **environment,
     }
+
+
+def _recorder(samples: SampleResults) -> Callable[[Prediction], None]:
+    return lambda batch: samples.update(batch.logits, batch.labels, batch.indices)
 
 
 def _load_model(request: Request, data_set: DataSet | None, model: nn.Module | None) -> nn.Module:

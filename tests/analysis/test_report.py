@@ -20,6 +20,7 @@ from ffcv_train.analysis.report.content import Table, Text, picture, tables_of
 from ffcv_train.analysis.report.curves import draw_runs, mean_curve
 from ffcv_train.analysis.report.page import NOTHING_WRONG
 from ffcv_train.analysis.report.runs import Run, read_run
+from ffcv_train.metrics.per_class import SampleResults
 from ffcv_train.system.errors import UserError
 from tests.support.photographs import ROOT
 
@@ -438,3 +439,28 @@ def test_a_diverged_file_costs_its_own_figures_only(tmp_path: Path) -> None:
     text = texts(page_of(run, output=tmp_path / "r.html"))
     assert "bad: " in text and "features of " in text and "not finite" in text
     assert "Distributions of logits" in text
+
+
+def test_classes_of_an_evaluation(tmp_path: Path) -> None:
+    """The matrix, drawn once, the most frequent errors, the classes of lowest recall, and all in a folded table."""
+    run = write_run(tmp_path / "run")
+    labels = torch.arange(90) % 30
+    guesses = torch.eye(30)[labels]
+    guesses[labels == 7] = torch.eye(30)[9]
+    samples = SampleResults(90)
+    samples.update(guesses, labels, torch.arange(90))
+    per_class = samples.compute(labels.numpy(), 30, [f"sort {i}" for i in range(30)]).plain()
+    bins = {"count": [0] * 14 + [90], "confidence": [None] * 14 + [0.95], "accuracy": [None] * 14 + [0.9]}
+    result = {"resolution": 224, "count": 90, "top_1": 0.9, "nll": 0.4, "ece": 0.05, "bins": bins}
+    content = {"checkpoint": "x/final.pt", "results": [result], "per_class": {"resolution": 224, **per_class}}
+    (run / "metrics.json").write_text(json.dumps(content))
+    Figure(figsize=(3, 1)).savefig(run / "classes_confusion.png", dpi=200)
+    page = page_of(run, output=tmp_path / "r.html")
+    text = texts(page)
+    assert "Most frequent errors class taken for images share of the class sort 7 sort 9 3 100.0%" in text
+    assert "sort 7 3 0.0% 0.0% – 0.0%" in text
+    assert page.count("<img ") == 2  # the matrix, reliability
+    assert text.count("sort 29 3 100.0%") == 1
+    del content["per_class"]["counts"]
+    (run / "metrics.json").write_text(json.dumps(content))
+    assert "metrics.json is not what viz/ or eval.py writes" in texts(page_of(run, output=tmp_path / "r.html"))

@@ -1,6 +1,7 @@
 """eval.py: from a checkpoint and a .beton to the numbers of a direct computation, or to one clear sentence."""
 
 import argparse
+import csv
 import json
 import runpy
 import shutil
@@ -428,3 +429,35 @@ def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     printed = capsys.readouterr().out
     for option in ("--checkpoint", "--output", "--weights", "--ignore-class-names", "--validation.resolution"):
         assert option in printed
+
+
+def test_per_class(
+    checkpoint: Path,
+    evaluate: Callable[..., dict],
+    error_of: Callable[..., str],
+    val_images: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A row per class and the errors, of the single view at the first resolution; the metrics have them too."""
+    table = tmp_path / "new" / "classes.csv"
+    report = evaluate("--checkpoint", checkpoint, "--validation.resolution=32,40", f"--per-class={table}")
+    images, labels = val_images
+    predicted = logits_of(network(0), images, MEAN, STD).argmax(1).numpy()
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == CLASS_NAMES
+    for label, row in enumerate(rows):
+        assert int(row["count"]) == (labels == label).sum()
+        assert int(row["predicted"]) == (predicted == label).sum()
+        assert float(row["recall"]) == pytest.approx((predicted[labels == label] == label).mean())
+    with table.with_name("classes_errors.csv").open(newline="") as file:
+        errors = {(int(r["label"]), int(r["predicted_label"])): int(r["count"]) for r in csv.DictReader(file)}
+    wrong = predicted != labels
+    assert sum(errors.values()) == wrong.sum() > 0
+    assert all(((labels == t) & (predicted == p)).sum() == n for (t, p), n in errors.items())
+    assert table.with_name("classes_confusion.png").stat().st_size > 5000
+    assert report["per_class"]["resolution"] == 32
+    assert report["per_class"]["names"] == CLASS_NAMES
+    assert "Most frequent errors" in capsys.readouterr().out
+    assert "must end in .csv" in error_of("--checkpoint", checkpoint, "--per-class=classes.json")

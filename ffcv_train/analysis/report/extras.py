@@ -1,6 +1,7 @@
 """What else lies in a run's folder: pictures, files of logits, metrics of eval.py, JSON of viz/."""
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ffcv_train.analysis.figures.confusion import classes_table, draw_confusion, pairs_table
 from ffcv_train.analysis.figures.features import draw_features, feature_table
 from ffcv_train.analysis.figures.logits import draw_distributions, draw_near_zero, logit_table
 from ffcv_train.analysis.figures.reliability import draw_reliability
@@ -21,6 +23,7 @@ from ffcv_train.metrics.calibration import Calibration, calibration_of, read_cal
 from ffcv_train.metrics.features import FeatureMetrics, metrics_of
 from ffcv_train.metrics.logits import THRESHOLD, statistics_of, summarise
 from ffcv_train.metrics.logits_file import LogitsFile, read_logits
+from ffcv_train.metrics.per_class import ClassResults
 from ffcv_train.system.errors import UserError
 
 _CHECKPOINTS = ("last.pt", "best.pt", "final.pt")
@@ -30,6 +33,7 @@ SUITE_TITLES = {
     "selective": "Selective prediction",
     "groups": "Often and seldom seen classes",
 }
+_WORST = 20
 # What draw_computed draws anew where there are logits.
 _COMPUTED = ("near_zero", "distributions", "reliability", "features")
 
@@ -45,6 +49,7 @@ class Found:
     transfers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     suites: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """What eval.py --suite wrote: a record per suite"""
+    classes: list[tuple[str, ClassResults]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -83,6 +88,8 @@ def _read_json_of_viz(run: Run, path: Path, found: Found) -> None:
         found.notes.append(f"{run.name}: {path.name} cannot be read and was left out.")
         return
     try:
+        if "per_class" in content:
+            found.classes.append((f"{run.name}: {path.stem}", ClassResults.from_plain(content["per_class"])))
         if "results" in content:
             found.curves.append(read_calibration(path, label=run.name))
             if "suites" in content:
@@ -114,6 +121,11 @@ def extra_sections(found: Sequence[Found], titles: Sequence[str]) -> list[Sectio
     computed = _computed(logits, [curve for curve in curves if curve.label not in named], features)
     if computed.items:
         sections.append(computed)
+    classes = [one for extras in found for one in extras.classes]
+    if classes:
+        sections.append(
+            Section("Classes", [item for label, results in classes for item in _of_classes(label, results)])
+        )
     transfers = [one for extras in found for one in extras.transfers]
     if transfers:
         items: list[Item] = []
@@ -127,6 +139,7 @@ def extra_sections(found: Sequence[Found], titles: Sequence[str]) -> list[Sectio
     for title, extras in zip(titles, found, strict=True):
         for name, path in extras.pictures:
             drawn = {suite for _, records in extras.suites for suite in records}
+            drawn |= {"confusion"} if extras.classes else set()
             if (logits and name in _COMPUTED) or name.rpartition("_")[2] in drawn:
                 continue
             try:
@@ -151,6 +164,24 @@ def suite_sections(found: Sequence[tuple[str, dict[str, Any]]]) -> list[Section]
         items.append(_drawn(name.capitalize(), draw_suite(name, inputs[:MAX_INPUTS])))
         sections.append(Section(SUITE_TITLES.get(name, name), items))
     return sections
+
+
+def _of_classes(label: str, results: ClassResults) -> list[Item]:
+    """The confusion matrix, the most frequent errors, and the classes of lowest recall; all classes folded."""
+
+    def table(markdown: str, title: str, folded: bool = False) -> Item:
+        (found,) = tables_of(markdown)
+        assert isinstance(found, Table)
+        return dataclasses.replace(found, title=title, folded=folded)
+
+    worst = results.worst_classes(_WORST)
+    items: list[Item] = [Text(label), _drawn("Confusion matrix", draw_confusion(results))]
+    if len(results.confusions):
+        items.append(table(pairs_table(results), "Most frequent errors"))
+    items.append(table(classes_table(results, worst), "Classes of lowest recall"))
+    if len(worst) < len(results.names):
+        items.append(table(classes_table(results, range(len(results.names))), "All classes", folded=True))
+    return items
 
 
 @contextlib.contextmanager
