@@ -9,6 +9,9 @@ from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.metrics.groups import FEW_UNDER, MANY_OVER
 from ffcv_train.system.errors import UserError
 
+_TAKERS = {"calibrate_on": ("calibration",), "train_set": ("groups", "ood"), "ood_data": ("ood",)}
+"""Which suites take an option"""
+
 
 def add_suite_options(group: argparse._ArgumentGroup) -> None:
     """`--suite` and what the suites take."""
@@ -21,7 +24,7 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
         help="calibration: of the random half of the validation set that the temperature is fitted to else [0]",
     )
     group.add_argument(
-        "--counts-from", metavar="DATA", help="groups: the training set [the checkpoint's data.train_dataset]"
+        "--train-set", metavar="DATA", help="groups, ood: the training set [the checkpoint's data.train_dataset]"
     )
     group.add_argument(
         "--many-over", metavar="N", default=str(MANY_OVER), help=f"groups: more samples are many [{MANY_OVER}]"
@@ -29,6 +32,8 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--few-under", metavar="N", default=str(FEW_UNDER), help=f"groups: fewer samples are few [{FEW_UNDER}]"
     )
+    group.add_argument("--ood-data", nargs="+", metavar="DATA", help="ood: data sets of other things")
+    group.add_argument("--knn-k", metavar="K", default="50", help="ood: which nearest neighbour [50]")
 
 
 def suite_options(request: Request) -> SuiteOptions:
@@ -40,14 +45,14 @@ def suite_options(request: Request) -> SuiteOptions:
             raise UserError(f"--suite names {name!r}, which is no suite; there are {', '.join(SUITES)}")
         if names.count(name) > 1:
             raise UserError(f"--suite names {name!r} twice; name each once")
-    given = {
-        "calibration": ("calibrate_on",),
-        "groups": ("counts_from",),
-    }
-    for suite, keys in given.items():
-        for key in keys:
-            if getattr(options, key) and suite not in names:
-                raise UserError(f"--{key.replace('_', '-')} is for --suite {suite}; add the suite, or leave it out")
+    for key, takers in _TAKERS.items():
+        if getattr(options, key) and not set(takers) & set(names):
+            raise UserError(
+                f"--{key.replace('_', '-')} is for --suite {' and '.join(takers)}; add the suite, or leave it out"
+            )
+    neighbour = whole(options.knn_k, "--knn-k")
+    if not neighbour:
+        raise UserError("--knn-k must be at least 1")
     many, few = whole(options.many_over, "--many-over"), whole(options.few_under, "--few-under")
     if few > many + 1:
         raise UserError(f"--few-under {few} and --many-over {many} overlap; lower --few-under")
@@ -56,9 +61,11 @@ def suite_options(request: Request) -> SuiteOptions:
         suites=names,
         calibrate_on=options.calibrate_on or "",
         split_seed=whole(options.split_seed, "--split-seed"),
-        counts_from=options.counts_from or train_set,
+        train_set=options.train_set or train_set,
         many_over=many,
         few_under=few,
+        ood_data=tuple(options.ood_data or ()),
+        neighbour=neighbour,
     )
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 
 from ffcv_train import evaluate as evaluate_in_python
 from ffcv_train import load_network
@@ -62,11 +65,13 @@ def suites(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path) ->
     return run
 
 
-def logits_of(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, data: Path | None = None) -> Any:
+def logits_of(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, data: Path | None = None, *more: str) -> Any:
     """What viz/logits.py writes of the same network."""
-    path = checkpoint.with_name("l.pt")
+    path = checkpoint.with_name("l.pt" if data is None else f"l_{data.stem}.pt")
     words = [f"--data.val_dataset={data}"] if data else []
-    run_script(monkeypatch, "viz/logits.py", "--checkpoint", checkpoint, f"--output={path}", "--features", *words)
+    run_script(
+        monkeypatch, "viz/logits.py", "--checkpoint", checkpoint, f"--output={path}", "--features", *words, *more
+    )
     return read_logits(path)
 
 
@@ -153,6 +158,49 @@ def test_tau_normalises_the_last_layer(
         assert report["tau"] == tau
 
 
+def test_other_kinds_of_data_are_told_apart(
+    suites: Callable[..., dict[str, Any]],
+    checkpoint: Path,
+    small_betons: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(30)]
+    other = write_stock_beton(tmp_path / "noise.beton", Samples(noise, [7] * 30), "raw")
+    twin = write_stock_beton(tmp_path / "twin.beton", Samples(noise, [0] * 30), "raw")
+    inside = logits_of(monkeypatch, checkpoint)
+    labels = np.arange(80) < 50
+    report = suites("--suite=ood", "--knn-k=5", "--ood-data", other, small_betons[1])
+    first, second = report["suites"]["ood"]["sets"]
+    assert second["shared_classes"] == NAMES
+    assert all(found["auroc"] == pytest.approx(0.5) for found in second["scores"].values())
+    inner = inside.logits.double().clone(), inside.need_features().clone()
+    outside = logits_of(monkeypatch, checkpoint, twin)
+    bank = logits_of(monkeypatch, checkpoint, small_betons[0]).need_features().numpy()
+    logits = torch.cat([inner[0], outside.logits.double()])
+    nearest = NearestNeighbors(n_neighbors=5).fit(normalize(bank))
+    features = normalize(torch.cat([inner[1], outside.need_features()]).numpy())
+    expected = {
+        "probability": logits.softmax(1).amax(1).numpy(),
+        "logit": logits.amax(1).numpy(),
+        "energy": logits.logsumexp(1).numpy(),
+        "knn": -nearest.kneighbors(features)[0][:, -1],
+    }
+    assert list(first["scores"]) == list(expected)
+    for name, score in expected.items():
+        # A few pairs whose scores nearly tie may change places.
+        assert first["scores"][name]["auroc"] == pytest.approx(roc_auc_score(labels, score), abs=2e-3)
+    assert report["suites"]["ood"]["neighbours"] == {"k": 5, "train_set": str(small_betons[0]), "samples": 96}
+    printed = capsys.readouterr().out
+    assert "50 samples against 30 of noise.beton" in printed
+    assert "against 50 of val.beton, which has classes of the network: class0" in printed
+    missing = suites("--suite=ood", "--train-set=none.beton", "--ood-data", other)["suites"]["ood"]
+    assert missing["neighbours"] is None
+    assert list(missing["sets"][0]["scores"]) == ["probability", "logit", "energy"]
+
+
 def test_the_same_from_python(suites: Callable[..., dict[str, Any]], checkpoint: Path, small_betons: Any) -> None:
     report = suites("--suite=selective")
     found = evaluate_in_python(load_network(checkpoint, device="cpu"), small_betons[1], suites=["selective"])
@@ -172,14 +220,19 @@ def test_what_does_not_fit_is_one_sentence(
     names = {**json.loads(Path(f"{other}.json").read_text()), "class_names": ["class0", "cat", "class2", "class3"]}
     Path(f"{other}.json").write_text(json.dumps(names))
     cases: list[tuple[list[str], str]] = [
-        (["--suite=calibrate"], "'calibrate', which is no suite; there are calibration, selective, groups"),
+        (["--suite=calibrate"], "'calibrate', which is no suite; there are calibration, selective, groups, ood"),
         (["--suite=groups,groups"], "twice"),
         (["--calibrate-on=x.beton"], "--calibrate-on is for --suite calibration"),
         (["--suite=calibration", "--calibrate-on=none.beton"], "none.beton does not exist"),
         (["--suite=calibration", f"--calibrate-on={other}"], "calls label 1 'cat'"),
-        (["--suite=groups", "--counts-from=none.beton"], "--counts-from FILE"),
+        (["--suite=groups", "--train-set=none.beton"], "--train-set FILE"),
         (["--suite=groups", "--few-under=300"], "overlap"),
         (["--suite=calibration", "--split-seed=-1"], "--split-seed must be a whole number"),
+        (["--suite=ood"], "--ood-data FILE"),
+        (["--suite=ood", "--ood-data=none.beton"], "none.beton does not exist"),
+        (["--suite=ood", f"--ood-data={other}", "--knn-k=97"], "has 96 samples, too few for the 97th neighbour"),
+        (["--suite=ood", f"--ood-data={other}", "--knn-k=0"], "--knn-k must be at least 1"),
+        (["--ood-data", str(other)], "--ood-data is for --suite ood"),
         (["--keep-temperature"], "add the suite"),
         (["--suite=calibration", "--keep-temperature", "--tau=1"], "drop --keep-temperature or --tau"),
         (["--tau=much"], "--tau must be a number"),

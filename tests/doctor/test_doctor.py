@@ -181,7 +181,7 @@ class FakeLoader:
             yield SimpleNamespace(labels=torch.zeros(10))
 
 
-def test_a_part_of_an_epoch_counts_from_its_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_an_epoch_train_set_its_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     fake: Any = FakeLoader(100, monkeypatch)
     # The eighth batch comes after 12 seconds: seven more than the first, in seven seconds.
     assert time_loader(fake, 64, 12.0, epoch=3) == Sample(70, 7.0, 3.5)

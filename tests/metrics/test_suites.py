@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score, roc_curve
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from ffcv_train.metrics.detection import detection, energy, nearest_similarity
 from ffcv_train.metrics.groups import group_accuracy
 from ffcv_train.metrics.selective import confidence_scores, selective
 from ffcv_train.metrics.temperature import (
@@ -150,3 +153,30 @@ def test_groups_are_means_over_classes_of_a_tail() -> None:
     assert found["classes"][7] == {"label": 7, "train": 7, "test": 0, "accuracy": None}
     other = group_accuracy(correct, labels, counts, many_over=50, few_under=5)
     assert [other["groups"][name]["classes"] for name in ("many", "medium", "few")] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("digits", [12, 1])  # without ties and with many
+@pytest.mark.parametrize("counts", [(400, 300), (7, 2), (1, 1)])
+def test_detection_equals_scikit_learn(digits: int, counts: tuple[int, int]) -> None:
+    random = np.random.default_rng(2)
+    inside, outside = random.normal(1, 1, counts[0]).round(digits), random.normal(0, 1, counts[1]).round(digits)
+    labels, scores = np.repeat([1, 0], counts), np.concatenate([inside, outside])
+    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert detection(inside, outside) == {
+        "auroc": pytest.approx(roc_auc_score(labels, scores)),
+        "fpr_95": pytest.approx(false[np.argmax(true >= 0.95)]),
+        "aupr_in": pytest.approx(average_precision_score(labels, scores)),
+        "aupr_out": pytest.approx(average_precision_score(1 - labels, -scores)),
+    }
+
+
+def test_energy_and_neighbours_are_what_they_are_called() -> None:
+    logits, _ = sample(100)
+    np.testing.assert_allclose(energy(logits), np.log(np.exp(logits.double().numpy()).sum(axis=1)))
+    random = np.random.default_rng(3)
+    bank, queries = (random.normal(size=(n, 9)).astype(np.float32) for n in (80, 30))
+    distances = NearestNeighbors(n_neighbors=6).fit(normalize(bank)).kneighbors(normalize(queries))[0][:, -1]
+    found = nearest_similarity(torch.from_numpy(queries), torch.from_numpy(bank), 6)
+    np.testing.assert_allclose(np.sqrt(2 - 2 * found), distances, rtol=1e-5)
+    with pytest.raises(ValueError, match="there are 80 samples, fewer than k=81"):
+        nearest_similarity(torch.from_numpy(queries), torch.from_numpy(bank), 81)

@@ -14,6 +14,7 @@ from ffcv_train.metrics.calibration import calibration_of
 Named = tuple[str, Mapping[str, Any]]
 """A network's name, empty where there is only one, and its record of a suite"""
 _SCORES = {"probability": "largest probability", "logit": "largest logit", "margin": "margin of the logits"}
+_OOD_SCORES = {"probability": "largest probability", "logit": "largest logit", "energy": "energy", "knn": "neighbour"}
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,56 @@ def _draw_groups(inputs: Sequence[Named]) -> Figure:
     return figure
 
 
+def _ood_tables(inputs: Sequence[Named]) -> list[SuiteTable]:
+    header = ["", "AUROC %", "FPR at 95% %", "AUPR in %", "AUPR out %"]
+    tables = []
+    for number, first in enumerate(inputs[0][1]["sets"]):
+        rows = [
+            [
+                f"{label}, {_OOD_SCORES[score]}" if label else _OOD_SCORES[score],
+                *(_percent(found[key]) for key in ("auroc", "fpr_95", "aupr_in", "aupr_out")),
+            ]
+            for label, record in inputs
+            for score, found in record["sets"][number]["scores"].items()
+        ]
+        title = f"{inputs[0][1]['samples']:,} samples against {first['samples']:,} of {Path(first['data_set']).name}"
+        if first["shared_classes"]:
+            title += f", which has classes of the network: {', '.join(first['shared_classes'][:5])}"
+        tables.append(SuiteTable(title, header, rows))
+    return tables
+
+
+def _draw_ood(inputs: Sequence[Named]) -> Figure:
+    check_input_count(len(inputs))
+    sets = inputs[0][1]["sets"]
+    figure = Figure(figsize=(max(5.4, 4.2 * len(sets)), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
+    for number, (axes, first) in enumerate(zip(panels, sets, strict=True)):
+        scores = list(first["scores"])
+        for place, ((label, record), (color, _, marker)) in enumerate(zip(inputs, STYLES, strict=False)):
+            values = [100 * record["sets"][number]["scores"][score]["auroc"] for score in scores]
+            spots = [x + 0.1 * (place - (len(inputs) - 1) / 2) for x in range(len(scores))]
+            axes.plot(spots, values, color=color, marker=marker, linestyle="none", label=label or None)
+        axes.axhline(50, color="0.6", linestyle=":", linewidth=1)
+        axes.set_xticks(range(len(scores)), [_OOD_SCORES[score].replace(" ", "\n") for score in scores], fontsize=9)
+        axes.set_title(f"against {Path(first['data_set']).name}", fontsize=10)
+        axes.set_xlim(-0.5, len(scores) - 0.5)
+        tidy(axes)
+    panels[0].set_ylabel("AUROC (%); dotted: chance")
+    if any(label for label, _ in inputs):
+        panels[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
 _TABLES: dict[str, Callable[[Sequence[Named]], list[SuiteTable]]] = {
     "calibration": _calibration_tables,
     "selective": _selective_tables,
     "groups": _groups_tables,
+    "ood": _ood_tables,
 }
 _FIGURES: dict[str, Callable[[Sequence[Named]], Figure]] = {
     "calibration": _draw_calibration,
     "selective": _draw_selective,
     "groups": _draw_groups,
+    "ood": _draw_ood,
 }

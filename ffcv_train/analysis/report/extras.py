@@ -32,6 +32,7 @@ SUITE_TITLES = {
     "calibration": "Calibration, before and after a temperature",
     "selective": "Selective prediction",
     "groups": "Often and seldom seen classes",
+    "ood": "Out-of-distribution detection",
 }
 _WORST = 20
 # What draw_computed draws anew where there are logits.

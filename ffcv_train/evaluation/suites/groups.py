@@ -13,22 +13,22 @@ from ffcv_train.system.errors import UserError
 
 def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
     """Raise `UserError` where the training set is not known or has other classes."""
-    if not options.counts_from:
+    if not options.train_set:
         raise UserError(
             "--suite groups counts the classes of the training set, and the checkpoint names none; give it with "
-            "--counts-from FILE"
+            "--train-set FILE"
         )
-    if not Path(options.counts_from).exists():
+    if not Path(options.train_set).exists():
         raise UserError(
-            f"--suite groups counts the classes of the training set {options.counts_from}, which does not exist; give "
-            "it with --counts-from FILE"
+            f"--suite groups counts the classes of the training set {options.train_set}, which does not exist; give "
+            "it with --train-set FILE"
         )
-    check_same_classes(open_data_set(options.counts_from), data_set, num_classes)
+    check_same_classes(open_data_set(options.train_set), data_set, num_classes)
 
 
 def run(examined: Examined) -> dict[str, Any]:
     """What `group_accuracy` says, with the classes' names."""
-    train = open_data_set(examined.options.counts_from)
+    train = open_data_set(examined.options.train_set)
     found = group_accuracy(
         examined.outputs.correct.numpy(),
         examined.outputs.labels.numpy(),

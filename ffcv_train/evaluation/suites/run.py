@@ -9,8 +9,9 @@ from ffcv_train.evaluation.collect import collect
 from ffcv_train.evaluation.extraction import class_names
 from ffcv_train.evaluation.run import load_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
-from ffcv_train.evaluation.suites import calibration, groups, selective
+from ffcv_train.evaluation.suites import calibration, groups, ood, selective
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
+from ffcv_train.models.inspect.last_layer import need_last_layer
 from ffcv_train.models.network import Network
 from ffcv_train.system.distributed import Process
 
@@ -18,11 +19,13 @@ SUITES: dict[str, Callable[[Examined], dict[str, Any]]] = {
     "calibration": calibration.run,
     "selective": selective.run,
     "groups": groups.run,
+    "ood": ood.run,
 }
 """Name of each suite, and what makes its record"""
 _CHECKS: dict[str, Callable[[SuiteOptions, DataSet, int], None]] = {
     "calibration": calibration.check,
     "groups": groups.check,
+    "ood": ood.check,
 }
 
 
@@ -45,8 +48,13 @@ def run_suites(
 
     Raises `UserError` where memory is too small, or the network diverged.
     """
-    outputs = collect(network, config, data_set, process, None, "suites")
-    examined = Examined(network, config, process, data_set, outputs, names, options=options)
+    layer = None
+    if "ood" in options.suites and ood.has_training_set(options):
+        layer = need_last_layer(
+            network.model, config.validation.resolution[0], config.model.arch, "the neighbours of --suite ood"
+        )
+    outputs = collect(network, config, data_set, process, layer, "suites")
+    examined = Examined(network, config, process, data_set, outputs, names, layer, options)
     return {name: SUITES[name](examined) for name in options.suites}
 
 

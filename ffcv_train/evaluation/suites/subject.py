@@ -22,10 +22,13 @@ class SuiteOptions:
     """calibration: a data set that the temperature is fitted to; empty: half of the validation set"""
     split_seed: int = 0
     """calibration: of the halves"""
-    counts_from: str = ""
-    """groups: the training set whose class counts are meant"""
+    train_set: str = ""
+    """groups, ood: the training set, whose class counts and features are meant"""
     many_over: int = MANY_OVER
     few_under: int = FEW_UNDER
+    ood_data: tuple[str, ...] = ()
+    neighbour: int = 50
+    """ood: which of the nearest training samples says how near a sample is"""
 
 
 @dataclass(frozen=True, eq=False)

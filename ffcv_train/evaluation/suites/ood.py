@@ -1,0 +1,74 @@
+"""`ood`: does the network notice samples of another kind than it was trained on?"""
+
+from pathlib import Path
+from typing import Any
+
+from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.evaluation.collect import Collected, collect
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, check_same_classes
+from ffcv_train.metrics.detection import detection, energy, nearest_similarity
+from ffcv_train.metrics.selective import confidence_scores
+from ffcv_train.system.errors import UserError
+
+
+def has_training_set(options: SuiteOptions) -> bool:
+    """Whether there is a training set whose samples can be neighbours."""
+    return bool(options.train_set) and Path(options.train_set).exists()
+
+
+def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
+    """Raise `UserError` where there is nothing to tell apart, or too few neighbours."""
+    if not options.ood_data:
+        raise UserError("--suite ood tells the validation set from other data; give it with --ood-data FILE …")
+    for path in options.ood_data:
+        open_data_set(path)
+    if has_training_set(options):
+        train = open_data_set(options.train_set)
+        check_same_classes(train, data_set, num_classes)
+        if len(train) < options.neighbour:
+            raise UserError(
+                f"{train.path} has {len(train)} samples, too few for the {options.neighbour}th neighbour; lower --knn-k"
+            )
+
+
+def run(examined: Examined) -> dict[str, Any]:
+    """For each other data set, what `detection` says of each score.
+
+    The scores are the largest probability, the largest logit, the energy and, where the training set is there, the
+    cosine to its k-th nearest sample in the features that the last layer reads.
+    """
+    options, process = examined.options, examined.process
+    bank = None
+    if has_training_set(options):
+        train = open_data_set(options.train_set)
+        found = collect(
+            examined.network, examined.config, train, process, examined.layer, f"neighbours {train.path.name}"
+        )
+        bank = found.features
+
+    def scores(outputs: Collected) -> dict[str, Any]:
+        made = {**confidence_scores(outputs.logits), "energy": energy(outputs.logits)}
+        del made["margin"]
+        if bank is not None:
+            assert outputs.features is not None
+            made["knn"] = nearest_similarity(outputs.features, bank, options.neighbour, process.device)
+        return made
+
+    inside = scores(examined.outputs)
+    sets = []
+    for path in options.ood_data:
+        other = open_data_set(path)
+        found = collect(examined.network, examined.config, other, process, examined.layer, f"ood {other.path.name}")
+        outside = scores(found)
+        sets.append(
+            {
+                "data_set": str(other.path),
+                "samples": len(other),
+                "shared_classes": sorted(set(examined.class_names or ()) & set(other.class_names or ())),
+                "scores": {name: detection(inside[name], outside[name]) for name in inside},
+            }
+        )
+    neighbours = None
+    if bank is not None:
+        neighbours = {"k": options.neighbour, "train_set": options.train_set, "samples": len(bank)}
+    return {"samples": len(examined.outputs.labels), "neighbours": neighbours, "sets": sets}
