@@ -1,19 +1,139 @@
-"""Keeping numba's disk cache honest about functions that are compiled into others."""
+"""Compiled functions and numba's disk cache of them: honest about what is in it, harmless where it cannot be used.
 
-from collections.abc import Iterable
+numba alone refuses to import a program that may write nowhere beside it or in the home folder, trusts the bytes of its
+cache, and goes by the file that a function stands in, not by what it compiled in from others.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import os
+import pickle
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from numba import config, njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_said: list[str] = []
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit(**options)` with a disk cache in numba's folder, else in a private one, else without, and a note."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(**options)(function)
+        for prepare in (_numbas_folder, _private_folder, _unshared_folder):
+            try:
+                prepare()
+                dispatcher._cache = _Cache(function)
+                break
+            except (OSError, RuntimeError):  # "no locator available"
+                continue
+        else:
+            _note("no folder for compiled code can be written, which is compiled anew at each start")
+        return dispatcher
+
+    return decorate
+
 
 def forget_outdated(functions: Iterable[Any], modules: Iterable[ModuleType]) -> None:
-    """Drop what numba has cached of `functions` (compiled with `cache=True`) before one of `modules` last changed.
+    """Drop what is cached of `functions` (made by `compiled`) before one of `modules` last changed.
 
     numba compares only the file that a function stands in, so that after an update it would go on running what it once
     compiled in from other files.
     """
     changed = max(Path(str(module.__file__)).stat().st_mtime_ns for module in modules)
     for function in functions:
-        for index in Path(function.stats.cache_path).glob(f"*.{function.py_func.__name__}-*.nbi"):
-            if index.stat().st_mtime_ns <= changed:
-                index.unlink(missing_ok=True)
+        folder = function.stats.cache_path
+        for index in Path(folder).glob(f"*.{function.py_func.__name__}-*.nbi") if folder else ():
+            with contextlib.suppress(OSError):  # another process has done so already
+                if index.stat().st_mtime_ns <= changed:
+                    index.unlink()
+
+
+class _Cache(FunctionCache):
+    """numba's cache of one function, but that a full disk is a note."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _CheckedFiles(self.cache_path, self._impl.filename_base, stamp)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            reason = error.strerror or error
+            _note(f"compiled code cannot be kept in {self.cache_path}: {reason}; it is compiled anew at each start")
+
+
+class _CheckedFiles(IndexDataCacheFile):
+    """numba's files of one function with a SHA-256 before the code; what cannot be read counts as not there."""
+
+    def _load_index(self) -> dict[Any, str]:
+        try:
+            return super()._load_index()
+        except Exception:
+            _remove(self._index_path)
+            return {}
+
+    def _load_data(self, name: str) -> Any:
+        path = Path(self._data_path(name))
+        content = path.read_bytes()
+        if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+            _remove(path)
+            raise FileNotFoundError(path)  # which numba takes for: not compiled yet
+        return pickle.loads(content[_DIGEST_BYTES:])
+
+    def _save_data(self, name: str, data: Any) -> None:
+        content = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(hashlib.sha256(content).digest() + content)
+
+
+def _numbas_folder() -> None:
+    """Where numba looks by itself."""
+
+
+def _private_folder() -> None:
+    """A folder of this user's for temporary files, from which nobody else's code is ever loaded."""
+    folder = Path(tempfile.gettempdir()) / f"ffcv_train-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not this user's alone")
+    _use(str(folder))
+    _note(f"neither {Path(__file__).parent} nor the home folder can be written; compiled code goes to {folder}")
+
+
+def _unshared_folder() -> None:
+    folder = tempfile.mkdtemp(prefix="ffcv_train-")
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    _use(folder)
+    _note(f"no lasting folder for compiled code can be written; it is compiled anew at each start, into {folder}")
+
+
+def _use(folder: str) -> None:
+    config.CACHE_DIR = folder  # type: ignore[attr-defined]
+
+
+def _remove(path: str | Path) -> None:
+    with contextlib.suppress(OSError):
+        Path(path).unlink()
+
+
+def _note(sentence: str) -> None:
+    """Say it once, whatever the number of functions and ranks."""
+    if not _said and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"note: {sentence}", file=sys.stderr)
+    _said.append(sentence)

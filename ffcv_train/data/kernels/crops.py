@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.random import uniform
 from ffcv_train.data.kernels.resample import FILTERS, reach
 
@@ -75,7 +75,7 @@ def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:
     return np.array([1.0, kind, *crop.scale, *(math.log(bound) for bound in crop.ratio), crop.flip, crop.dct_scaling])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def random_crop(height: int, width: int, parameters: np.ndarray, state: np.ndarray) -> tuple[int, int, int, int, bool]:
     """(top, left, crop height, crop width, flip) drawn from the stream `state`."""
     flip = uniform(state, 0.0, 1.0) < parameters[6]
@@ -99,7 +99,7 @@ def random_crop(height: int, width: int, parameters: np.ndarray, state: np.ndarr
     return (height - h) // 2, (width - w) // 2, h, w, flip
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def center_crop(
     height: int, width: int, parameters: np.ndarray, side: int
 ) -> tuple[int, int, int, int, float, float, float, float]:

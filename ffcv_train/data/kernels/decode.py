@@ -6,11 +6,12 @@
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
 from ffcv_train.data.kernels import compile_cache, jpeg, native, random, resample, turbojpeg
+from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.crops import center_crop, random_crop
 from ffcv_train.data.kernels.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header
 from ffcv_train.data.kernels.native import address_of
@@ -57,7 +58,7 @@ def _as_pointer(typing_context: Any, address: Any) -> Any:
     return types.CPointer(types.uint8)(types.uintp), codegen
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def decode_samples(
     addresses: np.ndarray,
     sizes: np.ndarray,

@@ -8,9 +8,10 @@ numbered anew and the frame's height and width patched, are a valid JPEG that co
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.typing import signature
 
+from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.native import address_of
 
 _memchr: Any = types.ExternalFunction("memchr", signature(types.uintp, types.uintp, types.int32, types.uintp))
@@ -21,7 +22,7 @@ HEIGHT, WIDTH, FRAME, ENTROPY, INTERVAL, MCU_HEIGHT, MCU_WIDTH, HEADER_FIELDS = 
 MARGIN = 2
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def parse_header(data: np.ndarray, header: np.ndarray) -> bool:
     """Walk the marker segments of a JPEG (uint8 [N]) up to its first scan; False where they make no sense.
 
@@ -80,7 +81,7 @@ def parse_header(data: np.ndarray, header: np.ndarray) -> bool:
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def cut_tiles(
     data: np.ndarray,
     header: np.ndarray,

@@ -4,7 +4,8 @@ The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorando
 """
 
 import numpy as np
-from numba import njit
+
+from ffcv_train.data.kernels.compile_cache import compiled
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -12,7 +13,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S11 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(11)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def next_u64(state: np.ndarray) -> np.uint64:
     """The next 64 random bits; `state` is a uint64 array of one element, advanced in place."""
     state[0] += _GAMMA
@@ -22,13 +23,13 @@ def next_u64(state: np.ndarray) -> np.uint64:
     return z ^ (z >> _S31)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def uniform(state: np.ndarray, low: float, high: float) -> float:
     """The next number, uniform in [low, high), with 53 random bits."""
     return low + (high - low) * (np.float64(next_u64(state) >> _S11) * (1.0 / 9007199254740992.0))
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def seed_stream(state: np.ndarray, seed: int, epoch: int, sample: int) -> None:
     """Put `state` at the start of the stream of (seed, epoch, sample), each a non-negative integer.
 

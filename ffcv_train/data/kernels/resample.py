@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from ffcv_train.data.kernels.compile_cache import compiled
 
 BILINEAR = 0
 BICUBIC = 1
@@ -32,7 +34,7 @@ def scratch_sizes(max_side: int, max_resolution: int) -> tuple[int, int]:
     return rows, 2 * (4 * max(max_side, max_resolution) + 5 * max_resolution)
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@compiled(nogil=True, fastmath=True, error_model="numpy")
 def _filter(kind: int, x: float) -> float:
     x = abs(x)
     if kind == 0:
@@ -44,7 +46,7 @@ def _filter(kind: int, x: float) -> float:
     return 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def reach(kind: int, start: float, extent: float, source: int, target: int) -> tuple[int, int]:
     """(first, count) of the `source` pixels in a row that count where `extent` of them, from `start` on, are resized
     to `target`."""
@@ -55,7 +57,7 @@ def reach(kind: int, start: float, extent: float, source: int, target: int) -> t
     return low, high - low
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@compiled(nogil=True, fastmath=True, error_model="numpy")
 def _taps(
     kind: int, source: int, start: float, extent: float, target: int, first: np.ndarray, weights: np.ndarray
 ) -> int:
@@ -142,7 +144,7 @@ weighted_pixels: Any = _weighted_pixels
 """In compiled code: see `_weighted_pixels`, with `ROWS` and `LANES`."""
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@compiled(nogil=True, fastmath=True, error_model="numpy")
 def weighted_rows(
     source: np.ndarray,
     start: np.uint64,
@@ -177,7 +179,7 @@ def weighted_rows(
             line[i] += w1 * pixels[i]
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@compiled(nogil=True, fastmath=True, error_model="numpy")
 def resize_crop(
     source: np.ndarray,
     width: int,

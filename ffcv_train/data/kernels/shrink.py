@@ -5,8 +5,8 @@ Sums are float32, rounded once. Imported where an image is to be shrunk, for imp
 """
 
 import numpy as np
-from numba import njit
 
+from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.resample import LANES, ROWS, weighted_pixels, weighted_rows
 
 
@@ -17,7 +17,7 @@ def shrink_area(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return target
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 def _shares(source: int, target: int) -> tuple[np.ndarray, np.ndarray, int]:
     """First source index of each target pixel, the weights from there, a row for each pixel, and the row's length."""
     scale = source / target
@@ -33,7 +33,7 @@ def _shares(source: int, target: int) -> tuple[np.ndarray, np.ndarray, int]:
     return first, weights, taps
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@compiled(nogil=True, fastmath=True, error_model="numpy")
 def _shrink(source: np.ndarray, height: int, width: int, target: np.ndarray) -> None:
     """`source` is flat."""
     rows, down, down_taps = _shares(height, target.shape[0])

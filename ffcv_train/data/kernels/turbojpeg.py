@@ -7,9 +7,10 @@ the fast one darkens images by almost a level on average (docs/loader.md), so th
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.typing import signature
 
+from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.native import address_of
 
 _init_decompress: Any = types.ExternalFunction("tjInitDecompress", signature(types.uintp))
@@ -35,7 +36,7 @@ _decompress: Any = types.ExternalFunction(
 _FLAGS = np.int32(8192 | 32768)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def decode_jpeg(address: int, size: int, height: int, width: int, pixels: np.ndarray) -> int:
     """Decode `size` bytes at `address` to RGB in `pixels` (uint8, at least height · width · 3); 0 on success.
 
