@@ -1,6 +1,7 @@
 """The command `ffcv-train`, the same as `python -m ffcv_train`: one word chooses what runs."""
 
 import difflib
+import faulthandler
 import importlib
 import sys
 from collections.abc import Callable
@@ -38,6 +39,8 @@ def run_main(main: Callable[[], None]) -> None:
     its traceback, for it is a defect of ours, unless stdout's disk is full or the system starts no more threads.
     """
     open_closed_streams()
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # where a library failed or a mapped file was cut off, beside the shell's one word
     try:
         main()
         sys.stdout.flush()

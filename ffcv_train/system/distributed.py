@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.launcher import ends_with_launcher
+from ffcv_train.system.rendezvous import meet
 
 T = TypeVar("T")
 
@@ -54,7 +55,9 @@ def process_group(device_name: str) -> Iterator[Process]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        store, rank, world_size = meet()
+        bound = device if device.type == "cuda" else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=bound)
     except (RuntimeError, ValueError) as error:
         if "Duplicate GPU" in str(error):
             raise UserError(

@@ -1,6 +1,8 @@
+import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,6 @@ from ffcv_train.data.kernels.decode import decode_samples
 from ffcv_train.data.loading import waiting
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.beton_loader import Loader
-from ffcv_train.data.loading.pages import PageCache
 from ffcv_train.data.open import check_fits
 from ffcv_train.system.errors import UserError
 from tests.support.photographs import Samples, crops_of_photographs, write_stock_beton
@@ -270,19 +271,52 @@ def test_too_few_samples_for_a_batch_are_refused(jpg_beton: Path) -> None:
         make(jpg_beton, batch_size=64, world_size=2)
 
 
-def test_a_file_that_shrinks_while_it_is_read_raises(jpg_beton: Path, tmp_path: Path) -> None:
-    path = tmp_path / "shrinking.beton"
-    shutil.copy(jpg_beton, path)
-    beton = open_beton(path)
-    cache = PageCache(path, beton.page_size, beton.file_size, 1)
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def write_into(path: Path) -> None:
     with path.open("r+b") as file:
-        file.truncate(int(beton.ptrs[3]))
-    pages = np.unique(beton.ptrs // beton.page_size)
-    cache.begin([pages])
-    with pytest.raises(UserError, match="ended at byte"):
-        for read in cache.acquire(pages):
-            read.result()
-    assert cache.close(10)
+        file.seek(-20, os.SEEK_END)
+        file.write(b"other")
+
+
+def put_in_its_place(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(bytes(path.stat().st_size))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("order", ["random", "quasi_random"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (cut_off, r"has \d+ bytes and had \d+ while it was being read; put a new file in its place by mv"),
+        (write_into, "was written to while it was being read; put a new file in its place by mv"),
+        (put_in_its_place, None),
+        (Path.unlink, None),
+    ],
+)
+def test_a_file_that_changes_while_it_is_read(
+    jpg_beton: Path, tmp_path: Path, order: str, change: Callable[[Path], None], said: str | None
+) -> None:
+    path = tmp_path / "changing.beton"
+    for suffix in ("", ".json"):
+        shutil.copy(f"{jpg_beton}{suffix}", f"{path}{suffix}")
+    loader = make(path, order=order, num_workers=1)
+    whole = images_by_sample(list(loader))
+    batches = loader.epoch()
+    seen = [next(batches)]
+    loader._pool.submit(int).result()  # nothing is being decoded, for which it would be too late
+    change(path)
+    if said is None:
+        seen += batches
+        assert all(torch.equal(image, whole[index]) for index, image in images_by_sample(seen).items())
+    else:
+        with pytest.raises(UserError, match=said):
+            list(batches)
+            list(loader)  # the file's only page is read once an epoch
+    loader.close()
 
 
 def test_memory_is_checked_before_training(jpg_beton: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ffcv_train.system import distributed
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
 
@@ -13,6 +14,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(distributed, "meet", lambda: (torch.distributed.HashStore(), 1, 2))
     for name in ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -21,7 +23,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def launch(gpus: pytest.MonkeyPatch, **variables: str) -> list[str]:
     """The devices with which NCCL is asked for, as local rank 1 of 2."""
     asked = []
-    gpus.setattr(torch.distributed, "init_process_group", lambda backend, device_id: asked.append(str(device_id)))
+    gpus.setattr(torch.distributed, "init_process_group", lambda backend, **how: asked.append(str(how["device_id"])))
     gpus.setattr(torch.distributed, "destroy_process_group", lambda: None)
     launched = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     for name, value in {**launched, **variables}.items():
@@ -43,7 +45,7 @@ def test_more_processes_than_gpus_are_refused(gpus: pytest.MonkeyPatch, visible:
 
 
 def test_one_gpu_given_to_two_processes_is_said(gpus: pytest.MonkeyPatch) -> None:
-    def refuse(backend: str, device_id: torch.device) -> None:
+    def refuse(backend: str, **_: object) -> None:
         raise RuntimeError("NCCL error in: init.cpp\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 7")
 
     launched = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "0"}

@@ -1,5 +1,6 @@
 """Commands that were started with closed streams, or whose output meets a full disk."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,14 @@ def test_a_thread_that_does_not_start_is_a_sentence() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: the system starts no more threads; raise the limit")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_fatal_signal_says_where_it_came() -> None:
+    """As SIGBUS does, where a mapped file is cut off in the moment that it is read."""
+    program = (
+        "import os, signal\nfrom ffcv_train.cli.main import run_main\n"
+        "def main(): os.kill(os.getpid(), signal.SIGBUS)\nrun_main(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGBUS
+    assert done.stderr.startswith("Fatal Python error: Bus error") and "in main" in done.stderr

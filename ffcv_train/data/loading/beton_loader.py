@@ -22,6 +22,7 @@ from ffcv_train.data.kernels.decode import PROBLEMS, Scratch, decode_samples
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.pages import PageCache
 from ffcv_train.data.loading.plan import EpochPlan, Order
+from ffcv_train.data.loading.source_file import SourceFile
 from ffcv_train.data.loading.threads import Threads
 from ffcv_train.data.loading.transfer import Transfer
 from ffcv_train.data.loading.waiting import POLL_SECONDS, NoBatchError, Wait, never
@@ -110,12 +111,14 @@ class Loader:
         self._transfer = Transfer(device) if device.type == "cuda" else None
         self.wait_seconds = 0.0
         """Time that the consumer has spent waiting for decoded batches since the loader was made."""
+        self._file: SourceFile | None = None
         self._content: np.ndarray | None = None
         self._page_cache: PageCache | None = None
         if order == "quasi_random":
             self._page_cache = PageCache(beton.path, beton.page_size, beton.file_size, num_workers)
         else:
-            self._content = np.memmap(beton.path, np.uint8, mode="r")
+            self._file = SourceFile(beton.path, beton.file_size)
+            self._content = np.memmap(self._file.file, np.uint8, mode="r")
         self._pool.submit(self._decode, 0, np.empty(0, np.int64), np.empty(0, np.uint64), None, None).result()
 
     def __len__(self) -> int:
@@ -185,6 +188,8 @@ class Loader:
             ended &= self._page_cache.close(seconds)
         if ended:
             self._page_cache = None
+            if self._file is not None:
+                self._file.close()
             self._content = None
             self._free = deque()
         else:
@@ -240,6 +245,8 @@ class Loader:
     ) -> None:
         for read in reads or ():
             read.result()
+        if self._file is not None:
+            self._file.check()
         scratch = self._scratch()
         beton = self._beton
         samples = keys % len(beton)

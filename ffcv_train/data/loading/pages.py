@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ffcv_train.data.loading.source_file import SourceFile
 from ffcv_train.data.loading.threads import Threads
 from ffcv_train.system.errors import UserError
 
@@ -22,7 +23,7 @@ class PageCache:
         self._path = path
         self._page_size = page_size
         self._file_size = file_size
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = SourceFile(path, file_size)
         self._pool = Threads(num_threads, "pages")
         self._free: list[np.ndarray] = []
         self._pages: dict[int, tuple[np.ndarray, Future]] = {}
@@ -58,7 +59,7 @@ class PageCache:
         ended = self._pool.close(seconds)
         if ended:
             self._reset()
-            os.close(self._file)
+            self._file.close()
         return ended
 
     def _reset(self) -> None:
@@ -74,9 +75,10 @@ class PageCache:
         start = page * self._page_size
         wanted = min(self._page_size, self._file_size - start)
         done = 0
+        self._file.check()
         while done < wanted:
             try:
-                count = os.preadv(self._file, [buffer[done:wanted].data], start + done)
+                count = os.preadv(self._file.file.fileno(), [buffer[done:wanted].data], start + done)
             except OSError as error:
                 raise UserError(f"reading {self._path} at byte {start + done} failed: {error.strerror}") from error
             if count == 0:
