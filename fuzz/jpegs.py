@@ -8,13 +8,15 @@ from random import Random
 import numpy as np
 
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
-from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG
+from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG, BAD_LEVEL
+from ffcv_train.data.kernels.level import TRAILER_BYTES, with_level
+from ffcv_train.data.kernels.resample import resize
 from fuzz.guard import GuardedDecoder, Request
-from fuzz.jpeg_mutations import MAX_BYTES, SeedImage, mutate, seed_images
-from fuzz.second_opinion import SecondOpinion, frame_size_of, is_clean
+from fuzz.jpeg_mutations import MAX_BYTES, SeedImage, encode, mutate, seed_images
+from fuzz.second_opinion import SecondOpinion, frame_size_of, is_clean, whole_image
 from fuzz.supervisor import Outcome
 
-PROBLEM_NAMES = {BAD_HEADER: "header refused", BAD_JPEG: "damaged JPEG"}
+PROBLEM_NAMES = {BAD_HEADER: "header refused", BAD_JPEG: "damaged JPEG", BAD_LEVEL: "level refused"}
 REFUSED_BUT_CLEAN = "refused, though the whole decodes"
 _SEED_FILE = "jpegs.pickle"
 _MAX_PIXELS = 400 * 400
@@ -28,6 +30,7 @@ _CROPS = (
 )
 _REDUCED = RandomResizedCrop((0.2, 1.0), dct_scaling=True)
 _RESOLUTIONS = (1, 5, 8, 16, 33)
+DAMAGED_PARTS = ("image before a level", "level", "level's trailer")
 
 
 def write_seeds(folder: Path) -> None:
@@ -41,7 +44,7 @@ class JpegFuzzer:
     def __init__(self, seed: int, folder: Path) -> None:
         self._seed = seed
         self._seeds: list[SeedImage] = pickle.loads((folder / _SEED_FILE).read_bytes())
-        self._decoder = GuardedDecoder(3 * _MAX_PIXELS, max(MAX_BYTES, 3 * _MAX_PIXELS))
+        self._decoder = GuardedDecoder(3 * _MAX_PIXELS, max(2 * MAX_BYTES + TRAILER_BYTES, 3 * _MAX_PIXELS))
         self._opinion = SecondOpinion(self._decoder)
         self._sound = self._seeds[len(self._seeds) // 3]
         self._sound_image = self._decode_sound()
@@ -52,6 +55,8 @@ class JpegFuzzer:
         seed = rng.choice(self._seeds)
         data, mutations = mutate(seed, rng)
         height, width = self._table_row(seed, data, rng)
+        if rng.random() < 0.3:
+            data, mutations = _add_level(seed, data, mutations, rng)
         reduced = rng.random() < 0.1
         parameters = crop_parameters(_REDUCED if reduced else rng.choice(_CROPS))
         resolution = rng.choice((4, 9, 17)) if reduced else rng.choice(_RESOLUTIONS)
@@ -95,3 +100,23 @@ class JpegFuzzer:
         if problem:
             raise AssertionError("a sound image is refused")
         return image.copy()
+
+
+def _add_level(
+    seed: SeedImage, damaged: bytes, mutations: tuple[str, ...], rng: Random
+) -> tuple[bytes, tuple[str, ...]]:
+    """A sample with a level, of which the image, the level or the trailer is damaged, and what was done to it."""
+    pixels = whole_image(seed.data, seed.height, seed.width)
+    assert pixels is not None
+    share = rng.choice((0.5, 0.65, 0.75))
+    height, width = max(1, round(seed.height * share)), max(1, round(seed.width * share))
+    level = encode(resize(pixels, height, width, "bicubic")[:, :, ::-1], "4:2:0", rng.choice((0, 1, 2)), "sequential")
+    what = rng.choice(DAMAGED_PARTS)
+    if what == DAMAGED_PARTS[0]:
+        return with_level(damaged, level), (*mutations, what)
+    if what == DAMAGED_PARTS[1]:
+        level, done = mutate(SeedImage(f"level of {seed.name}", level, height, width), rng)
+        return with_level(seed.data, level), (*done, what)
+    data = bytearray(with_level(seed.data, level))
+    data[len(data) - rng.randint(1, 8)] ^= 1 << rng.randrange(8)
+    return bytes(data), (what,)

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ffcv_train.data.kernels.crops import RandomResizedCrop, center_crop, crop_parameters, random_crop
+from ffcv_train.data.kernels.crops import center_crop, random_crop, scaled_box
+from ffcv_train.data.kernels.level import is_smaller, level_of
 from ffcv_train.data.kernels.random import seed_stream
+from ffcv_train.data.kernels.resample import resize_crop, scratch_sizes
 from ffcv_train.data.kernels.turbojpeg import decode_jpeg
 from fuzz.guard import GuardedDecoder, Request
 from fuzz.jpeg_mutations import FRAMES, entropy_segments, header_segments
+
+Part = tuple[int, int, int, int, float, float, float, float]
+"""Whole pixels (top, left, height, width), and the box (y, x, height, width) within them that becomes the crop"""
 
 _OPENCV_EVERY = 4
 _MARGIN = 2  # pixels around a crop that chroma upsampling looks at; when decoding at 1/n, n if that is more
@@ -59,8 +64,9 @@ class SecondOpinion:
 
     def of(self, request: Request, image: np.ndarray) -> str:
         """Why `image` (uint8 [R, R, 3]) is wrong, or ""."""
-        image, data = image.copy(), request.data.tobytes()
-        box, flip = crop_box(request)
+        image = image.copy()
+        request, part, flip = _source(request)
+        data, box = request.data.tobytes(), part[:4]
         reduction = _reduction(request, box)
         rows, columns = -(-request.height // reduction), -(-request.width // reduction)
         pixels = whole_image(data, rows, columns)
@@ -81,32 +87,30 @@ class SecondOpinion:
                 pixels = opencv_image(healed, reduction)
         if pixels is None:
             return "an image, though OpenCV finds none"
-        top, left = min(box[0] // reduction, rows - 1), min(box[1] // reduction, columns - 1)
-        height, width = min(box[2] // reduction, rows - top), min(box[3] // reduction, columns - left)
         if request.parameters[0] == 0:
             whole = dataclasses.replace(request, data=pixels.reshape(-1), mode=1)
             expected = self._decoder.decode(whole)[1]
         else:
-            expected = self._resized(pixels[top : top + height, left : left + width], flip, request)
+            if reduction > 1:
+                top, left, _, _, y, x, height, width = part
+                share = 1 / reduction
+                part = scaled_box(top + y, left + x, height, width, share, share, rows, columns)
+            expected = _resized(pixels, part, flip, request)
         if not np.array_equal(expected, image):
             difference = np.abs(expected.astype(int) - image)
             what = "the whole JPEG" if reduction == 1 else f"the whole JPEG at 1/{reduction}"
             return f"pixels differ from those of {what} by {difference.mean():.2f}, at most {difference.max()}"
         return ""
 
-    def _resized(self, pixels: np.ndarray, flip: bool, request: Request) -> np.ndarray:
-        """All of `pixels` as the loader resizes a raw sample."""
-        height, width = pixels.shape[:2]
-        ratio = width / height
-        everything = crop_parameters(RandomResizedCrop((1.0, 1.0), (ratio, ratio), float(flip)))
-        everything[1] = request.parameters[1]
-        flat = np.ascontiguousarray(pixels).reshape(-1)
-        return self._decoder.decode(Request(flat, 1, height, width, 0, everything, request.resolution))[1]
-
 
 def is_clean(request: Request) -> bool:
-    """Whether TurboJPEG decodes the whole without complaint, to the size in the sample table."""
+    """Whether TurboJPEG decodes the whole without complaint, to the size in the sample table, and the level to its."""
     data, size = request.data.tobytes(), (request.height, request.width)
+    level = level_of(request.data).tobytes()
+    if level:
+        smaller = frame_size_of(level)
+        if not is_smaller(*smaller, *size) or whole_image(level, *smaller) is None:
+            return False
     return frame_size_of(data) == size and whole_image(data, *size) is not None
 
 
@@ -177,14 +181,40 @@ def frame_size_of(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def crop_box(request: Request) -> tuple[tuple[int, int, int, int], bool]:
-    """(top, left, height, width) of the pixels that the loader makes its crop from, and whether it is mirrored."""
+def crop_box(request: Request) -> tuple[Part, bool]:
+    """What the loader makes its crop from, and whether it is mirrored."""
     if request.parameters[0] == 0:
-        return center_crop(request.height, request.width, request.parameters, request.resolution)[:4], False
+        return center_crop(request.height, request.width, request.parameters, request.resolution), False
     state = np.zeros(1, np.uint64)
     seed_stream(state, 0, 0, request.index)
-    *box, flip = random_crop(request.height, request.width, request.parameters, state)
-    return (box[0], box[1], box[2], box[3]), flip
+    top, left, height, width, flip = random_crop(request.height, request.width, request.parameters, state)
+    return (top, left, height, width, 0.0, 0.0, float(height), float(width)), flip
+
+
+def _source(request: Request) -> tuple[Request, Part, bool]:
+    """The request with the JPEG that serves it, the image's or its level's, and the crop in that."""
+    part, flip = crop_box(request)
+    level = level_of(request.data)
+    if request.parameters[0] == 0 or not len(level):
+        return request, part, flip
+    rows, columns = frame_size_of(level.tobytes())
+    down, across = rows / request.height, columns / request.width
+    top, left, height, width = part[:4]
+    if height * down < request.resolution or width * across < request.resolution:
+        return request, part, flip
+    part = scaled_box(top, left, height, width, down, across, rows, columns)
+    return dataclasses.replace(request, data=level, height=rows, width=columns), part, flip
+
+
+def _resized(pixels: np.ndarray, part: Part, flip: bool, request: Request) -> np.ndarray:
+    """A crop of `pixels` (uint8 [H, W, 3]) by the loader's resampler."""
+    height, width, size = *pixels.shape[:2], request.resolution
+    row, weights = scratch_sizes(max(height, width), size)
+    target = np.empty((size, size, 3), np.uint8)
+    scratch = (np.zeros(row, np.float32), np.empty(weights, np.float32), np.empty((2, size), np.int32))
+    kind = int(request.parameters[1])
+    resize_crop(np.ascontiguousarray(pixels).reshape(-1), width, *part, flip, kind, target, *scratch)
+    return target
 
 
 def _reduction(request: Request, box: tuple[int, int, int, int]) -> int:

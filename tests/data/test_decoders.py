@@ -301,5 +301,5 @@ def test_reduced_decoding_stays_near_the_accurate_one() -> None:
     for size, differs in ((64, True), (96, True), (300, False)):
         a, b = loaded(jpgs, plain, size).astype(int), loaded(jpgs, reduced, size).astype(int)
         assert (np.abs(a - b).mean() > 0) == differs
-        assert np.abs(a - b).mean() < 12
-        assert abs((a - b).mean()) < 1
+        assert np.abs(a - b).mean() < 2.5  # an edge that moved by a reduced pixel was 5 and more
+        assert abs((a - b).mean()) < 0.1

@@ -15,8 +15,9 @@ class RandomResizedCrop:
     """A random crop of `scale` (share of the area) and `ratio` (width / height), flipped with probability `flip`.
 
     The draw is torchvision's and FFCV's: ten attempts, then the largest central crop within `ratio`. With `dct_scaling`
-    a JPEG crop of at least twice the target is decoded at a reduced scale, which moves its edges by less than a pixel
-    of the reduced image. Raises `ValueError` for bounds that do not fit.
+    a JPEG crop of at least twice the target is decoded at a reduced scale.
+
+    Raises `ValueError` for bounds that do not fit.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -121,3 +122,19 @@ def center_crop(
     top, rows = reach(int(parameters[1]), y, box_height, height, side)
     left, columns = reach(int(parameters[1]), x, box_width, width, side)
     return top, left, rows, columns, y - top, x - left, box_height, box_width
+
+
+@compiled(nogil=True, error_model="numpy")
+def scaled_box(
+    top: float, left: float, height: float, width: float, down: float, across: float, rows: int, columns: int
+) -> tuple[int, int, int, int, float, float, float, float]:
+    """A box of an image in one of `rows` × `columns` that is `down` times as high and `across` times as wide.
+
+    As `center_crop`: (top, left, height, width) of the whole pixels around it, then (y, x, height, width) within them.
+    """
+    y, x, box_height, box_width = top * down, left * across, height * down, width * across
+    first, before = min(int(y), rows - 1), min(int(x), columns - 1)
+    # Rounding must not add a row of which the box has nothing.
+    last, after = min(rows, math.ceil(y + box_height - 1e-6)), min(columns, math.ceil(x + box_width - 1e-6))
+    h, w = max(1, last - first), max(1, after - before)
+    return first, before, h, w, y - first, x - before, box_height, box_width

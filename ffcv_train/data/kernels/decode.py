@@ -10,10 +10,11 @@ from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
-from ffcv_train.data.kernels import compile_cache, jpeg, native, random, resample, turbojpeg
+from ffcv_train.data.kernels import compile_cache, jpeg, level, native, random, resample, turbojpeg
 from ffcv_train.data.kernels.compile_cache import compiled
-from ffcv_train.data.kernels.crops import center_crop, random_crop
+from ffcv_train.data.kernels.crops import center_crop, random_crop, scaled_box
 from ffcv_train.data.kernels.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header
+from ffcv_train.data.kernels.level import is_smaller, level_of
 from ffcv_train.data.kernels.native import address_of
 from ffcv_train.data.kernels.random import seed_stream
 from ffcv_train.data.kernels.resample import resize_crop, scratch_sizes
@@ -22,9 +23,11 @@ from ffcv_train.data.kernels.turbojpeg import decode_jpeg
 OK = 0
 BAD_HEADER = 1
 BAD_JPEG = 2
+BAD_LEVEL = 3
 PROBLEMS = {
     BAD_HEADER: "is not a JPEG of the height and width in the sample table",
     BAD_JPEG: "is a damaged JPEG",
+    BAD_LEVEL: "has a smaller level that is not a JPEG of its image",
 }
 
 
@@ -84,44 +87,56 @@ def decode_samples(
     `addresses` (uint64) and `sizes` (int64) say where each sample's bytes lie in memory; `indices` (int64) key the
     random draw. Returns (position, problem) of the first sample that failed, or (−1, OK).
     """
-    kind = int(parameters[1])
+    kind, size = int(parameters[1]), target.shape[1]
     for i in range(len(indices)):
         height, width = heights[i], widths[i]
         data = carray(_as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
-        if parameters[0] == 0.0:
-            top, left, h, w, y, x, box_h, box_w = center_crop(height, width, parameters, target.shape[1])
-            flip = False
-        else:
+        drawn = parameters[0] != 0.0
+        if drawn:
             seed_stream(state, seed, epoch, indices[i])
             top, left, h, w, flip = random_crop(height, width, parameters, state)
+            y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
+        else:
+            top, left, h, w, y, x, box_h, box_w = center_crop(height, width, parameters, size)
+            flip = False
         pixels, stride = data, width
         if modes[i] == 0:
-            if not parse_header(data, header) or header[HEIGHT] != height or header[WIDTH] != width:
-                return i, 1
-            source, size = addresses[i], np.uint64(sizes[i])
-            rows, columns = height, width
+            stored, rows, columns = data, height, width
+            smaller = level_of(data)
+            if drawn and len(smaller) > 0:
+                if not parse_header(smaller, header) or not is_smaller(header[HEIGHT], header[WIDTH], height, width):
+                    return i, BAD_LEVEL
+                down, across = header[HEIGHT] / height, header[WIDTH] / width
+                if h * down >= size and w * across >= size:
+                    stored, rows, columns = smaller, header[HEIGHT], header[WIDTH]
+                    top, left, h, w, y, x, box_h, box_w = scaled_box(top, left, h, w, down, across, rows, columns)
+            if not parse_header(stored, header) or header[HEIGHT] != rows or header[WIDTH] != columns:
+                return i, BAD_HEADER
+            address, used = np.uint64(address_of(stored)), np.uint64(len(stored))
             # A crop of at least twice the target is decoded at a half, a quarter, an eighth, where that is wished.
             reduction = 1
-            while parameters[7] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * len(target[i]):
+            while parameters[7] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * size:
                 reduction *= 2
             # A pixel of the reduced image, which upsampling may look at, is as many of the whole.
-            cut = cut_tiles(data, header, top, left, h, w, tiles, region, max(MARGIN, reduction))
+            cut = cut_tiles(stored, header, top, left, h, w, tiles, region, max(MARGIN, reduction))
             if cut < 0:
-                return i, 2
+                return i, BAD_JPEG
             if cut > 0:
-                source, size = np.uint64(address_of(tiles)), np.uint64(cut)
+                address, used = np.uint64(address_of(tiles)), np.uint64(cut)
                 top, left, rows, columns = top - region[0], left - region[1], region[2], region[3]
             if reduction > 1:
                 rows, columns = -(-rows // reduction), -(-columns // reduction)
-                top, left = min(top // reduction, rows - 1), min(left // reduction, columns - 1)
-                h, w = min(h // reduction, rows - top), min(w // reduction, columns - left)
-            if decode_jpeg(source, size, rows, columns, image) != 0:
-                return i, 2
+                part = 1.0 / reduction
+                top, left, h, w, y, x, box_h, box_w = scaled_box(
+                    top + y, left + x, box_h, box_w, part, part, rows, columns
+                )
+            if decode_jpeg(address, used, rows, columns, image) != 0:
+                return i, BAD_JPEG
             pixels, stride = image, columns
-        if parameters[0] != 0.0:
-            y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
         resize_crop(pixels, stride, top, left, h, w, y, x, box_h, box_w, flip, kind, target[i], row, weights, spans)
-    return -1, 0
+    return -1, OK
 
 
-compile_cache.forget_outdated((random_crop, center_crop, decode_samples), (jpeg, native, random, resample, turbojpeg))
+compile_cache.forget_outdated(
+    (random_crop, center_crop, scaled_box, decode_samples), (jpeg, level, native, random, resample, turbojpeg)
+)

@@ -198,26 +198,26 @@ def resize_crop(
     weights: np.ndarray,
     spans: np.ndarray,
 ) -> None:
-    """Resize a box within a crop of `source` (uint8, flat RGB rows of `width` pixels) into `target` (uint8 [R, R, 3]).
+    """Resize a box within a crop of `source` (uint8, flat RGB rows of `width` pixels) into `target` (uint8 [H, W, 3]).
 
     The box lies at (y, x) of the crop, in pixels; the whole crop is (0, 0, crop_height, crop_width). The filter sees
     the crop beyond the box, and nothing beyond the crop. `target` is contiguous; `flip` mirrors left to right. `row`
-    and `weights` are float32 scratch of `scratch_sizes`, `row` finite; `spans` int32 [2, ≥ R]. The crop must lie
-    inside the source: nothing is checked here.
+    and `weights` are float32 scratch of `scratch_sizes`, `row` finite; `spans` int32 [2, ≥ max(H, W)]. The crop must
+    lie inside the source: nothing is checked here.
     """
-    size = target.shape[0]
+    lines, size = target.shape[0], target.shape[1]
     half = len(weights) // 2
-    down_first, across_first = spans[0, :size], spans[1, :size]
+    down_first, across_first = spans[0, :lines], spans[1, :size]
     down_weights, across_weights = weights[:half], weights[half:]
-    down_taps = _taps(kind, crop_height, y, box_height, size, down_first, down_weights)
+    down_taps = _taps(kind, crop_height, y, box_height, lines, down_first, down_weights)
     across_taps = np.uint64(_taps(kind, crop_width, x, box_width, size, across_first, across_weights))
     stride = np.uint64(3 * width)
     length, pitch = 3 * crop_width, 3 * crop_width + LANES
     step = 3 * size + LANES
     output = row[ROWS * pitch :]
-    pixels = target.reshape(size * 3 * size)
-    for upper in range(0, size, ROWS):
-        rows = min(ROWS, size - upper)
+    pixels = target.reshape(lines * 3 * size)
+    for upper in range(0, lines, ROWS):
+        rows = min(ROWS, lines - upper)
         for k in range(rows):
             start = np.uint64(top + down_first[upper + k]) * stride + np.uint64(3 * left)
             line = row[k * pitch : k * pitch + length]
@@ -234,3 +234,16 @@ def resize_crop(
             line_of_target = pixels[(upper + k) * 3 * size : (upper + k + 1) * 3 * size]
             for i in range(3 * size):
                 line_of_target[i] = np.uint8(min(max(sums[i], np.float32(0)), np.float32(255)))
+
+
+def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    """`image` (uint8 [H, W, 3]) at `height` × `width`, as torchvision's antialiased resize of floats, rounded."""
+    rows, columns = image.shape[:2]
+    side = max(height, width)
+    row, weights = scratch_sizes(max(rows, columns), side)
+    target = np.empty((height, width, 3), np.uint8)
+    whole = (0.0, 0.0, float(rows), float(columns))
+    scratch = (np.zeros(row, np.float32), np.empty(weights, np.float32), np.empty((2, side), np.int32))
+    flat = np.ascontiguousarray(image).reshape(-1)
+    resize_crop(flat, columns, 0, 0, rows, columns, *whole, False, FILTERS[interpolation], target, *scratch)
+    return target

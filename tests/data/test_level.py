@@ -1,0 +1,94 @@
+"""A smaller JPEG behind the image: the crops that it serves, and everybody else's view of the sample."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from ffcv_train.data.convert.encoding import encode_jpeg
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
+from ffcv_train.data.kernels.decode import BAD_LEVEL, OK, Scratch, decode_samples
+from ffcv_train.data.kernels.level import LEVEL_MAGIC, is_smaller, level_of, with_level
+from ffcv_train.data.kernels.resample import resize
+
+PHOTOGRAPHS = load_sample_images().images
+RANDOM = RandomResizedCrop((0.35, 1.0), flip=0.5)
+
+
+def stored(image: np.ndarray, share: float) -> tuple[bytes, bytes]:
+    """The image's JPEG, alone and with a level of that share of its sides."""
+    jpeg = encode_jpeg(image, 95)
+    smaller = resize(image, round(image.shape[0] * share), round(image.shape[1] * share), "bicubic")
+    return jpeg, with_level(jpeg, encode_jpeg(smaller, 95))
+
+
+def decoded(data: bytes, shape: tuple[int, ...], crop: RandomResizedCrop | CenterCrop, size: int, n: int = 8) -> tuple:
+    """`n` crops of a stored sample (uint8 [n, R, R, 3]) and the decoder's verdict."""
+    sample = np.frombuffer(data, np.uint8)
+    height, width = shape[:2]
+    scratch = Scratch(height * width * 3, len(data), max(height, width), size)
+    target = np.zeros((n, size, size, 3), np.uint8)
+    table = (np.full(n, sample.ctypes.data, np.uint64), np.full(n, len(data)), np.zeros(n, np.uint8))
+    sides = (np.full(n, height), np.full(n, width))
+    found = decode_samples(*table, *sides, np.arange(n), 0, 0, crop_parameters(crop), target, *scratch.arguments)
+    return target, found[1]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.65, 0.75])
+@pytest.mark.parametrize("index", [0, 1])
+def test_crops_of_the_level_are_those_of_the_image(share: float, index: int) -> None:
+    image = PHOTOGRAPHS[index]
+    jpeg, both = stored(image, share)
+    size = int(min(image.shape[:2]) * share * 0.5)
+    plain, _ = decoded(jpeg, image.shape, RANDOM, size)
+    level, problem = decoded(both, image.shape, RANDOM, size)
+    assert problem == OK
+    difference = level.astype(int) - plain
+    assert 0 < np.abs(difference).mean() < 2.5
+    assert abs(difference.mean()) < 0.1
+    # A shift by half a pixel of the target would cost more than the level does.
+    shifted = np.abs(np.roll(level, 1, 2).astype(int) - plain).mean()
+    assert np.abs(difference).mean() < 0.5 * shifted
+
+
+def test_a_crop_that_needs_the_image_takes_it() -> None:
+    image = PHOTOGRAPHS[0]
+    jpeg, both = stored(image, 0.65)
+    size = int(min(image.shape[:2]) * 0.66)
+    assert np.array_equal(decoded(both, image.shape, RANDOM, size)[0], decoded(jpeg, image.shape, RANDOM, size)[0])
+    for rule in ("torchvision", "ffcv"):
+        crop = CenterCrop(0.9, rule=rule)
+        assert np.array_equal(decoded(both, image.shape, crop, 32)[0], decoded(jpeg, image.shape, crop, 32)[0])
+
+
+def test_other_readers_see_the_image() -> None:
+    image = PHOTOGRAPHS[0]
+    jpeg, both = stored(image, 0.5)
+    pillow = [np.asarray(Image.open(io.BytesIO(data))) for data in (jpeg, both)]
+    assert np.array_equal(*pillow)
+    assert bytes(level_of(np.frombuffer(jpeg, np.uint8))) == b""
+    level = bytes(level_of(np.frombuffer(both, np.uint8)))
+    assert both == jpeg + level + len(level).to_bytes(4, "little") + LEVEL_MAGIC
+    assert Image.open(io.BytesIO(level)).size == (round(image.shape[1] * 0.5), round(image.shape[0] * 0.5))
+
+
+def test_what_is_no_level_of_the_image_is_refused() -> None:
+    image = PHOTOGRAPHS[0]
+    jpeg, both = stored(image, 0.5)
+    turned = with_level(jpeg, encode_jpeg(np.ascontiguousarray(image[: image.shape[0] // 3]), 90))
+    larger = with_level(jpeg, encode_jpeg(resize(image, image.shape[0] + 8, image.shape[1] + 8, "bilinear"), 90))
+    cut = bytearray(both)
+    cut[len(jpeg) : len(jpeg) + 2] = b"\0\0"
+    for data in (turned, larger, bytes(cut), with_level(jpeg, b"no JPEG")):
+        assert decoded(data, image.shape, RANDOM, 16)[1] == BAD_LEVEL
+    # A length that reaches beyond the sample is no level's: the image is whole nevertheless.
+    beyond = jpeg + (len(jpeg) + 1).to_bytes(4, "little") + LEVEL_MAGIC
+    assert np.array_equal(decoded(beyond, image.shape, RANDOM, 16)[0], decoded(jpeg, image.shape, RANDOM, 16)[0])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.65, 0.75, 0.99])
+def test_every_rounded_size_is_one_of_the_image(share: float) -> None:
+    for height, width in ((1, 1), (1, 900), (375, 500), (333, 77), (4000, 3)):
+        assert is_smaller(max(1, round(height * share)), max(1, round(width * share)), height, width)
