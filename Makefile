@@ -30,8 +30,9 @@ format: setup ## fix what the linters can fix
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-docs: setup ## write docs/options.md from ffcv_train/config/schema.py
+docs: setup ## write docs/options.md and docs/api.md from schema and docstrings
 	$(PY) -m ffcv_train.config.options_page > docs/options.md
+	$(PY) -m tools.api_page > docs/api.md
 
 clean: ## remove caches and the quickstart's outputs; .venv and runs/ stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis quickstart_run

@@ -1,6 +1,6 @@
 """Random numbers for a batch: a stream per (seed, epoch, key, purpose), whoever asks and in whatever order.
 
-SplitMix64 as in `data/random.py`, for whole batches in NumPy.
+SplitMix64 as in `data/kernels/random.py`, for whole batches in NumPy.
 """
 
 import numpy as np

@@ -15,16 +15,16 @@ from ffcv_train.system.files import disk_errors
 
 DESCRIPTION = """Evaluate a checkpoint: top-1, top-5, NLL and calibration error, each sample exactly once.
 
-python eval.py --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --validation.resolution=224,256
-torchrun --nproc_per_node=8 eval.py --checkpoint …     the same numbers, sooner
+ffcv-train eval --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --validation.resolution=224,256
+torchrun --nproc_per_node=8 -m ffcv_train eval --checkpoint …     the same numbers, sooner
 
-A checkpoint of train_imagenet.py carries its configuration, and every section below starts from that. Other
+A checkpoint of ffcv-train train carries its configuration, and every section below starts from that. Other
 checkpoints (torchvision, timm, plain state dicts, safetensors) need --model.arch.
 """
 
 
 def add_options(group: argparse._ArgumentGroup) -> None:
-    """eval.py's own options."""
+    """The own options of `eval`."""
     group.add_argument("--output", metavar="FILE", help="write the metrics to this JSON file, figures beside it")
     group.add_argument(
         "--per-class",

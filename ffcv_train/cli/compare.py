@@ -1,6 +1,6 @@
 """Compare criteria: train each from every seed with otherwise equal settings, measure, tabulate.
 
-python compare.py --config-file cifar_configs/cifar10_resnet20.yaml --losses ce,ls,maxsup --seeds 0,1,2 \
+ffcv-train compare --config-file cifar_configs/cifar10_resnet20.yaml --losses ce,ls,maxsup --seeds 0,1,2 \
     --out comparison --data.train_dataset=train.beton --data.val_dataset=val.beton
 """
 
@@ -24,10 +24,10 @@ from ffcv_train.system.errors import UserError
 
 DESCRIPTION = """Train every criterion from every seed with otherwise equal settings, and compare what comes out.
 
-python compare.py --config-file cifar_configs/cifar10_resnet20.yaml --losses ce,ls,maxsup --seeds 0,1,2 \\
+ffcv-train compare --config-file cifar_configs/cifar10_resnet20.yaml --losses ce,ls,maxsup --seeds 0,1,2 \\
     --out comparison --data.train_dataset=train.beton --data.val_dataset=val.beton
 
-Each run is trained by train_imagenet.py, one at a time per GPU (on a CPU, one at a time), then measured. Finished runs
+Each run is trained by ffcv-train train, one at a time per GPU (on a CPU, one at a time), then measured. Finished runs
 are kept: the same command continues an interrupted comparison, and with more criteria or seeds it extends one.
 """
 
@@ -36,7 +36,7 @@ _OWN_OPTIONS = ("loss.name", "training.seed", "training.resume", "logging.folder
 
 
 def parse_plan(argv: Sequence[str]) -> Plan:
-    """Resolve compare.py's arguments. Raises `UserError` for what does not fit, as far as that shows without data."""
+    """Resolve the command's arguments. Raises `UserError` for what does not fit, as far as that shows without data."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own = parser.add_argument_group("comparison")
     own.add_argument("--losses", metavar="A,B,…", help=f"criteria: {', '.join(CRITERIA)}")
@@ -49,7 +49,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     config = load_config(RunConfig, rest, DESCRIPTION + "\n" + parser.format_help())
     for key in _OWN_OPTIONS:
         if any(word == f"--{key}" or word.startswith(f"--{key}=") for word in rest):
-            raise UserError(f"compare.py sets {key} itself; drop --{key}, and use --losses, --seeds and --out")
+            raise UserError(f"ffcv-train compare sets {key} itself; drop --{key}, and use --losses, --seeds and --out")
     if not options.out:
         raise UserError("nowhere to write the comparison to; give a folder with --out DIR")
     transfer = (options.transfer_train, options.transfer_val)

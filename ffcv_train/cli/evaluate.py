@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on a .beton file; every option is described by --help and docs/options.md.
 
-python eval.py --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --output metrics.json
+ffcv-train eval --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --output metrics.json
 """
 
 from collections.abc import Mapping, Sequence

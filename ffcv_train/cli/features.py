@@ -1,8 +1,8 @@
 """Tabulate and draw how far apart features lie: d_within, d_total and R² of Kornblith et al. (arXiv:2010.16402).
 
-python viz/features.py --input maxsup_train.pt maxsup_val.pt ls_train.pt ls_val.pt --output features
+ffcv-train features --input maxsup_train.pt maxsup_val.pt ls_train.pt ls_val.pt --output features
 
-The files need features: viz/logits.py --features. Writes features.json, .md, .png and .svg.
+The files need features: ffcv-train logits --features. Writes features.json, .md, .png and .svg.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ def input_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="what viz/logits.py --output wrote")
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="what ffcv-train logits wrote")
     parser.add_argument("--labels", nargs="+", metavar="TEXT", help="a name per file [the file's name]")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for figures and tables, made if needed")
     return parser

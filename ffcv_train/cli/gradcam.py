@@ -1,6 +1,6 @@
 """Draw Grad-CAM of one or more checkpoints on a few images; --help describes every option.
 
-python viz/gradcam.py --checkpoint maxsup.pt ls.pt --labels MaxSup LS --images photographs --output gradcam.png
+ffcv-train gradcam --checkpoint maxsup.pt ls.pt --labels MaxSup LS --images photographs --output gradcam.png
 """
 
 import argparse
@@ -26,19 +26,19 @@ MAX_CHECKPOINTS = 8
 _OF_A_RUN = ("last", "best", "final")
 DESCRIPTION = f"""Draw Grad-CAM, where the evidence for a class lies: a row per checkpoint, a column per image.
 
-python viz/gradcam.py --checkpoint maxsup.pt ls.pt --labels MaxSup LS --images photographs --output gradcam.png
+ffcv-train gradcam --checkpoint maxsup.pt ls.pt --labels MaxSup LS --images photographs --output gradcam.png
 
 --images is a folder of images (folders in it give their images' class by name), a .beton file or a .zip with its map;
-at most {MAX_IMAGES} images. Each checkpoint runs with its own configuration: images are cut as eval.py does at its
+at most {MAX_IMAGES} images. Each checkpoint runs with its own configuration: images are cut as in evaluation, at its
 resolution, the first of validation.resolution. Maps are of a ConvNet's last features before pooling, of a transformer's
 last norm whose patch tokens reach the logits; each is scaled to its own largest value. The network runs in float32
-unless --training.amp says otherwise. Other checkpoints than train_imagenet.py's need --model.arch. Writes the figure as
+unless --training.amp says otherwise. Other checkpoints than ffcv-train train's need --model.arch. Writes the figure as
 .png and .svg, and .json.
 """
 
 
 def parse_gradcam_request(argv: Sequence[str]) -> GradcamRequest:
-    """Resolve the arguments of viz/gradcam.py. Raises `UserError`."""
+    """Resolve the arguments of ffcv-train gradcam. Raises `UserError`."""
 
     def add_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument(

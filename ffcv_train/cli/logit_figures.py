@@ -1,6 +1,6 @@
 """Draw and tabulate what the logits of one or more models look like, side by side.
 
-python viz/analysis.py --input maxsup.pt ls.pt --labels MaxSup LS --output analysis
+ffcv-train analysis --input maxsup.pt ls.pt --labels MaxSup LS --output analysis
 
 Writes near_zero, distributions and reliability as .png and .svg, and analysis.json and analysis.md.
 """

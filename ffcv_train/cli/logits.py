@@ -1,6 +1,6 @@
 """Write the logits, and on request the features, of every sample of a data set; --help describes every option.
 
-python viz/logits.py --checkpoint runs/my_run/final.pt --output maxsup.pt --features
+ffcv-train logits --checkpoint runs/my_run/final.pt --output maxsup.pt --features
 """
 
 import argparse
@@ -12,18 +12,18 @@ from ffcv_train.evaluation.subject import Request
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
 
-DESCRIPTION = """Write the logits of every sample of a data set to a file that the other scripts in viz/ read.
+DESCRIPTION = """Write the logits of every sample of a data set to a file that the other commands read.
 
-python viz/logits.py --checkpoint runs/my_run/final.pt --output maxsup.pt --features
+ffcv-train logits --checkpoint runs/my_run/final.pt --output maxsup.pt --features
 
-The data set is the checkpoint's own validation set unless --data.val_dataset names another; images are cut as eval.py
-does, at the first of validation.resolution. The network runs in float32 unless --training.amp says otherwise: logits of
-bf16 lie in steps of 1/16 around 10. Other checkpoints than train_imagenet.py's need --model.arch.
+The data set is the checkpoint's own validation set unless --data.val_dataset names another; images are cut as in
+evaluation, at the first of validation.resolution. The network runs in float32 unless --training.amp says otherwise:
+logits of bf16 lie in steps of 1/16 around 10. Other checkpoints than ffcv-train train's need --model.arch.
 """
 
 
 def parse_logits_request(argv: Sequence[str]) -> Request:
-    """Resolve the arguments of viz/logits.py. Raises `UserError`."""
+    """Resolve the arguments of ffcv-train logits. Raises `UserError`."""
 
     def add_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument("--output", metavar="FILE", help="the file to write, L.pt say")

@@ -1,9 +1,9 @@
 """Draw penultimate features on the plane of three class templates (Müller et al., arXiv:1906.02629), side by side.
 
-python viz/projection.py --input maxsup.pt ls.pt --labels MaxSup LS --classes cat dog truck --output projection
+ffcv-train projection --input maxsup.pt ls.pt --labels MaxSup LS --classes cat dog truck --output projection
 
 Without --classes, the three classes of most similar templates and the three that are most often confused. The files
-need features: viz/logits.py --features. Writes projection.png, .svg and .json.
+need features: ffcv-train logits --features. Writes projection.png, .svg and .json.
 """
 
 from collections.abc import Sequence

@@ -142,10 +142,10 @@ NEXT = """
 Next, ImageNet (D holds train/ and val/ with a folder per class; the README walks through it):
   source .venv/bin/activate
   for split in train val; do
-    python write_dataset.py --cfg.dataset=imagenet --cfg.split=$split --cfg.data_dir=D --cfg.write_path=$split.beton \\
+    ffcv-train write --cfg.dataset=imagenet --cfg.split=$split --cfg.data_dir=D --cfg.write_path=$split.beton \\
       --cfg.max_resolution=500 --cfg.write_mode=jpg --cfg.jpeg_quality=90
   done
-  torchrun --nproc_per_node=8 train_imagenet.py --config-file rn50_configs/rn50_16_epochs.yaml \\
+  torchrun --nproc_per_node=8 -m ffcv_train train --config-file rn50_configs/rn50_16_epochs.yaml \\
     --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs"""
 
 

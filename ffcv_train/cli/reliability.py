@@ -1,6 +1,6 @@
 """Draw the reliability diagram of one or more evaluations.
 
-python viz/reliability.py --metrics maxsup.json ce.json --labels MaxSup CE --output reliability.png
+ffcv-train reliability --metrics maxsup.json ce.json --labels MaxSup CE --output reliability.png
 """
 
 import argparse
@@ -15,7 +15,7 @@ from ffcv_train.system.errors import UserError
 def main(argv: Sequence[str]) -> None:
     """Parse, read, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--metrics", nargs="+", required=True, metavar="FILE", help="what eval.py --output wrote")
+    parser.add_argument("--metrics", nargs="+", required=True, metavar="FILE", help="what ffcv-train eval wrote")
     parser.add_argument("--labels", nargs="+", metavar="TEXT", help="a name per file [the checkpoint's folder]")
     parser.add_argument("--output", required=True, metavar="FILE", help="figure to write: .png, .svg or .pdf")
     parser.add_argument("--resolution", type=int, metavar="PX", help="side to show [the first in each file]")

@@ -1,11 +1,11 @@
-"""Write one HTML page of a run, of several runs, or of a folder of compare.py; it opens without a network.
+"""Write one HTML page of a run, of several runs, or of a folder of ffcv-train compare; it opens without a network.
 
-python viz/report.py runs/maxsup runs/ls --output report.html
+ffcv-train report runs/maxsup runs/ls --output report.html
 
 The page holds results, what to try next where something looks wrong, curves over epochs, and settings. What else lies
-in a run's folder comes along: pictures (.png, .svg) in it and in figures/, where the scripts in viz/ can write with
---output RUN/figures; metrics that eval.py --output wrote into it; features.json and transfer.json; and files of
-viz/logits.py in it or in logits/, of which the page draws logits, calibration and features.
+in a run's folder comes along: pictures (.png, .svg) in it and in figures/, where the other commands can write with
+--output RUN/figures; metrics that ffcv-train eval --output wrote into it; features.json and transfer.json; and files of
+ffcv-train logits in it or in logits/, of which the page draws logits, calibration and features.
 """
 
 import argparse
@@ -22,9 +22,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or one of compare.py")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or one of ffcv-train compare")
     parser.add_argument("--output", required=True, metavar="FILE.html", help="page to write")
-    parser.add_argument("--logits", nargs="+", default=[], metavar="FILE", help="more files of viz/logits.py to show")
+    parser.add_argument("--logits", nargs="+", default=[], metavar="FILE", help="more files of logits to show")
     options = parser.parse_args(argv)
     output = Path(options.output)
     if output.suffix.lower() not in (".html", ".htm"):

@@ -1,6 +1,6 @@
 """Train a classifier on .beton files; every option is described by --help and docs/options.md.
 
-python train_imagenet.py --config-file rn50_configs/rn50_88_epochs.yaml \
+ffcv-train train --config-file rn50_configs/rn50_88_epochs.yaml \
     --data.train_dataset=train.beton --data.val_dataset=val.beton --logging.folder=runs
 """
 

@@ -1,6 +1,6 @@
 """Measure linear transfer of a checkpoint's features to another data set; --help describes every option.
 
-python viz/transfer.py --checkpoint runs/my_run/final.pt --train train.beton --val val.beton --output transfer
+ffcv-train transfer --checkpoint runs/my_run/final.pt --train train.beton --val val.beton --output transfer
 """
 
 import argparse
@@ -19,7 +19,7 @@ from ffcv_train.system.files import replace_text, write_json
 
 DESCRIPTION = """Measure linear transfer: a linear probe on a checkpoint's frozen features, on another data set.
 
-python viz/transfer.py --checkpoint runs/my_run/final.pt --train train.beton --val val.beton --output transfer
+ffcv-train transfer --checkpoint runs/my_run/final.pt --train train.beton --val val.beton --output transfer
 
 Multinomial logistic regression on the penultimate features of centre crops, with an L2 penalty from 45 values between
 1e-6 and 1e5, chosen on a held-out part of --train; then all of --train is fitted, and --val gives the accuracy. Writes
@@ -29,7 +29,7 @@ validation.resolution.
 
 
 def parse_transfer_request(argv: Sequence[str]) -> Request:
-    """Resolve the arguments of viz/transfer.py. Raises `UserError`."""
+    """Resolve the arguments of ffcv-train transfer. Raises `UserError`."""
 
     def add_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument("--train", metavar="FILE", help=".beton file to fit the probe on")

@@ -1,9 +1,9 @@
 """Write images into a .beton file, or check one; every option is described by --help and docs/options.md.
 
-python write_dataset.py --cfg.dataset=imagenet --cfg.split=train --cfg.data_dir=ImageNet --cfg.write_path=train.beton \
+ffcv-train write --cfg.dataset=imagenet --cfg.split=train --cfg.data_dir=ImageNet --cfg.write_path=train.beton \
     --cfg.max_resolution=500 --cfg.write_mode=jpg
-python write_dataset.py --verify train.beton
-python write_dataset.py --make-zip ImageNet --output zips
+ffcv-train write --verify train.beton
+ffcv-train write --make-zip ImageNet --output zips
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ffcv_train.system.errors import UserError
 
 _DESCRIPTION = """Pack an image folder into archives that --data.format=zip trains on.
 
-python write_dataset.py --make-zip ImageNet --output zips
+ffcv-train write --make-zip ImageNet --output zips
 
 DIR holds train/ and val/ with a folder per class each, or class folders itself. train.zip holds train/CLASS/FILE,
 train_map.txt a line CLASS/FILE, tab, label; val.zip holds val/FILE, val_map.txt a line FILE, tab, label; classes.txt
@@ -34,7 +34,7 @@ the class names in label order. Images are packed as they are.
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="write_dataset.py",
+        prog="ffcv-train write",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -47,7 +47,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run write_dataset.py's command line: `--verify F.beton`, `--make-zip DIR …`, or what to write, and how."""
+    """Run the command line: `--verify F.beton`, `--make-zip DIR …`, or what to write, and how."""
     if argv and argv[0].split("=")[0] == "--verify":
         files = [*argv[0].split("=", 1)[1:], *argv[1:]]
         if len(files) != 1:

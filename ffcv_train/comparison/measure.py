@@ -29,8 +29,8 @@ _METRICS = ("top_1", "top_5", "nll", "ece")
 def measure(request: Request, process: Process) -> dict[str, Any]:
     """Metrics on the validation set, features of both sets, and transfer where it is asked for, as plain values.
 
-    The metrics are eval.py's at the first of validation.resolution, flip-averaged ones beside them. Features, and the
-    metrics on the training set, are those of centre crops of that side, computed in float32. Raises `UserError`.
+    The metrics are those of `eval` at the first of validation.resolution, flip-averaged ones beside them. Features,
+    and the metrics on the training set, are those of centre crops of that side, in float32. Raises `UserError`.
     """
     config = request.config
     side = config.validation.resolution[0]

@@ -1,4 +1,4 @@
-"""What compare.py is asked to do, checked before the first run starts."""
+"""What ffcv-train compare is asked to do, checked before the first run starts."""
 
 import dataclasses
 import itertools
@@ -44,12 +44,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved command line of compare.py."""
+    """A resolved command line of ffcv-train compare."""
 
     config: RunConfig
     """Of every run, but for loss.name, training.seed and where it writes"""
     arguments: tuple[str, ...]
-    """What train_imagenet.py is given besides the options that this script sets"""
+    """What every run is given besides the options that a comparison sets"""
     losses: tuple[str, ...]
     seeds: tuple[int, ...]
     out: Path
@@ -112,7 +112,7 @@ def measure_command(plan: Plan, run: Run) -> list[str]:
 def check_plan(plan: Plan) -> None:
     """Raise `UserError` for what would fail in a run hours later: data sets, network, output folder."""
     if "WORLD_SIZE" in os.environ:
-        raise UserError("compare.py starts its own processes, a run per GPU; start it without torchrun")
+        raise UserError("ffcv-train compare starts its own processes, a run per GPU; start it without torchrun")
     setup.check_config(plan.config)
     data = open_data_sets(plan.config)
     setup.check_length(plan.config, data, setup.batch_sizes(plan.config, 1))

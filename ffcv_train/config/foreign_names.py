@@ -11,7 +11,7 @@ _SIDES = "resolution.min_res and resolution.max_res, and validation.resolution"
 _FOLDERS = "data.train_dataset and data.val_dataset, with data.format=folder for folders of images"
 _POLICY = "augment.policy=rand_augment with augment.magnitude and augment.magnitude_std, or three_augment"
 _LAUNCH = "nothing: torchrun --nproc_per_node=N starts a process per GPU, and tells it so"
-_EVALUATE = "the command eval.py --checkpoint FILE"
+_EVALUATE = "the command ffcv-train eval --checkpoint FILE"
 _EMA = "training.ema_decay, above 0"
 _STEPS = "lr.step_length, with lr.lr_schedule_type=step"
 _STEP_FACTOR = "lr.step_ratio, with lr.lr_schedule_type=step"
@@ -74,7 +74,7 @@ FOREIGN_NAMES = {
     "print_freq": "logging.interval",
     "output_dir": "logging.folder",
     "start_epoch": "nothing: training.resume goes on where the checkpoint ends",
-    "cache_dataset": "nothing: write_dataset.py makes a .beton file once",
+    "cache_dataset": "nothing: ffcv-train write makes a .beton file once",
     "sync_bn": _BATCH_NORM,
     "test_only": _EVALUATE,
     "auto_augment": _POLICY,

@@ -8,9 +8,10 @@ from ffcv_train.config.schema import RunConfig
 
 HEAD = """# Options of a run
 
-Every option of `train_imagenet.py` and `eval.py`, as `--section.key=value` on the command line or under `section:` in a
-YAML file (`--config-file`, may be repeated; later files and then the command line win). Lists are comma-separated on
-the command line. An unknown key or a wrong type is an error. Made by `make docs` from `ffcv_train/config/schema.py`.
+Every option of `ffcv-train train` and `ffcv-train eval`, as `--section.key=value` on the command line or under
+`section:` in a YAML file (`--config-file`, may be repeated; later files and then the command line win). Lists are
+comma-separated on the command line. An unknown key or a wrong type is an error. Made by `make docs` from
+`ffcv_train/config/schema.py`.
 """
 
 

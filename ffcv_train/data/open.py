@@ -28,8 +28,8 @@ def open_data_set(path: str | Path, format: str | None = None) -> DataSet:
     `UserError` for what is missing, damaged or does not fit, and `ValueError` for another `format`.
 
     >>> data_set = open_data_set("train.beton")
-    >>> len(data_set), data_set.class_names
-    (96, ('class0', 'class1', 'class2', 'class3'))
+    >>> len(data_set), data_set.labels[:4]
+    (96, array([0, 1, 2, 3]))
     """
     if format not in (*FORMATS, None):
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, or None, not {format!r}")
@@ -44,7 +44,7 @@ def open_data_set(path: str | Path, format: str | None = None) -> DataSet:
     if found:
         raise UserError(
             f"the data set {path} is a {found} of images; train from it with --data.format={found}, or convert it with "
-            "write_dataset.py and give the .beton file"
+            "ffcv-train write and give the .beton file"
         )
     return open_beton(path)
 

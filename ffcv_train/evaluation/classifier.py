@@ -57,7 +57,7 @@ class Classifier:
 
     @property
     def temperature(self) -> float | None:
-        """What `eval.py --keep-temperature` wrote into the checkpoint for these weights; None where there is none."""
+        """What `eval --keep-temperature` wrote into the checkpoint for these weights; None where it did not."""
         kept = self.subject.temperature
         return kept["value"] if kept is not None and kept["weights"] == self.weights else None
 
@@ -73,16 +73,16 @@ class Classifier:
 
         >>> network = load_network("final.pt", device="cpu")
         >>> logits = network.predict(["photo.jpg", Image.open("photo.jpg")])
-        >>> [network.class_names[label] for label in logits.argmax(1)]
-        ['class1', 'class1']
+        >>> [network.class_names[label] for label in logits.argmax(1)]  # doctest: +ELLIPSIS
+        ['class...', 'class...']
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         temperature = self.temperature if calibrated else 1.0
         if temperature is None:
             raise UserError(
-                f"{self.subject.path} holds no temperature for its {self.weights} weights; fit one with eval.py "
-                "--suite calibration --keep-temperature, or leave calibrated out"
+                f"{self.subject.path} holds no temperature for its {self.weights} weights; fit one with "
+                "ffcv-train eval --suite calibration --keep-temperature, or leave calibrated out"
             )
         if isinstance(images, ImageLike) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
@@ -181,7 +181,7 @@ def evaluate(
     Top-1, top-5, NLL and calibration of plain softmax (see `MetricSums.compute`), at the network's resolution; with
     `flip` also of the logits averaged over both mirror images, under `flip_averaged`. Under torchrun, with
     `torch.distributed` initialised, every rank takes its share and all return the same. `batch_size` is per device;
-    `num_workers` 0 is this process's share of the cores. `suites` names what `eval.py --suite` does, or is a
+    `num_workers` 0 is this process's share of the cores. `suites` names what `ffcv-train eval --suite` does, or is a
     `SuiteOptions`; their records are under `suites`. Raises `UserError` where the classes are not the network's,
     unless `ignore_class_names`.
 

@@ -1,4 +1,4 @@
-"""Logits and penultimate features of every sample of a data set: what viz/ and compare.py start from."""
+"""Logits and penultimate features of every sample of a data set: what figures and comparisons start from."""
 
 import contextlib
 from collections.abc import Generator, Iterator

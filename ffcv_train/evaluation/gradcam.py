@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., arXiv:1610.02391) of checkpoints on a few images: what viz/gradcam.py does."""
+"""Grad-CAM (Selvaraju et al., arXiv:1610.02391) of checkpoints on a few images: what ffcv-train gradcam does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from ffcv_train.system.errors import UserError
 
 @dataclass(frozen=True)
 class GradcamRequest:
-    """A resolved command line of viz/gradcam.py."""
+    """A resolved command line of ffcv-train gradcam."""
 
     requests: tuple[Request, ...]
     """A checkpoint each"""
@@ -44,7 +44,7 @@ class GradcamRequest:
 def run_gradcam(request: GradcamRequest, process: Process) -> list[Row]:
     """A row per checkpoint, a cell per image. Raises `UserError`, for what the checkpoints are before work starts."""
     if process.world_size > 1:
-        raise UserError("viz/gradcam.py runs in one process; start it without torchrun")
+        raise UserError("ffcv-train gradcam runs in one process; start it without torchrun")
     options = request.options
     images = open_images(options.images, count=options.count, seed=options.seed, indices=options.indices)
     if request.output.resolve() in (path.resolve() for path in images.files):

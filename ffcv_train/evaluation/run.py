@@ -1,4 +1,4 @@
-"""From a checkpoint and a data set to metrics at every resolution asked for: what eval.py does."""
+"""From a checkpoint and a data set to metrics at every resolution asked for: what `eval` does."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""What eval.py is asked to do: its command line, laid over the checkpoint's own configuration."""
+"""What is to be evaluated: a command line, laid over the checkpoint's own configuration."""
 
 import math
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ class Subject:
     class_names: tuple[str, ...] | None = None
     epoch: int | None = None
     temperature: Mapping[str, Any] | None = None
-    """What `eval.py --keep-temperature` wrote: `value`, and the `weights` it belongs to"""
+    """What `ffcv-train eval --keep-temperature` wrote: `value`, and the `weights` it belongs to"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A resolved command line of eval.py, or of another script that runs a checkpoint over a data set."""
+    """A resolved command line of a command that runs a checkpoint over a data set."""
 
     subject: Subject
     config: RunConfig

@@ -38,9 +38,9 @@ def read_calibration(
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give the file that eval.py --output wrote") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; give what ffcv-train eval --output wrote") from None
     except ValueError:
-        raise UserError(f"{path} is not JSON; give the file that eval.py --output wrote") from None
+        raise UserError(f"{path} is not JSON; give what ffcv-train eval --output wrote") from None
     try:
         results = {int(result["resolution"]): result for result in report["results"]}
         resolution = next(iter(results)) if resolution is None else resolution
@@ -54,7 +54,7 @@ def read_calibration(
         metrics = result["flip_averaged"] if flip_averaged else result
         return calibration_of(metrics, label or _default_label(report), setting)
     except (KeyError, TypeError, ValueError, StopIteration, AttributeError):
-        raise UserError(f"{path} is not a metrics file; give the file that eval.py --output wrote") from None
+        raise UserError(f"{path} is not a metrics file; give what ffcv-train eval --output wrote") from None
 
 
 def wilson_interval(hits: np.ndarray, counts: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:

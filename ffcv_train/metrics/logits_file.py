@@ -64,7 +64,7 @@ class LogitsFile:
     def need_features(self) -> Tensor:
         """The features. Raises `UserError` where they were not stored."""
         if self.features is None:
-            raise UserError(f"{self.path} holds no features; write it again with viz/logits.py --features")
+            raise UserError(f"{self.path} holds no features; write it again with ffcv-train logits --features")
         return self.features
 
     def need_weight(self) -> Tensor:
@@ -72,7 +72,7 @@ class LogitsFile:
         if self.weight is None:
             raise UserError(
                 f"{self.path} holds no last layer, whose rows are the class templates; write it again with "
-                "viz/logits.py from an architecture whose logits come from one linear layer"
+                "ffcv-train logits from an architecture whose logits come from one linear layer"
             )
         return self.weight
 
@@ -81,13 +81,13 @@ def read_logits(path: str | Path) -> LogitsFile:
     """Open a file of logits; executes nothing from it. Raises `UserError` where it is none or is damaged."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; viz/logits.py --output writes such a file")
+        raise UserError(f"{path} does not exist; ffcv-train logits --output writes such a file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
-        raise UserError(f"{path} is not a file of viz/logits.py, or it is damaged; write it again") from None
+        raise UserError(f"{path} is not a file of ffcv-train logits, or it is damaged; write it again") from None
     if not isinstance(content, Mapping) or not all(isinstance(content.get(k), Tensor) for k in ("logits", "labels")):
-        raise UserError(f"{path} holds no logits with labels; give a file that viz/logits.py wrote")
+        raise UserError(f"{path} holds no logits with labels; give a file that ffcv-train logits wrote")
     last_layer = content.get("last_layer") or {}
     names = content.get("class_names")
     tensors = [content.get("features"), content.get("indices")]
@@ -95,7 +95,7 @@ def read_logits(path: str | Path) -> LogitsFile:
         tensors += [last_layer.get("weight"), last_layer.get("bias")]
     known = all(part is None or isinstance(part, Tensor) for part in tensors)
     if not known or not all(isinstance(part, Mapping) for part in (last_layer, content.get("about") or {})):
-        raise UserError(f"{path} has other contents than viz/logits.py writes; write it again")
+        raise UserError(f"{path} has other contents than ffcv-train logits writes; write it again")
     opened = LogitsFile(
         path=path,
         logits=content["logits"],
@@ -242,13 +242,13 @@ def _check(opened: LogitsFile) -> None:
     if logits.ndim != 2 or labels.ndim != 1 or len(logits) != n or not logits.is_floating_point() or not n:
         raise UserError(
             f"{path} holds logits {list(logits.shape)} and labels {list(labels.shape)}, not [N, K] and [N]; write it "
-            "again with viz/logits.py"
+            "again with ffcv-train logits"
         )
     if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        raise UserError(f"{path} has labels beyond its {logits.shape[1]} logits; write it again with viz/logits.py")
+        raise UserError(f"{path} has labels beyond its {logits.shape[1]} logits; write it again with ffcv-train logits")
     features, weight = opened.features, opened.weight
     wrong = features is not None and (features.ndim != 2 or len(features) != n)
     wrong |= weight is not None and weight.shape[:1] != logits.shape[1:]
     wrong |= features is not None and weight is not None and weight.shape[1:] != features.shape[1:]
     if wrong or (opened.class_names is not None and len(opened.class_names) != logits.shape[1]):
-        raise UserError(f"the parts of {path} do not fit together; write it again with viz/logits.py")
+        raise UserError(f"the parts of {path} do not fit together; write it again with ffcv-train logits")

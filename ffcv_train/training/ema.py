@@ -44,6 +44,6 @@ def check_decay(decay: float, steps: int) -> None:
     if decay and decay ** (steps - 1) > 0.5:
         raise UserError(
             f"training.ema_decay={decay:g} averages weights over about {1 / (1 - decay):,.0f} steps, and this run has "
-            f"{steps:,}: the average, by which best.pt and eval.py go, would stay near the first; lower it to "
+            f"{steps:,}: the average, by which best.pt and evaluation go, would stay near the first; lower it to "
             f"{max(0.0, 1 - 5 / steps):.4g} or less, or set it to 0"
         )

@@ -198,7 +198,7 @@ def test_refusals(tmp_path: Path, error_of: Callable[..., str]) -> None:
     assert "does not exist" in error_of(tmp_path / "none", *out)
     assert "must end in .html" in error_of(run, "--output", tmp_path / "r.pdf")
     assert "given twice" in error_of(run, run, *out)
-    assert "viz/logits.py --output writes" in error_of(run, "--logits", tmp_path / "none.pt", *out)
+    assert "ffcv-train logits --output writes" in error_of(run, "--logits", tmp_path / "none.pt", *out)
     empty = write_run(tmp_path / "empty", [])
     assert "has no epoch yet" in error_of(empty, *out)
     many = [write_run(tmp_path / f"run{i}") for i in range(13)]
@@ -463,4 +463,4 @@ def test_classes_of_an_evaluation(tmp_path: Path) -> None:
     assert text.count("sort 29 3 100.0%") == 1
     del content["per_class"]["counts"]
     (run / "metrics.json").write_text(json.dumps(content))
-    assert "metrics.json is not what viz/ or eval.py writes" in texts(page_of(run, output=tmp_path / "r.html"))
+    assert "metrics.json is not what a command here writes" in texts(page_of(run, output=tmp_path / "r.html"))

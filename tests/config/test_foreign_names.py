@@ -67,7 +67,7 @@ def test_keys_of_several_files_and_wrong_values_are_one_refusal(tmp_path: Path) 
     message = refusal("-C", str(first), "-C", str(second), "--batch-size", "64", "--training.seed=-1")
     for words in (
         f"unknown key in {first}: 'training.epoch' (did you mean 'training.epochs'?)",
-        f"unknown key in {second}: 'eval_only' (here the command eval.py --checkpoint FILE)",
+        f"unknown key in {second}: 'eval_only' (here the command ffcv-train eval --checkpoint FILE)",
         "unknown key in the command line: '--batch-size' (here training.batch_size and validation.batch_size",
         f"training.amp in {first} must be one of bf16, fp16, off, not 'fp8'",
         f"lr.lr in {second} must be a number, not 'fast'",
@@ -133,7 +133,7 @@ def test_every_option_of_a_command_line_is_named_with_what_stands_here(whose: st
     assert list(found) == given
     assert "docs/migration.md" in message
     for option, text in found.items():
-        assert options_in(text) or "nothing" in text or "eval.py" in text, option
+        assert options_in(text) or "nothing" in text or "ffcv-train eval" in text, option
 
 
 def test_no_guess_across_sections() -> None:

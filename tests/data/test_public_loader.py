@@ -166,9 +166,9 @@ def test_errors_while_iterating_name_arguments(raw_beton: Path, monkeypatch: pyt
     with loader(raw_beton) as ours:
 
         def failing() -> Any:
-            raise UserError("too little memory; lower --data.num_workers, or run write_dataset.py --verify F")
+            raise UserError("too little memory; lower --data.num_workers, or run ffcv-train write --verify F")
             yield
 
         monkeypatch.setattr(ours._loader, "epoch", failing)
-        with pytest.raises(UserError, match=re.escape("lower num_workers, or run write_dataset.py --verify F")):
+        with pytest.raises(UserError, match=re.escape("lower num_workers, or run ffcv-train write --verify F")):
             next(iter(ours))

@@ -1,4 +1,4 @@
-"""Files of logits as the scripts in viz/ take them: --input L1.pt [L2.pt …] --labels TEXT … --output DIR."""
+"""Files of logits as the commands of figures take them: --input L1.pt [L2.pt …] --labels TEXT … --output DIR."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

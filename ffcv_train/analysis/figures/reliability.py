@@ -1,4 +1,4 @@
-"""Reliability diagrams from the metrics that eval.py writes."""
+"""Reliability diagrams from the metrics that ffcv-train eval writes."""
 
 from collections.abc import Sequence
 from typing import Any

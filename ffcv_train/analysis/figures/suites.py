@@ -1,4 +1,4 @@
-"""Tables and figures of what eval.py --suite found, of one network or of several beside each other."""
+"""Tables and figures of what ffcv-train eval --suite found, of one network or of several beside each other."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

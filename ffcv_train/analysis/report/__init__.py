@@ -1,1 +1,1 @@
-"""The page of viz/report.py: what runs and comparisons left behind, in one HTML file."""
+"""The page of ffcv-train report: what runs and comparisons left behind, in one HTML file."""

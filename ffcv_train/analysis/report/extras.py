@@ -1,4 +1,4 @@
-"""What else lies in a run's folder: pictures, files of logits, metrics of eval.py, JSON of viz/."""
+"""What else lies in a run's folder: pictures, files of logits, metrics, JSON of the figures' commands."""
 
 import contextlib
 import dataclasses
@@ -49,7 +49,7 @@ class Found:
     features: list[tuple[str, FeatureMetrics, str]] = field(default_factory=list)
     transfers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     suites: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """What eval.py --suite wrote: a record per suite"""
+    """What ffcv-train eval --suite wrote: a record per suite"""
     classes: list[tuple[str, ClassResults]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -109,7 +109,7 @@ def _read_json_of_viz(run: Run, path: Path, found: Found) -> None:
             transfer_table(content)  # raises where it is another file
             found.transfers.append((run.name, content))
     except (UserError, KeyError, TypeError, ValueError):
-        found.notes.append(f"{run.name}: {path.name} is not what viz/ or eval.py writes and was left out.")
+        found.notes.append(f"{run.name}: {path.name} is not what a command here writes and was left out.")
 
 
 def extra_sections(found: Sequence[Found], titles: Sequence[str]) -> list[Section]:

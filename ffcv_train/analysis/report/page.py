@@ -19,15 +19,15 @@ NOTHING_WRONG = "None of the rules found anything wrong."
 
 
 def make_page(folders: Sequence[str], logits: Sequence[str] = ()) -> str:
-    """The page of runs, or of one folder of compare.py, as HTML that needs no other file and no network.
+    """The page of runs, or of one folder of ffcv-train compare, as HTML that needs no other file and no network.
 
-    `logits` are files of viz/logits.py to be shown besides those in the runs' folders. Raises `UserError`.
+    `logits` are files of ffcv-train logits to be shown besides those in the runs' folders. Raises `UserError`.
     """
     paths = [Path(folder) for folder in folders]
     named = Found(logits=[(Path(path).stem, read_logits(path)) for path in logits])
     comparisons = [path for path in paths if is_comparison(path)]
     if comparisons and len(paths) > 1:
-        raise UserError(f"{comparisons[0]} is a folder of compare.py and needs a page of its own; give it alone")
+        raise UserError(f"{comparisons[0]} is a comparison and needs a page of its own; give it alone")
     if comparisons:
         comparison = read_comparison(paths[0])
         title = f"Comparison of {', '.join(name for name, _ in comparison.groups)}"

@@ -94,7 +94,7 @@ def not_learning(records: Records, classes: int) -> Finding | None:
     return Finding(
         "Not learning",
         f"top-1 {last[0]['top_1']:.2%}, and guessing gives {1 / classes:.2%}",
-        "Check that the labels belong to the images (write_dataset.py --verify checks the file), then try a tenth of "
+        "Check that the labels belong to the images (ffcv-train write --verify checks the file), then try a tenth of "
         "lr.lr.",
     )
 
@@ -179,7 +179,7 @@ def high_ece(records: Records) -> Finding | None:
     return Finding(
         "Poor calibration",
         f"ECE {series[-1][1]:.3f}",
-        "The reliability diagram (eval.py --output metrics.json into the run's folder) tells whether confidence is too "
+        "The reliability diagram (ffcv-train eval --output RUN/metrics.json) tells whether confidence is too "
         "high (a stronger penalty or fewer epochs help) or too low (a weaker penalty: loss.alpha_start, "
         "loss.alpha_end). Dividing the logits by a temperature fitted on held-out data mends either.",
     )

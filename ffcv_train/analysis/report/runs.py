@@ -40,7 +40,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A folder of compare.py."""
+    """A folder of ffcv-train compare."""
 
     folder: Path
     runs: tuple[Run, ...]
@@ -53,7 +53,7 @@ class Comparison:
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether compare.py wrote into `folder`."""
+    """Whether ffcv-train compare wrote into `folder`."""
     return any((folder / name).is_file() for name in ("comparison.json", "compare.json"))
 
 
@@ -65,7 +65,7 @@ def read_run(folder: Path, name: str = "") -> Run:
     log, notes = folder / "log.jsonl", []
     if not log.is_file():
         what = "is no run's folder: it has no log.jsonl" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {what}; give a folder that train_imagenet.py or compare.py wrote")
+        raise UserError(f"{folder} {what}; give a folder that ffcv-train train or ffcv-train compare wrote")
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -128,7 +128,7 @@ def read_comparison(folder: Path) -> Comparison:
         markdown = (folder / "compare.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         markdown = ""
-        notes.append("The comparison has no table yet: compare.py writes it when it ends or is stopped.")
+        notes.append("The comparison has no table yet: ffcv-train compare writes it when it ends or is stopped.")
     failed = [str(record.get("run")) for record in summary.get("failed", [])]
     if failed:
         notes.append(f"Failed: {', '.join(failed)}; compare.md and logs/ say why.")

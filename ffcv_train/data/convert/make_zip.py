@@ -1,4 +1,4 @@
-"""write_dataset.py --make-zip: an image folder to train.zip and val.zip with their maps, the MaxSup paper's layout."""
+"""ffcv-train write --make-zip: an image folder to train.zip and val.zip with their maps, the MaxSup paper's layout."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""A worker process of write_dataset.py: it encodes a task's images, keeps the bytes, and writes them where it is told.
+"""A worker process of ffcv-train write: it encodes a task's images, keeps the bytes, and writes them where it is told.
 
 Only rows of the sample table pass between processes. Worker processes start by importing this, so nothing heavy is
 imported here.

@@ -1,4 +1,4 @@
-"""write_dataset.py: images to a .beton file and its sidecar, completely or not at all.
+"""ffcv-train write: images to a .beton file and its sidecar, completely or not at all.
 
 Worker processes read, decode, shrink, encode and write; this process alone says where to, in the order of the samples,
 so the file depends on images and options only, not on the number of workers.
@@ -73,7 +73,7 @@ class WriteConfig:
 
 @dataclass(frozen=True)
 class WriterRun:
-    """The command line of write_dataset.py."""
+    """The command line of ffcv-train write."""
 
     cfg: WriteConfig = WriteConfig()
 

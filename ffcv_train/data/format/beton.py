@@ -91,19 +91,19 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"the data set {path} {what}; give the .beton file that write_dataset.py made")
+        raise UserError(f"the data set {path} {what}; give the .beton file that ffcv-train write made")
     try:
         content = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; make it again with write_dataset.py") from None
+        raise UserError(f"cannot read {path}: {error}; make it again with ffcv-train write") from None
     header = _table(content, path, "header", HEADER, 0, 1)[0]
     # A foreign file fails at the first of these that it happens to violate.
     version, num_fields, page_size = int(header["version"]), int(header["num_fields"]), int(header["page_size"])
     if version != FORMAT_VERSION or not 1 <= num_fields <= 64 or page_size < 1 or page_size & (page_size - 1):
-        raise UserError(f"{path} is not a .beton file (its header does not fit); make it with write_dataset.py")
+        raise UserError(f"{path} is not a .beton file (its header does not fit); make it with ffcv-train write")
     num_samples = int(header["num_samples"])
     if num_samples < 1:
-        raise UserError(f"{path} holds no samples, or was not written to its end; make it again with write_dataset.py")
+        raise UserError(f"{path} holds no samples, or was not written to its end; make it again with ffcv-train write")
 
     offset = HEADER.itemsize
     fields = _table(content, path, "field table", FIELD_DESCRIPTION, offset, num_fields)
@@ -112,7 +112,7 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     if names != _FIELD_NAMES or type_ids != (IMAGE_TYPE_ID, INT_TYPE_ID):
         raise UserError(
             f"{path} has the fields {', '.join(names)}, but images and labels are wanted (image: RGBImageField, "
-            f"label: IntField); make it with write_dataset.py"
+            f"label: IntField); make it with ffcv-train write"
         )
 
     offset += fields.nbytes
@@ -163,7 +163,7 @@ def _table(content: np.ndarray, path: Path, what: str, dtype: np.dtype, offset: 
 def _truncated(path: Path, what: str, end: int, size: int) -> UserError:
     return UserError(
         f"{path} is truncated or damaged: its {what} reaches to byte {end}, the file has {size} bytes; "
-        f"copy it again or make it again with write_dataset.py"
+        f"copy it again or make it again with ffcv-train write"
     )
 
 
@@ -176,7 +176,7 @@ def _regions_of_samples(path: Path, data_ptrs: np.ndarray, regions: np.ndarray) 
         first = 0 if found is None else int(np.flatnonzero(~found)[0])
         raise UserError(
             f"{path} is damaged: sample {first} points to byte {data_ptrs[first]}, where no image was stored; "
-            f"make it again with write_dataset.py"
+            f"make it again with ffcv-train write"
         )
     owners = regions["sample_id"][order][position]
     strange = np.flatnonzero(owners != np.arange(len(data_ptrs), dtype=np.uint64))
@@ -184,13 +184,13 @@ def _regions_of_samples(path: Path, data_ptrs: np.ndarray, regions: np.ndarray) 
         first = int(strange[0])
         raise UserError(
             f"{path} is damaged: sample {first} points to byte {data_ptrs[first]}, which holds the image of sample "
-            f"{owners[first]}; make it again with write_dataset.py"
+            f"{owners[first]}; make it again with ffcv-train write"
         )
     sizes = regions["size"][order][position]
     limit = np.uint64(np.iinfo(np.int64).max // 4)
     if (sizes > limit).any() or (data_ptrs > limit).any():
         raise UserError(
-            f"{path} is damaged: an image's position or size is absurd; make it again with write_dataset.py"
+            f"{path} is damaged: an image's position or size is absurd; make it again with ffcv-train write"
         )
     return data_ptrs.astype(np.int64), sizes.astype(np.int64)
 
@@ -212,7 +212,7 @@ def _check_samples(beton: Beton, data_start: int, data_end: int) -> None:
     for wrong, what in checks:
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
-            raise UserError(f"{beton.describe(first)} {what}; the file is damaged, make it again with write_dataset.py")
+            raise UserError(f"{beton.describe(first)} {what}; the file is damaged, make it again with ffcv-train write")
 
 
 def _pair(arguments: bytes) -> str:

@@ -1,4 +1,4 @@
-"""write_dataset.py --verify: does every byte of a .beton file mean what its tables and its sidecar say?"""
+"""ffcv-train write --verify: does every byte of a .beton file mean what its tables and its sidecar say?"""
 
 import os
 import zlib

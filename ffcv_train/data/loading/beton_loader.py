@@ -268,7 +268,7 @@ class Loader:
         if position >= 0:
             raise UserError(
                 f"{beton.describe(int(samples[position]))} {PROBLEMS[problem]}; "
-                f"run write_dataset.py --verify {beton.path} to list all such samples"
+                f"run ffcv-train write --verify {beton.path} to list all such samples"
             )
 
     def _scratch(self) -> Scratch:

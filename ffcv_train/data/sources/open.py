@@ -1,4 +1,4 @@
-"""The images that write_dataset.py reads: class folders, zipped data sets, tar shards, CIFAR.
+"""The images that ffcv-train write reads: class folders, zipped data sets, tar shards, CIFAR.
 
 A source knows names, labels and places of all samples, and reads none of them before it is asked to.
 """

@@ -16,7 +16,7 @@ Place = Blob | ZipBlob | np.ndarray
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for: options of write_dataset.py. `classes` is "" or a file that fixes the label order."""
+    """What the user asks for: options of ffcv-train write. `classes` is "" or a file that fixes the label order."""
 
     data_dir: str
     split: str
