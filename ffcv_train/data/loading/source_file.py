@@ -1,7 +1,7 @@
 """The file that a loader reads, which nobody may write to in the meantime.
 
 A mapped file that is cut off kills the process that reads the missing part, by SIGBUS, and one that is written to gives
-old bytes and new ones. A file that is replaced by another name's, as `write_dataset.py` and `mv` do, stays what it was
+old bytes and new ones. A file that is replaced by another name's, as `ffcv-train write` and `mv` do, stays what it was
 for those that have it open.
 """
 
