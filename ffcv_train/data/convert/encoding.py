@@ -26,7 +26,7 @@ from ffcv_train.data.sources.image_file import (
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored; the options of the same names. `max_resolution` 0 keeps the size."""
+    """How images are stored; the options of the same names. `max_resolution` 0 keeps the size, `level` 0 adds none."""
 
     write_mode: str
     max_resolution: int = 0
@@ -35,6 +35,7 @@ class Encoding:
     smart_threshold: int = 1 << 16
     seed: int = 0
     tiles: bool = True
+    level: float = 0.0
     stop_at_error: bool = True
 
 
@@ -77,7 +78,10 @@ def encode_image(encoding: Encoding, index: int, image: np.ndarray) -> tuple[byt
     if max(height, width) > MAX_SIDE:
         raise ImageError(f"has {width} × {height} pixels, but a side is at most {MAX_SIDE}; set --cfg.max_resolution")
     if stores_jpeg(encoding, index, image.nbytes):
-        return encode_jpeg(image, encoding.jpeg_quality, encoding.tiles), MODE_JPG, height, width
+        jpeg = encode_jpeg(image, encoding.jpeg_quality, encoding.tiles)
+        if encoding.level:
+            jpeg = _add_level(jpeg, image, encoding)
+        return jpeg, MODE_JPG, height, width
     if image.nbytes > MAX_SAMPLE_BYTES:
         raise ImageError(f"takes {image.nbytes} bytes as pixels, more than a page can hold; set --cfg.max_resolution")
     return contiguous(image).reshape(-1).data, MODE_RAW, height, width
@@ -143,6 +147,15 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     if _is_bgr(image):
         return shrink_area(image[:, :, ::-1], *size)[:, :, ::-1]
     return shrink_area(image, *size)
+
+
+def _add_level(jpeg: bytes, image: np.ndarray, encoding: Encoding) -> bytes:
+    from ffcv_train.data.kernels.level import level_size, with_level
+    from ffcv_train.data.kernels.resample import resize
+
+    # Bicubic keeps what the loader's own filter is to see: an area's mean would blur a crop twice.
+    smaller = resize(image, *level_size(image.shape[0], image.shape[1], encoding.level), "bicubic")
+    return with_level(jpeg, encode_jpeg(smaller, encoding.jpeg_quality, encoding.tiles))
 
 
 def encode_jpeg(image: np.ndarray, quality: int, tiles: bool = True) -> bytes:

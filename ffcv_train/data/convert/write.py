@@ -63,6 +63,9 @@ class WriteConfig:
     smart_threshold: int = option(1 << 16, "smart: images of more bytes as pixels than this become JPEG", min=0)
     seed: int = option(0, "proportion: seed of the choice", min=0)
     tiles: bool = option(True, "restart markers in JPEGs, so that a crop decodes only its part; 0: as FFCV writes")
+    level: float = option(
+        0.0, "JPEGs keep a smaller one of this share of their sides, for crops that need no more; 0: none", max=0.95
+    )
     on_error: str = option("stop", "at an unreadable image", choices=("stop", "skip"))
     classes: str = option("", "imagenet, zip, webdataset: file of class names in label order, or a .beton with them")
     download: bool = option(False, "cifar10, cifar100: download to data_dir what is missing")
@@ -185,6 +188,7 @@ def _encoding(config: WriteConfig) -> Encoding:
         config.smart_threshold,
         config.seed,
         config.tiles,
+        config.level,
         config.on_error == "stop",
     )
 

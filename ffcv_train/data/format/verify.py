@@ -14,6 +14,7 @@ from ffcv_train.data.format.beton import Beton, open_beton, sidecar_path
 from ffcv_train.data.format.layout import MODE_JPG, pair_digest
 from ffcv_train.data.format.pagefile import tables_crc
 from ffcv_train.data.kernels.jpeg import frame_size
+from ffcv_train.data.kernels.level import is_smaller, level_of, level_size
 from ffcv_train.data.kernels.turbojpeg import decode_jpeg
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
@@ -134,13 +135,34 @@ def _problem(beton: Beton, index: int, data: bytes, checksum: int | None) -> str
             return "is not a JPEG"
         if frame != (height, width):
             return f"is a JPEG of {frame[1]} × {frame[0]} pixels, but the sample table says {width} × {height}"
-        try:
-            pixels = np.empty(height * width * 3, np.uint8)
-        except MemoryError:
-            return f"has {width} × {height} pixels, more than there is memory for"
-        if decode_jpeg(stored.ctypes.data, len(stored), height, width, pixels):
-            return "is a damaged JPEG"
+        problem = _damage(stored, height, width) or _damage_of_level(beton, stored, height, width)
+        if problem:
+            return problem
     # Of raw pixels, whose length open_beton has compared, and of JPEGs that decode nevertheless, it is all there is.
     if checksum is not None and zlib.crc32(data) != checksum:
         return "differs from its checksum in the sidecar"
     return ""
+
+
+def _damage(stored: np.ndarray, height: int, width: int) -> str:
+    """What keeps a JPEG with the right header from being decoded, or ""."""
+    try:
+        pixels = np.empty(height * width * 3, np.uint8)
+    except MemoryError:
+        return f"has {width} × {height} pixels, more than there is memory for"
+    return "is a damaged JPEG" if decode_jpeg(stored.ctypes.data, len(stored), height, width, pixels) else ""
+
+
+def _damage_of_level(beton: Beton, stored: np.ndarray, height: int, width: int) -> str:
+    """What is wrong with the smaller JPEG behind the image, or its absence, or ""."""
+    level = level_of(stored)
+    share = ((beton.sidecar or {}).get("settings") or {}).get("level")
+    expected = level_size(height, width, share) if isinstance(share, float) and share > 0 else None
+    frame = frame_size(level) if len(level) else None
+    if expected is not None and frame != expected:
+        return f"has no smaller level of {expected[1]} × {expected[0]} pixels, which the sidecar speaks of"
+    if frame is None:
+        return ""
+    if not is_smaller(*frame, height, width):
+        return "has a smaller level that is not a JPEG of its image"
+    return "has a damaged smaller level" if _damage(level, *frame) else ""

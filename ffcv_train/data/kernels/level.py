@@ -13,6 +13,11 @@ TRAILER_BYTES = 8
 _L, _E, _V = LEVEL_MAGIC[0], LEVEL_MAGIC[1], LEVEL_MAGIC[2]
 
 
+def level_size(height: int, width: int, share: float) -> tuple[int, int]:
+    """Height and width of the level that has this share of an image's sides."""
+    return max(1, round(height * share)), max(1, round(width * share))
+
+
 def with_level(image: bytes, level: bytes) -> bytes:
     """What is stored of an image's JPEG and a smaller one of it."""
     return image + level + len(level).to_bytes(4, "little") + LEVEL_MAGIC
