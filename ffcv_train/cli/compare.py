@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ffcv_train.cli.suite_arguments import add_suite_options, suite_options, suite_words
 from ffcv_train.comparison.estimate import print_plan
 from ffcv_train.comparison.plan import (
     Plan,
@@ -44,6 +45,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     own.add_argument("--out", metavar="DIR", help="folder of the comparison: runs, tables, figure")
     own.add_argument("--transfer-train", metavar="BETON", help="data set that a linear probe is fitted to")
     own.add_argument("--transfer-val", metavar="BETON", help="data set that the linear probe is tested on")
+    add_suite_options(own)
     own.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its time, train nothing")
     options, rest = parser.parse_known_args(list(argv))
     config = load_config(RunConfig, rest, DESCRIPTION + "\n" + parser.format_help())
@@ -55,6 +57,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     transfer = (options.transfer_train, options.transfer_val)
     if any(transfer) and not all(transfer):
         raise UserError("--transfer-train and --transfer-val belong together; give both or neither")
+    config_of_runs = {"data": {"train_dataset": config.data.train_dataset}}
+    suites = suite_options(options, config_of_runs)
     return Plan(
         config=config,
         arguments=tuple(rest),
@@ -63,6 +67,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         out=Path(options.out),
         transfer=(Path(transfer[0]), Path(transfer[1])) if all(transfer) else None,
         dry_run=options.dry_run,
+        suites=suites,
+        suite_words=tuple(suite_words(options, suites)),
     )
 
 

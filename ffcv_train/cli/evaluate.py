@@ -85,7 +85,7 @@ def check_keeping(request: Request, options: SuiteOptions) -> None:
 def main(argv: Sequence[str]) -> None:
     """Parse, evaluate, print and write."""
     request = parse_request(argv)
-    options = suite_options(request)
+    options = suite_options(request.options, request.subject.config)
     check_keeping(request, options)
     per_class = Path(request.options.per_class) if request.options.per_class else None
     if per_class is not None:

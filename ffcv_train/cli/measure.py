@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ffcv_train.cli.arguments import parse_request
+from ffcv_train.cli.suite_arguments import add_suite_options, suite_options
 from ffcv_train.comparison.measure import measure
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.system.distributed import process_group
@@ -23,6 +24,7 @@ def parse_measure_request(argv: Sequence[str]) -> Request:
         group.add_argument("--output", metavar="FILE", help="write the measures to this JSON file")
         group.add_argument("--transfer-train", metavar="BETON", help="data set that a linear probe is fitted to")
         group.add_argument("--transfer-val", metavar="BETON", help="data set that the linear probe is tested on")
+        add_suite_options(group)
 
     request = parse_request(argv, description=DESCRIPTION, add_options=add_options)
     if request.output is None:
@@ -36,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
     """Parse, measure, write."""
     request = parse_measure_request(argv)
     assert request.output is not None
+    suites = suite_options(request.options, request.subject.config)
+    samples = request.output.with_name("samples.npz")
     with process_group(request.config.training.device) as process:
-        write_json(request.output, measure(request, process))
+        write_json(request.output, measure(request, process, suites, samples))
     print(f"measures: {request.output}")

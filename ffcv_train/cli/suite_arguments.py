@@ -2,8 +2,9 @@
 
 import argparse
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites.run import SUITES
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.metrics.groups import FEW_UNDER, MANY_OVER
@@ -36,9 +37,8 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--knn-k", metavar="K", default="50", help="ood: which nearest neighbour [50]")
 
 
-def suite_options(request: Request) -> SuiteOptions:
-    """What the command line said of suites. Raises `UserError`."""
-    options = request.options
+def suite_options(options: Any, config: Mapping[str, Any]) -> SuiteOptions:
+    """What the command line, as parsed, said of suites; `config` is the checkpoint's. Raises `UserError`."""
     names = tuple(name.strip() for name in options.suite.split(",")) if options.suite is not None else ()
     for name in names:
         if name not in SUITES:
@@ -56,7 +56,7 @@ def suite_options(request: Request) -> SuiteOptions:
     many, few = whole(options.many_over, "--many-over"), whole(options.few_under, "--few-under")
     if few > many + 1:
         raise UserError(f"--few-under {few} and --many-over {many} overlap; lower --few-under")
-    train_set = request.subject.config.get("data", {}).get("train_dataset", "")
+    train_set = config.get("data", {}).get("train_dataset", "")
     return SuiteOptions(
         suites=names,
         calibrate_on=options.calibrate_on or "",
@@ -67,6 +67,17 @@ def suite_options(request: Request) -> SuiteOptions:
         ood_data=tuple(options.ood_data or ()),
         neighbour=neighbour,
     )
+
+
+def suite_words(options: Any, out: SuiteOptions) -> list[str]:
+    """The words by which another command is given the same suites."""
+    if not out.suites:
+        return []
+    words = [f"--suite={','.join(out.suites)}", f"--split-seed={out.split_seed}", f"--knn-k={out.neighbour}"]
+    words += [f"--many-over={out.many_over}", f"--few-under={out.few_under}"]
+    words += [f"--calibrate-on={out.calibrate_on}"] if out.calibrate_on else []
+    words += [f"--train-set={options.train_set}"] if options.train_set else []
+    return words + (["--ood-data", *out.ood_data] if out.ood_data else [])
 
 
 def whole(text: str, name: str) -> int:

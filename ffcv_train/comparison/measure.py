@@ -2,15 +2,23 @@
 
 import contextlib
 import dataclasses
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.open import DataSet, open_data_set
-from ffcv_train.evaluation.extraction import outputs
+from ffcv_train.evaluation.collect import Collected
+from ffcv_train.evaluation.extraction import outputs as outputs_of
 from ffcv_train.evaluation.run import load_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
+from ffcv_train.evaluation.suites.run import check_suites, collect_for, run_suites
+from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.evaluation.transfer import transfer
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.metrics.features import FeatureSums
@@ -20,25 +28,37 @@ from ffcv_train.models.network import Network
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import replace_file, to_plain
 
 FORMAT = 1
 
 _METRICS = ("top_1", "top_5", "nll", "ece")
 
 
-def measure(request: Request, process: Process) -> dict[str, Any]:
-    """Metrics on the validation set, features of both sets, and transfer where it is asked for, as plain values.
+def measure(
+    request: Request, process: Process, suites: SuiteOptions | None = None, samples: Path | None = None
+) -> dict[str, Any]:
+    """Metrics on the validation set, features of both sets, transfer and suites where asked for, as plain values.
 
     The metrics are those of `eval` at the first of validation.resolution, flip-averaged ones beside them. Features,
-    and the metrics on the training set, are those of centre crops of that side, in float32. Raises `UserError`.
+    and the metrics on the training set, are those of centre crops of that side, in float32. What each validation sample
+    got goes to the file `samples`, see `write_samples`. Raises `UserError`.
     """
     config = request.config
     side = config.validation.resolution[0]
+    suites = suites or SuiteOptions()
+    val_set = open_data_set(config.data.val_dataset, config.data.format)
+    check_suites(suites, val_set, request.subject.num_classes)
     validation = dataclasses.replace(config.validation, resolution=(side,), lr_tta=True)
     report = run_evaluation(
         dataclasses.replace(request, config=dataclasses.replace(config, validation=validation)), process
     )
     result = report["results"][0]
+    network = load_network(request, process.device, val_set)
+    outputs = collect_for(suites, network, config, val_set, process)
+    if samples is not None:
+        write_samples(samples, outputs)
+    found_by_suites = run_suites(suites, network, config, val_set, process, request.subject.class_names, outputs)
     precise = dataclasses.replace(
         config, validation=validation, training=dataclasses.replace(config.training, amp="off")
     )
@@ -68,16 +88,38 @@ def measure(request: Request, process: Process) -> dict[str, Any]:
         "train": metrics["train"],
         "features": features,
         "transfer": found,
+        "suites": found_by_suites,
+        "suite_options": {name: suites.of(name) for name in suites.suites},
         "amp": report["amp"],
         **describe_environment(process.device),
     }
 
 
-def is_measured(path: Path, transfer: tuple[Path, Path] | None) -> bool:
-    """Whether `path` holds the measures of a run, those of this transfer included."""
+def write_samples(path: Path, outputs: Collected) -> None:
+    """Write what each validation sample got, in the data set's order: `correct` bool [N] and `nll` float32 [N]."""
+    nll = torch.nn.functional.cross_entropy(outputs.logits, outputs.labels, reduction="none")
+    content = io.BytesIO()
+    np.savez_compressed(content, correct=outputs.correct.numpy(), nll=nll.numpy())
+    replace_file(path, content.getvalue())
+
+
+def read_samples(path: Path) -> dict[str, np.ndarray] | None:
+    """What `write_samples` wrote, float64 [N] each; None where there is no such file."""
+    try:
+        with np.load(path) as content:
+            return {name: content[name].astype(np.float64) for name in ("correct", "nll")}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def is_measured(path: Path, transfer: tuple[Path, Path] | None, suites: SuiteOptions | None = None) -> bool:
+    """Whether `path` holds the measures of a run, those of this transfer and these suites included."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
+            return False
+        asked = {name: suites.of(name) for name in suites.suites} if suites is not None else {}
+        if any(content.get("suite_options", {}).get(name) != to_plain(options) for name, options in asked.items()):
             return False
         wanted = transfer and [str(file.resolve()) for file in transfer]
         return not wanted or (content["transfer"] is not None and content["transfer"]["files"] == wanted)
@@ -91,7 +133,7 @@ def _features(
     """Feature metrics and plain metrics of all samples of `data_set`."""
     sums = FeatureSums(network.num_classes, layer.weight.shape[1], process.device)
     metrics = MetricSums(process.device)
-    with contextlib.closing(outputs(network, config, data_set, process, layer, head)) as batches:
+    with contextlib.closing(outputs_of(network, config, data_set, process, layer, head)) as batches:
         for batch in batches:
             assert batch.features is not None
             sums.update(batch.features, batch.labels)

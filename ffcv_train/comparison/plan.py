@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.open import open_data_set, open_data_sets
+from ffcv_train.evaluation.suites.run import check_suites
+from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.evaluation.transfer import common_classes
 from ffcv_train.losses import create_criterion
 from ffcv_train.models.factory import create_model
@@ -56,6 +58,9 @@ class Plan:
     transfer: tuple[Path, Path] | None
     """Training and test set of the linear probe"""
     dry_run: bool
+    suites: SuiteOptions = field(default_factory=SuiteOptions)
+    suite_words: tuple[str, ...] = ()
+    """How `measure` is told of them"""
 
     @property
     def runs(self) -> list[Run]:
@@ -106,7 +111,7 @@ def measure_command(plan: Plan, run: Run) -> list[str]:
     command += [f"--output={folder / 'measures.json'}"]
     if plan.transfer:
         command += [f"--transfer-train={plan.transfer[0]}", f"--transfer-val={plan.transfer[1]}"]
-    return command
+    return [*command, *plan.suite_words]
 
 
 def check_plan(plan: Plan) -> None:
@@ -119,6 +124,7 @@ def check_plan(plan: Plan) -> None:
     for loss in plan.losses:
         named = dataclasses.replace(plan.config.loss, name=loss)
         create_criterion(named, data.num_classes, plan.config.training.epochs, data.class_counts)
+    check_suites(plan.suites, data.val, data.num_classes)
     if plan.transfer:
         common_classes(*(open_data_set(str(path), plan.config.data.format) for path in plan.transfer))
     torch.manual_seed(0)

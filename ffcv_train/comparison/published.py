@@ -28,11 +28,20 @@ _FEATURES = {
     "logit_penalty": (0.2840, 0.3144, 0.7996, 0.7909, 0.6448, 0.6024),
 }
 _FEATURE_KEYS = ("d_within_train", "d_within_val", "d_total_train", "d_total_val", "r_squared_train", "r_squared_val")
+# Of the paper's repository: CUB-200 and Stanford Cars, told by their number of classes.
+_FINE_GRAINED = {
+    200: {"ce": 80.88, "ls": 81.96, "maxsup": 82.53},
+    196: {"ce": 90.27, "ls": 91.64, "maxsup": 92.25},
+}
 # ImageNet, ResNet-50, linear transfer in percent, by the number of classes: CIFAR-10 and CIFAR-100.
 _TRANSFER = {
     10: {"ce": 91.74, "ls": 90.14, "ols": 90.29, "maxsup": 91.00},
     100: {"ce": 75.35, "ls": 71.28, "ols": 73.13, "maxsup": 73.93},
 }
+TRANSFER_GRID = (
+    "Published transfer is that of the L2 penalty from 45 log-spaced values 1e-06 to 1e+05; a narrower grid gave 81.43 "
+    "(ce), 74.58 (ls) and 81.02 (maxsup) on CIFAR-10."
+)
 _CIFAR_10_CLASSES = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
 
 
@@ -41,8 +50,8 @@ def published(
 ) -> dict[str, float]:
     """Published values by metric, fractions in [0, 1]; {} where the paper has no such setting.
 
-    A data set of 1000 classes counts as ImageNet, one of 100 with a CIFAR network as CIFAR-100. `transfer_classes` are
-    the class names of the data set of the linear probe.
+    A data set of 1000 classes counts as ImageNet, one of 100 with a CIFAR network as CIFAR-100, of 200 and 196 with a
+    ResNet-50 as CUB-200 and Stanford Cars. `transfer_classes` are the class names of the data set of the linear probe.
     """
     found: dict[str, float] = {}
     if num_classes == 1000:
@@ -58,6 +67,8 @@ def published(
             known = _TRANSFER[10] if cifar_10 else _TRANSFER[100] if len(names) == 100 else {}
             if loss in known:
                 found["transfer"] = _fraction(known[loss])
+    elif num_classes in _FINE_GRAINED and arch == "resnet50" and loss in _FINE_GRAINED[num_classes]:
+        found["top_1"] = _fraction(_FINE_GRAINED[num_classes][loss])
     elif num_classes == 100 and arch in _CIFAR_100 and loss in _LOSSES:
         found["top_1"] = _fraction(_CIFAR_100[arch][_LOSSES.index(loss)])
     return found

@@ -10,10 +10,12 @@ from typing import Any
 from ffcv_train.analysis.figures.style import save_figure
 from ffcv_train.comparison.columns import _BY_KEY, METRICS, Metric
 from ffcv_train.comparison.figure import draw
+from ffcv_train.comparison.measure import read_samples
 from ffcv_train.comparison.plan import Plan, Run
-from ffcv_train.comparison.published import SOURCE, published
+from ffcv_train.comparison.published import SOURCE, TRANSFER_GRID, published
 from ffcv_train.comparison.run import Failure, is_finished
 from ffcv_train.data.open import open_data_set
+from ffcv_train.metrics.paired import MOST_SEEDS, Interval, bootstrap_interval, paired_interval, seeds_needed
 from ffcv_train.system.environment import command_line, describe_environment
 from ffcv_train.system.files import replace_text, write_json
 
@@ -25,8 +27,26 @@ _TABLES = (
         ("d_within_train", "d_within_val", "d_total_train", "d_total_val", "r_squared_train", "r_squared_val"),
     ),
     ("Linear transfer", ("transfer",)),
+    ("Calibration", ("temperature", "brier", "nll_scaled", "ece_scaled")),
+    ("Selective prediction", ("aurc", "aurc_logit", "aurc_margin", "excess_aurc", "coverage_5")),
+    ("Often and seldom seen classes", ("many", "medium", "few")),
+    ("Out-of-distribution detection", ("auroc", "auroc_logit", "auroc_energy", "auroc_knn", "fpr_95")),
 )
-_PAIRED = ("top_1", "nll", "ece", "d_within_val", "r_squared_val", "transfer")
+_PAIRED = (
+    *("top_1", "nll", "ece", "d_within_val", "r_squared_val", "transfer", "brier", "nll_scaled", "ece_scaled"),
+    *("aurc", "aurc_logit", "coverage_5", "many", "medium", "few", "auroc", "auroc_logit", "auroc_energy", "auroc_knn"),
+)
+_QUALITIES = {
+    **dict.fromkeys(("top_1", "nll", "ece"), ""),
+    **dict.fromkeys(("ece_scaled", "brier"), "calibration"),
+    **dict.fromkeys(("aurc", "coverage_5"), "selective"),
+    **dict.fromkeys(("many", "medium", "few"), "groups"),
+    **dict.fromkeys(("auroc", "auroc_knn"), "ood"),
+    **dict.fromkeys(("r_squared_val", "transfer"), ""),
+}
+"""The columns of the opening table, and the suite that each comes from"""
+_SAMPLED = {"top_1": "correct", "nll": "nll"}
+"""Metrics that are means over samples: what `samples.npz` calls theirs"""
 
 
 def collect(plan: Plan) -> dict[Run, dict[str, Any]]:
@@ -65,10 +85,12 @@ def summarise(plan: Plan, measures: Mapping[Run, Mapping[str, Any]], failures: S
                 plan.config.model.arch, num_classes, plan.config.training.epochs, loss, transfer_classes
             ),
         }
+    differences = _differences(plan, criteria)
     return {
         "format": 1,
         "criteria": criteria,
-        "differences": _differences(criteria),
+        "differences": differences,
+        "qualities": _qualities(criteria, differences),
         "failed": [
             {"run": f.run.name, "stage": f.stage, "status": f.status, "log": f.log, "tail": f.tail} for f in failures
         ],
@@ -116,22 +138,24 @@ def to_markdown(plan: Plan, summary: Mapping[str, Any]) -> str:
         "one seed. d and R² after arXiv:2010.16402, features of centre crops.",
         "",
     ]
+    columns = summary["qualities"]["columns"]
+    if columns:
+        names = list(columns[0]["cells"])
+        lines += ["| criterion | " + " | ".join(column["title"] for column in columns) + " |"]
+        lines += ["| --- |" + " ---: |" * len(columns)]
+        for name in names:
+            lines.append(f"| {name} | {' | '.join(column['cells'].get(name, '–') for column in columns)} |")
+        lines += ["", summary["qualities"]["note"], ""]
     for title, keys in _TABLES:
         shown = [key for key in keys if any(key in row["metrics"] for row in criteria.values())]
         if shown:
             lines += [f"## {title}", "", *_table(criteria, shown), ""]
     if summary["transfer"]:
         lines += [summary["transfer"], ""]
+        if any("transfer" in row["published"] for row in criteria.values()):
+            lines += [TRANSFER_GRID, ""]
     if summary["differences"]:
-        first = next(iter(criteria))
-        lines += [
-            f"## Difference to {first}, seed by seed",
-            "",
-            "Runs of one seed start from the same weights and see the same crops in the same order.",
-            "",
-            *_table(summary["differences"], [k for k in _PAIRED if _has(summary["differences"], k)], signed=True),
-            "",
-        ]
+        lines += _difference_lines(next(iter(criteria)), summary["differences"])
     if criteria:
         lines += ["![Dots per seed, a bar at the mean; hollow: training set](compare.png)", ""]
     failed = {record["run"] for record in summary["failed"]}
@@ -168,12 +192,111 @@ def _table(criteria: Mapping[str, Any], keys: Sequence[str], signed: bool = Fals
     return lines
 
 
-def _differences(criteria: Mapping[str, Any]) -> dict[str, Any]:
-    """For each criterion but the first, its metrics minus the first one's, over the seeds that both have."""
+def _qualities(criteria: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
+    """The opening table: a column per quality that all criteria have, marked by the difference to the first one."""
+    if not criteria:
+        return {"columns": [], "note": ""}
+    first = next(iter(criteria))
+    columns = []
+    for key, suite in _QUALITIES.items():
+        if not all(key in row["metrics"] for row in criteria.values()):
+            continue
+        metric = _BY_KEY[key]
+        cells = {}
+        for name, row in criteria.items():
+            mean = f"{row['metrics'][key]['mean'] * metric.scale:.{metric.digits}f}"
+            found = differences.get(name, {}).get("metrics", {}).get(key)
+            cells[name] = f"{mean} {_mark(metric, found)}".strip() if name != first else mean
+        columns.append({"title": metric.title, "suite": suite, "cells": cells})
+    note = (
+        f"Means over seeds. Against {first}, by the 95% interval of the paired difference: ▲ better, ▼ worse, "
+        "↑ higher, ↓ lower, = no difference that these runs show; no mark: not enough runs to say."
+    )
+    return {"columns": columns, "note": note}
+
+
+def _mark(metric: Metric, found: Mapping[str, Any] | None) -> str:
+    if found is None or found["interval"] is None:
+        return ""
+    if not found["exceeds"]:
+        return "="
+    if not metric.better:
+        return "↑" if found["mean"] > 0 else "↓"
+    return "▲" if found["mean"] * metric.better > 0 else "▼"
+
+
+def _difference_lines(first: str, differences: Mapping[str, Any]) -> list[str]:
+    """Differences with their intervals, and how many seeds would show them."""
+    keys = [key for key in _PAIRED if _has(differences, key)]
+    header = ["| criterion | seeds | " + " | ".join(_BY_KEY[key].title for key in keys) + " |"]
+    header.append("| --- | --- |" + " ---: |" * len(keys))
+    rows, seeds, few = [], [], False
+    for name, row in differences.items():
+        count = "one seed" if len(row["seeds"]) == 1 else str(len(row["seeds"]))
+        cells = [format_difference(_BY_KEY[key], row["metrics"].get(key)) for key in keys]
+        rows.append(f"| {name} | {count} | {' | '.join(cells)} |")
+        if len(row["seeds"]) > 1:
+            needed = [_seeds_text(row["metrics"].get(key)) for key in keys]
+            seeds.append(f"| {name} | {count} | {' | '.join(needed)} |")
+        else:
+            few = True
+    lines = [
+        f"## Difference to {first}, seed by seed",
+        "",
+        "Runs of one seed start from the same weights and see the same crops in the same order. In brackets is the 95% "
+        "interval of the mean difference (paired t); bold differences exceed it, the others are no difference that "
+        "these runs show. Of many intervals, one in twenty misses the truth by chance.",
+        "",
+    ]
+    if few:
+        lines += [
+            "With one seed the interval is a bootstrap over validation samples: what other samples would change, not "
+            "what another seed would.",
+            "",
+        ]
+    lines += [*header, *rows, ""]
+    if seeds:
+        lines += [
+            "## Seeds needed to see a difference of the size found",
+            "",
+            "With a chance of 80%, by a paired t-test at 5% that takes the mean and spread above for the true ones; of "
+            "a few seeds both are rough.",
+            "",
+            *header,
+            *seeds,
+            "",
+        ]
+    return lines
+
+
+def format_difference(metric: Metric, found: Mapping[str, Any] | None) -> str:
+    """A difference with its interval in the metric's unit; bold where it exceeds it, else said to be none."""
+    if found is None:
+        return "–"
+    mean = f"{found['mean'] * metric.scale:+.{metric.digits}f}"
+    interval = found["interval"]
+    if interval is None:
+        return f"{mean} (one seed)"
+    low, high = (f"{value * metric.scale:+.{metric.digits}f}" for value in interval)
+    return f"**{mean}** [{low}, {high}]" if found["exceeds"] else f"no difference: {mean} [{low}, {high}]"
+
+
+def _seeds_text(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    return f"over {MOST_SEEDS}" if found["seeds_needed"] is None else str(found["seeds_needed"])
+
+
+def _differences(plan: Plan, criteria: Mapping[str, Any]) -> dict[str, Any]:
+    """For each criterion but the first, its metrics minus the first one's, over the seeds that both have.
+
+    `interval` is that of the mean difference: Student's over seeds; of one seed the bootstrap's over samples where the
+    metric is a mean over them, else None. `exceeds` says whether 0 lies outside.
+    """
     found: dict[str, Any] = {}
     if len(criteria) < 2:
         return found
-    (_, base), *others = criteria.items()
+    (first, base), *others = criteria.items()
     for name, row in others:
         seeds = [seed for seed in row["seeds"] if seed in base["seeds"]]
         metrics = {}
@@ -184,10 +307,27 @@ def _differences(criteria: Mapping[str, Any]) -> dict[str, Any]:
                     - base["metrics"][key]["values"][base["seeds"].index(seed)]
                     for seed in seeds
                 ]
-                metrics[key] = spread(pairs)
+                interval = needed = None
+                if len(pairs) > 1:
+                    interval, needed = paired_interval(pairs), seeds_needed(pairs)
+                elif key in _SAMPLED:
+                    interval = _over_samples(plan, Run(name, seeds[0]), Run(first, seeds[0]), _SAMPLED[key])
+                metrics[key] = {
+                    **spread(pairs),
+                    "interval": None if interval is None else [interval.low, interval.high],
+                    "exceeds": None if interval is None else interval.exceeded,
+                    "seeds_needed": needed,
+                }
         if metrics:
             found[name] = {"seeds": seeds, "metrics": metrics}
     return found
+
+
+def _over_samples(plan: Plan, run: Run, base: Run, what: str) -> Interval | None:
+    own, other = (read_samples(plan.folder(one) / "samples.npz") for one in (run, base))
+    if own is None or other is None or len(own[what]) != len(other[what]):
+        return None
+    return bootstrap_interval(own[what] - other[what])
 
 
 def _has(rows: Mapping[str, Any], key: str) -> bool:
@@ -214,7 +354,8 @@ def _at(content: Mapping[str, Any], path: Sequence[str]) -> Any:
     for key in path:
         if value is None:
             return None
-        value = value[key]
+        # Suites came later than the format, and are there where they were asked for.
+        value = value.get(key) if path[0] == "suites" else value[key]
     return value if value is None or math.isfinite(value) else None
 
 

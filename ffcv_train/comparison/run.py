@@ -62,7 +62,7 @@ class _Job:
 def is_finished(plan: Plan, run: Run) -> bool:
     """Whether a run is trained and measured."""
     folder = plan.folder(run)
-    return (folder / "final.pt").is_file() and is_measured(folder / "measures.json", plan.transfer)
+    return (folder / "final.pt").is_file() and is_measured(folder / "measures.json", plan.transfer, plan.suites)
 
 
 def run_all(plan: Plan, line: ProgressLine | None = None) -> list[Failure]:
@@ -198,7 +198,7 @@ def _failure(plan: Plan, job: _Job, status: int) -> Failure | None:
     if job.stage == "train":
         done = (folder / "final.pt").is_file()
     else:
-        done = is_measured(folder / "measures.json", plan.transfer)
+        done = is_measured(folder / "measures.json", plan.transfer, plan.suites)
     if status == 0 and done:
         return None
     content = plan.log(job.run).read_bytes()[job.log_start :].decode(errors="replace")

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import scipy.stats
 import torch
 
+from ffcv_train.analysis.report.page import make_page
 from ffcv_train.cli.arguments import parse_request
 from ffcv_train.cli.compare import parse_plan
 from ffcv_train.cli.measure import parse_measure_request
@@ -30,6 +32,7 @@ from ffcv_train.comparison.plan import Plan, Run, check_plan, claim_folder, devi
 from ffcv_train.comparison.published import published
 from ffcv_train.comparison.report import collect, spread, summarise, to_markdown, write_report
 from ffcv_train.config.schema import ModelConfig, RunConfig, TrainingConfig
+from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.models.factory import create_model
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
@@ -309,6 +312,9 @@ def test_progress_says_how_far(fake: Fake, capfd: pytest.CaptureFixture) -> None
     assert "epochs 0/8" in printed and "ls_seed1 epoch 2/2 top-1 50.00%" in printed and "ETA" in printed
 
 
+OOD = ["--ood-data", "other.beton"]
+
+
 def fabricated(top_1: float, transfer: float | None = None) -> dict[str, Any]:
     plain = {"top_1": top_1, "top_5": 0.9, "nll": 1.25, "ece": 0.05}
     features = {"d_within": 0.2, "d_total": 0.5, "r_squared": 0.6}
@@ -341,12 +347,80 @@ def test_summary_and_tables(tmp_path: Path, settings: list[str]) -> None:
     assert "| ce | 3 | 83.00 ± 3.61 | 83.00 ± 3.61 | 90.00 ± 0.00 | 1.2500 ± 0.0000 | 0.0500 ± 0.0000 |" in text
     assert "| ls | one seed | 81.50 | 81.50 | 90.00 | 1.2500 | 0.0500 |" in text
     assert "45 log-spaced values 1e-06 to 1e+05, at the grid's end in 4 of 4 runs" in text
-    assert "| ls | one seed | -0.50 |" in text
+    assert "| ls | one seed | -0.50 (one seed) |" in text
     assert "**ls_seed0 failed** to train" in text and "**Not yet run**: maxsup_seed0" in text
     paths = write_report(plan, summary)
     assert sorted(path.name for path in paths) == ["compare.json", "compare.md", "compare.png", "compare.svg"]
     assert json.loads(paths[0].read_text())["criteria"]["ce"]["seeds"] == [0, 1, 2]
     assert [path.name for path in write_report(plan, summarise(plan, {}, []))] == ["compare.json", "compare.md"]
+
+
+def test_differences_have_intervals_and_say_where_there_is_none(tmp_path: Path, settings: list[str]) -> None:
+    plan = parse_plan(["--losses=ce,ls,maxsup", "--seeds=0,1,2,3", f"--out={tmp_path}", *settings])
+    ce, ls = [0.80, 0.82, 0.87, 0.81], [0.81, 0.832, 0.88, 0.818]
+    maxsup = [0.79, 0.83, 0.86, 0.825]
+    found = {
+        Run(name, seed): fabricated(value)
+        for name, values in (("ce", ce), ("ls", ls), ("maxsup", maxsup))
+        for seed, value in enumerate(values)
+    }
+    summary = summarise(plan, found, [])
+    expected = scipy.stats.ttest_rel(ls, ce).confidence_interval(0.95)
+    better = summary["differences"]["ls"]["metrics"]["top_1"]
+    assert better["interval"] == pytest.approx([expected.low, expected.high])
+    assert better["exceeds"] and better["seeds_needed"] == 3
+    assert not summary["differences"]["maxsup"]["metrics"]["top_1"]["exceeds"]
+    text = to_markdown(plan, summary)
+    low, high = (f"{100 * value:+.2f}" for value in (expected.low, expected.high))
+    assert f"| ls | 4 | **+1.00** [{low}, {high}] | no difference: +0.0000" in text
+    assert "| maxsup | 4 | no difference: +0.1" in text
+    assert "| ls | 83.50 ▲ | 1.2500 = |" in text and "| ce | 82.50 | 1.2500 |" in text
+    needed = text.partition("## Seeds needed")[2]
+    assert "| ls | 4 | 3 | over 1000 |" in needed
+
+
+def test_one_seed_is_compared_over_samples(tmp_path: Path, settings: list[str]) -> None:
+    plan = parse_plan(["--losses=ce,ls,maxsup", "--seeds=0", f"--out={tmp_path}", *settings])
+    random = np.random.default_rng(0)
+    correct = {"ce": np.arange(1000) < 700, "ls": np.arange(1000) < 760}
+    correct["maxsup"] = random.permutation(correct["ce"])
+    for name, values in correct.items():
+        folder = plan.folder(Run(name, 0))
+        folder.mkdir(parents=True)
+        np.savez(folder / "samples.npz", correct=values, nll=1 - values.astype(np.float32))
+    found = {Run(name, 0): fabricated(float(values.mean())) for name, values in correct.items()}
+    summary = summarise(plan, found, [])
+    better = summary["differences"]["ls"]["metrics"]["top_1"]
+    half = 1.96 * np.sqrt(0.06 * 0.94 / 1000)
+    assert better["interval"] == pytest.approx([0.06 - half, 0.06 + half], abs=0.15 * half)
+    assert better["exceeds"] and better["seeds_needed"] is None
+    assert not summary["differences"]["maxsup"]["metrics"]["top_1"]["exceeds"]
+    text = to_markdown(plan, summary)
+    assert "a bootstrap over validation samples" in text and "Seeds needed" not in text
+    assert "no difference: +0.00 [" in text
+
+
+def test_suites_have_columns(tmp_path: Path, settings: list[str]) -> None:
+    plan = parse_plan(["--losses=ce", "--seeds=0,1", "--suite=calibration,ood", f"--out={tmp_path}", *settings, *OOD])
+    calibration = {"temperature": 1.5, "before": {"brier": 0.3}, "after": {"nll": 0.7, "ece": 0.01}}
+    scores = {"probability": {"auroc": 0.8, "fpr_95": 0.5}, "logit": {"auroc": 0.7, "fpr_95": 0.6}}
+    suites = {"calibration": calibration, "ood": {"mean": scores}}
+    found = {Run("ce", seed): {**fabricated(0.8), "suites": suites} for seed in (0, 1)}
+    text = to_markdown(plan, summarise(plan, found, []))
+    assert "| ce | 2 | 1.500 ± 0.000 | 0.3000 ± 0.0000 | 0.7000 ± 0.0000 | 0.0100 ± 0.0000 |" in text
+    assert "| ce | 2 | 80.00 ± 0.00 | 70.00 ± 0.00 | 50.00 ± 0.00 |" in text
+
+
+def test_suites_asked_for_later_are_measured(fake: Fake) -> None:
+    assert running.run_all(fake.plan) == []
+    later = dataclasses.replace(fake.plan, suites=SuiteOptions(("selective",)))
+    assert not any(running.is_finished(later, run) for run in later.runs)
+    path = fake.plan.folder(fake.plan.runs[0]) / "measures.json"
+    options = {"selective": {}, "calibration": {"calibrate_on": "", "split_seed": 1}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "suite_options": options}))
+    assert running.is_finished(later, fake.plan.runs[0])
+    other = dataclasses.replace(fake.plan, suites=SuiteOptions(("calibration",), split_seed=2))
+    assert not running.is_finished(other, fake.plan.runs[0])
 
 
 def test_published_row_stands_beside(tmp_path: Path, settings: list[str]) -> None:
@@ -364,6 +438,9 @@ def test_published_values() -> None:
     assert published("deit_small_patch16_224", 1000, 300, "regularization_only") == {"top_1": 0.7598}
     assert published("cifar_resnet18", 100, 200, "ls") == {"top_1": 0.7705}
     assert published("cifar_resnet20", 10, 36, "ls") == {}
+    assert published("resnet50", 200, 100, "maxsup") == {"top_1": 0.8253}
+    assert published("resnet50", 196, 100, "ce") == {"top_1": 0.9027}
+    assert published("resnet50", 196, 100, "ols") == published("resnet18", 200, 100, "ls") == {}
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     assert published("resnet50", 1000, 200, "ls", names)["transfer"] == 0.9014
     assert published("resnet50", 1000, 200, "ls", [f"digit{i}" for i in range(10)]).get("transfer") is None
@@ -421,6 +498,7 @@ def test_script_end_to_end(
     """Two criteria, two seeds: one run fails, then the whole command again keeps the others and mends it."""
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "compare.py"), "--losses=ce,maxsup", "--seeds=0,1", f"--out={out}", *settings]
+    command += ["--suite=selective,ood", "--knn-k=5", "--ood-data", str(small_betons[0])]
     obstacle = out / "runs" / "maxsup_seed0"
     plan = parse_plan(command[2:])
     claim_folder(plan)
@@ -455,8 +533,18 @@ def test_script_end_to_end(
         assert found["features"]["val"]["d_within"] == pytest.approx(d_within, abs=1e-6)
         assert found["features"]["val"]["r_squared"] == pytest.approx(r_squared, abs=1e-5)
         assert found["features"]["train"]["samples"] == 96
+        with np.load(folder / "samples.npz") as samples:
+            assert samples["correct"].mean() == pytest.approx(top_1)
+            assert samples["nll"].mean() == pytest.approx(nll, rel=1e-4)
+        assert found["suites"]["selective"]["risk"] == pytest.approx(1 - top_1)
+        assert set(found["suites"]["ood"]["mean"]) == {"probability", "logit", "energy", "knn"}
         assert found["transfer"] is None and math.isfinite(found["train"]["nll"])
     assert (out / "compare.png").stat().st_size > 10_000 and (out / "compare.svg").exists()
+
+    page = make_page([str(out)])
+    opening, _, rest = page.partition("<h2")[2].partition("</table>")
+    assert all(text in opening for text in ("criterion", "AURC", "AUROC", "#selective-prediction", "maxsup"))
+    assert 'id="selective-prediction"' in rest and 'id="out-of-distribution-detection"' in rest
 
     check_transfer(plan.folder(Run("ce", 0)) / "final.pt", small_betons, tmp_path)
     monkeypatch.setattr(sys, "argv", [*command[1:], "--seeds=0,1,2", "--dry-run"])

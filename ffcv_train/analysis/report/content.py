@@ -1,6 +1,7 @@
 """What a page is made of."""
 
 import base64
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ class Table:
     title: str = ""
     folded: bool = False
     numeric: bool = True
+    links: Sequence[str] = ()
+    """For each column the name of the section that its cells lead to; empty: none"""
     kind: Literal["table"] = "table"
 
 
@@ -83,6 +86,15 @@ class Section:
 
     title: str
     items: list[Item] = field(default_factory=list)
+
+
+def anchor(title: str) -> str:
+    """The address of the section called `title` within the page.
+
+    >>> anchor("Calibration, before and after")
+    'calibration-before-and-after'
+    """
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
 
 
 def group_findings(found: Sequence[tuple[str, Finding]]) -> Findings:

@@ -1,14 +1,15 @@
 """From folders to the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
-from ffcv_train.analysis.report.content import Item, Section, Text, group_findings, picture, tables_of
+from ffcv_train.analysis.report.content import Item, Section, Table, Text, anchor, group_findings, picture, tables_of
 from ffcv_train.analysis.report.curves import draw_groups, draw_runs
-from ffcv_train.analysis.report.extras import Found, extra_sections, find_extras
+from ffcv_train.analysis.report.extras import SUITE_TITLES, Found, extra_sections, find_extras, suite_sections
 from ffcv_train.analysis.report.rules import find
 from ffcv_train.analysis.report.runs import Comparison, Run, is_comparison, read_comparison, read_runs
 from ffcv_train.analysis.report.tables import metrics_table, settings_tables
@@ -45,6 +46,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
     )
+    environment.filters["anchor"] = anchor
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template("page.html").render(
         title=title, subtitle=subtitle, sections=sections, written=written
@@ -64,22 +66,43 @@ def run_sections(runs: Sequence[Run], named: Found) -> list[Section]:
 
 
 def comparison_sections(comparison: Comparison, named: Found) -> list[Section]:
-    """The comparison's tables and figure, then findings, curves per criterion, every run, settings."""
+    """Criterion by quality, then the comparison's tables and figure, findings, curves, suites, every run, settings."""
     runs = comparison.runs
     results: list[Item] = [Text(note, note=True) for note in comparison.notes]
+    # One run of each criterion, so that figures show all criteria.
+    first = [(name, runs[members[0]]) for name, members in comparison.groups]
+    suites = suite_sections(
+        [(f"{name}, {run.name}", found) for name, run in first if (found := run.measures.get("suites"))]
+    )
+    there = {section.title for section in suites} | {"Comparison", "Runs"}
+    opening = _opening(comparison.qualities, there)
     results += tables_of(comparison.markdown)
     if comparison.figure is not None:
         results.append(picture(comparison.figure, "A dot per seed, a bar at the mean; hollow: training set"))
     groups = [(name, [runs[i] for i in members]) for name, members in comparison.groups]
     lines = Text("Lines are means over seeds, bands reach from the least to the largest value.")
     return [
+        *([Section("In short", opening)] if opening else []),
         Section("Comparison", results),
         Section("What to try next", _findings(runs)),
+        *suites,
         Section("Curves", [lines, draw_groups(groups)]),
         Section("Runs", [*_notes(runs), metrics_table(runs)]),
         *_extras(runs, named),
         Section("Settings", [*settings_tables(runs)]),
     ]
+
+
+def _opening(qualities: Mapping[str, Any], there: Set[str]) -> list[Item]:
+    """A row per criterion, a column per quality, whose cells lead to the section that shows it."""
+    columns = qualities.get("columns", [])
+    if not columns:
+        return []
+    names = list(columns[0]["cells"])
+    rows = [[name, *(column["cells"].get(name, "–") for column in columns)] for name in names]
+    titles = [SUITE_TITLES.get(column["suite"], "Comparison") for column in columns]
+    links = ["", *(title if title in there else "Comparison" for title in titles)]
+    return [Table(["criterion", *(column["title"] for column in columns)], rows, links=links), Text(qualities["note"])]
 
 
 def _extras(runs: Sequence[Run], named: Found) -> list[Section]:

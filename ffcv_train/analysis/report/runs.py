@@ -50,6 +50,8 @@ class Comparison:
     """compare.md; empty where it is not written yet"""
     figure: Path | None
     notes: tuple[str, ...]
+    qualities: dict[str, Any] = field(default_factory=dict)
+    """What compare.py says in short: `columns` and a `note`; empty where it wrote none"""
 
 
 def is_comparison(folder: Path) -> bool:
@@ -137,7 +139,13 @@ def read_comparison(folder: Path) -> Comparison:
         notes.append(f"Not yet run when the table was written: {', '.join(missing)}.")
     figure = next((p for p in (folder / "compare.svg", folder / "compare.png") if p.is_file()), None)
     return Comparison(
-        folder, tuple(runs), tuple((c, tuple(i)) for c, i in groups.items()), markdown, figure, tuple(notes)
+        folder,
+        tuple(runs),
+        tuple((c, tuple(i)) for c, i in groups.items()),
+        markdown,
+        figure,
+        tuple(notes),
+        summary.get("qualities") or {},
     )
 
 

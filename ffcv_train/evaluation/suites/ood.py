@@ -1,5 +1,6 @@
 """`ood`: does the network notice samples of another kind than it was trained on?"""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def run(examined: Examined) -> dict[str, Any]:
         return made
 
     inside = scores(examined.outputs)
-    sets = []
+    sets: list[dict[str, Any]] = []
     for path in options.ood_data:
         other = open_data_set(path)
         found = collect(examined.network, examined.config, other, process, examined.layer, f"ood {other.path.name}")
@@ -71,4 +72,8 @@ def run(examined: Examined) -> dict[str, Any]:
     neighbours = None
     if bank is not None:
         neighbours = {"k": options.neighbour, "train_set": options.train_set, "samples": len(bank)}
-    return {"samples": len(examined.outputs.labels), "neighbours": neighbours, "sets": sets}
+    mean = {
+        name: {key: statistics.fmean(one["scores"][name][key] for one in sets) for key in ("auroc", "fpr_95")}
+        for name in inside
+    }
+    return {"samples": len(examined.outputs.labels), "neighbours": neighbours, "sets": sets, "mean": mean}

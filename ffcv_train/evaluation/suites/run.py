@@ -5,13 +5,13 @@ from typing import Any
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.open import DataSet, open_data_set
-from ffcv_train.evaluation.collect import collect
+from ffcv_train.evaluation.collect import Collected, collect
 from ffcv_train.evaluation.extraction import class_names
 from ffcv_train.evaluation.run import load_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites import calibration, groups, ood, selective
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
-from ffcv_train.models.inspect.last_layer import need_last_layer
+from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
 from ffcv_train.models.network import Network
 from ffcv_train.system.distributed import Process
 
@@ -43,19 +43,32 @@ def run_suites(
     data_set: DataSet,
     process: Process,
     names: tuple[str, ...] | None = None,
+    outputs: Collected | None = None,
 ) -> dict[str, Any]:
     """A record per suite, by name, of single views at the first of validation.resolution; the same on every rank.
 
-    Raises `UserError` where memory is too small, or the network diverged.
+    `outputs` is what `collect_for` gave, where it is there already. Raises `UserError` where memory is too small, or
+    the network diverged.
     """
-    layer = None
-    if "ood" in options.suites and ood.has_training_set(options):
-        layer = need_last_layer(
-            network.model, config.validation.resolution[0], config.model.arch, "the neighbours of --suite ood"
-        )
-    outputs = collect(network, config, data_set, process, layer, "suites")
+    if outputs is None:
+        outputs = collect_for(options, network, config, data_set, process)
+    layer = _layer(options, network, config)
     examined = Examined(network, config, process, data_set, outputs, names, layer, options)
     return {name: SUITES[name](examined) for name in options.suites}
+
+
+def collect_for(
+    options: SuiteOptions, network: Network, config: RunConfig, data_set: DataSet, process: Process
+) -> Collected:
+    """What the suites need of the validation set."""
+    return collect(network, config, data_set, process, _layer(options, network, config), "suites")
+
+
+def _layer(options: SuiteOptions, network: Network, config: RunConfig) -> LastLayer | None:
+    if "ood" not in options.suites or not ood.has_training_set(options):
+        return None
+    side = config.validation.resolution[0]
+    return need_last_layer(network.model, side, config.model.arch, "the neighbours of --suite ood")
 
 
 def evaluate_with_suites(request: Request, process: Process, options: SuiteOptions) -> dict[str, Any]:

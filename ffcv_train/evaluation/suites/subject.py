@@ -1,6 +1,8 @@
 """What suites are asked to do, and of what."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import check_labels
@@ -29,6 +31,27 @@ class SuiteOptions:
     ood_data: tuple[str, ...] = ()
     neighbour: int = 50
     """ood: which of the nearest training samples says how near a sample is"""
+
+    def of(self, suite: str) -> dict[str, Any]:
+        """The options on which the record of `suite` depends, files by their absolute paths."""
+
+        def whole(path: str) -> str:
+            return str(Path(path).resolve()) if path else ""
+
+        depends: dict[str, dict[str, Any]] = {
+            "calibration": {"calibrate_on": whole(self.calibrate_on), "split_seed": self.split_seed},
+            "groups": {
+                "train_set": whole(self.train_set),
+                "many_over": self.many_over,
+                "few_under": self.few_under,
+            },
+            "ood": {
+                "ood_data": [whole(path) for path in self.ood_data],
+                "train_set": whole(self.train_set),
+                "neighbour": self.neighbour,
+            },
+        }
+        return depends.get(suite, {})
 
 
 @dataclass(frozen=True, eq=False)
