@@ -22,11 +22,12 @@ _MAX_LISTED_FILES = 2_000_000
 
 @dataclass
 class Written:
-    """What the sidecar says of the samples: their indices in the source, the CRC-32 of each, and who is missing why."""
+    """What the sidecar says of the samples: indices in the source, the CRC-32 of each, what is missing or damaged."""
 
     indices: array = field(default_factory=lambda: array("q"))
     crcs: array = field(default_factory=lambda: array("I"))
     skipped: list[tuple[int, str]] = field(default_factory=list)
+    damaged: list[tuple[int, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Images done, skipped ones too."""
@@ -35,6 +36,7 @@ class Written:
     def add(self, chunk: EncodedChunk) -> None:
         """Enter what became of a task."""
         self.skipped += chunk.failures
+        self.damaged += chunk.damaged
         self.indices.extend(sample.index for sample in chunk.samples)
         self.crcs.extend(sample.crc for sample in chunk.samples)
 
@@ -60,6 +62,7 @@ def sidecar_of(
         "source": {**origin, "num_images": len(source)},
         "settings": settings,
         "skipped": [{"name": source.name(index), "reason": reason} for index, reason in written.skipped],
+        "damaged": [{"name": source.name(index), "reason": reason} for index, reason in written.damaged],
         "versions": all_versions(),
         "checksums": {
             "algorithm": "crc32",

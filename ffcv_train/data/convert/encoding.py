@@ -20,7 +20,7 @@ from ffcv_train.data.sources.image_file import (
     ImageError,
     _is_bgr,
     contiguous,
-    decode_rgb,
+    decode,
 )
 
 
@@ -36,7 +36,8 @@ class Encoding:
     seed: int = 0
     tiles: bool = True
     level: float = 0.0
-    stop_at_error: bool = True
+    on_error: str = "stop"
+    max_megapixels: int = 179
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Task:
 
 @dataclass
 class EncodedChunk:
-    """What became of a task: rows of `samples`, and `failures` as (index, reason)."""
+    """What became of a task: rows of `samples`; `failures`, and `damaged` ones of the samples, as (index, reason)."""
 
     samples: list[EncodedSample] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
+    damaged: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
     stamp: int | None = None
     """`stamp_of` the places of the task, before they were read"""
@@ -96,17 +98,27 @@ def encode_task(encoding: Encoding, task: Task) -> tuple[EncodedChunk, list[byte
     start = time.perf_counter()
     for index, place in zip(task.indices, task.places, strict=True):
         try:
-            image = place if isinstance(place, np.ndarray) else decode_rgb(_read(place))
+            image, damage = (place, "") if isinstance(place, np.ndarray) else _image(place, encoding)
             data, mode, height, width = encode_image(encoding, index, image)
         except ImageError as error:
             chunk.failures.append((index, str(error)))
-            if encoding.stop_at_error:
+            if encoding.on_error != "skip":
                 break
             continue
+        if damage:
+            chunk.damaged.append((index, damage))
         contents.append(data)
         chunk.samples.append(EncodedSample(index, mode, height, width, len(data), zlib.crc32(data)))
     chunk.seconds = time.perf_counter() - start
     return chunk, contents
+
+
+def _image(place: Blob | ZipBlob, encoding: Encoding) -> tuple[np.ndarray, str]:
+    """The pixels, and the damage that is to be kept."""
+    image = decode(_read(place), max_pixels=encoding.max_megapixels * 1_000_000)
+    if image.damage and encoding.on_error != "keep":
+        raise ImageError(f"is a damaged JPEG ({image.damage}), of which readers make other pixels than it had")
+    return image.pixels, image.damage
 
 
 def stamp_of(places: Iterable[Blob | ZipBlob | np.ndarray]) -> int | None:

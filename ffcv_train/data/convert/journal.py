@@ -56,11 +56,12 @@ def read_journal(path: Path, fingerprint: Any) -> list[EncodedChunk] | None:
                 checksum, _, body = line.partition(" ")
                 if not line.endswith("\n") or checksum != f"{zlib.crc32(body.encode()):08x}":
                     break
-                stamp, samples, failures = json.loads(body)
+                stamp, samples, failures, damaged = json.loads(body)
                 chunks.append(
                     EncodedChunk(
                         [EncodedSample(*sample) for sample in samples],
                         [(index, reason) for index, reason in failures],
+                        [(index, reason) for index, reason in damaged],
                         stamp=stamp,
                     )
                 )
@@ -109,4 +110,4 @@ def _line(content: Any) -> str:
 
 def _to_plain(chunk: EncodedChunk) -> Any:
     rows = [[s.index, s.mode, s.height, s.width, s.size, s.crc] for s in chunk.samples]
-    return [chunk.stamp, rows, chunk.failures]
+    return [chunk.stamp, rows, chunk.failures, chunk.damaged]

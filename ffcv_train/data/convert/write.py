@@ -66,7 +66,12 @@ class WriteConfig:
     level: float = option(
         0.0, "JPEGs keep a smaller one of this share of their sides, for crops that need no more; 0: none", max=0.95
     )
-    on_error: str = option("stop", "at an unreadable image", choices=("stop", "skip"))
+    on_error: str = option(
+        "stop",
+        "at an unreadable image or damaged JPEG; keep: damaged JPEGs as far as they decode, listed in the sidecar",
+        choices=("stop", "skip", "keep"),
+    )
+    max_megapixels: int = option(179, "largest image to decode, in million pixels", min=1)
     classes: str = option("", "imagenet, zip, webdataset: file of class names in label order, or a .beton with them")
     download: bool = option(False, "cifar10, cifar100: download to data_dir what is missing")
     page_size: int = option(
@@ -141,9 +146,12 @@ def convert(config: WriteConfig, source: Source | None = None, progress: Progres
         finally:
             progress.close()
     seconds = time.perf_counter() - start
-    skipped = f" ({len(written.skipped)} skipped, listed in {sidecar_path(target).name})" if written.skipped else ""
+    listed = {"skipped": len(written.skipped), "damaged": len(written.damaged)}
+    listing = "".join(f"{number} {what}, " for what, number in listed.items() if number)
+    listing = f" ({listing}listed in {sidecar_path(target).name})" if listing else ""
     progress.print(
-        f"{target}: {len(written.indices)} samples{skipped}, {readable_size(target.stat().st_size)}, "
+        f"{target}: {len(written.indices)} samples{listing}, "
+        f"{readable_size(target.stat().st_size)}, "
         f"{duration(seconds)}, {(count - taken_up) / seconds:.0f} images/s"
     )
     return target
@@ -189,7 +197,8 @@ def _encoding(config: WriteConfig) -> Encoding:
         config.seed,
         config.tiles,
         config.level,
-        config.on_error == "stop",
+        config.on_error,
+        config.max_megapixels,
     )
 
 
@@ -262,11 +271,16 @@ def _tasks(source: Source, first: int, count: int, chunk_size: int) -> Iterator[
 
 
 def _stop_at_failure(chunk: EncodedChunk, source: Source, config: WriteConfig) -> None:
-    if config.on_error == "stop":
+    if config.on_error != "skip":
         for index, reason in chunk.failures:
+            others = ""
+            if "is a damaged JPEG" in reason:
+                others = ", or store what can be decoded of damaged JPEGs with --cfg.on_error=keep"
+            elif "million that are allowed" in reason:
+                others = ", or raise --cfg.max_megapixels"
             raise UserError(
                 f"{source.name(index)} in {config.data_dir} {reason}; repair or remove it, or leave such images out "
-                f"with --cfg.on_error=skip"
+                f"with --cfg.on_error=skip{others}"
             )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ffcv_train.data.format.beton import Beton, open_beton, sidecar_path
 from ffcv_train.data.format.layout import MODE_JPG, pair_digest
 from ffcv_train.data.format.pagefile import tables_crc
-from ffcv_train.data.kernels.jpeg import frame_size
+from ffcv_train.data.kernels.jpeg import frame_size, unsupported_kind
 from ffcv_train.data.kernels.level import is_smaller, level_of, level_size
 from ffcv_train.data.kernels.turbojpeg import decode_jpeg
 from ffcv_train.system.errors import UserError
@@ -150,7 +150,10 @@ def _damage(stored: np.ndarray, height: int, width: int) -> str:
         pixels = np.empty(height * width * 3, np.uint8)
     except MemoryError:
         return f"has {width} × {height} pixels, more than there is memory for"
-    return "is a damaged JPEG" if decode_jpeg(stored.ctypes.data, len(stored), height, width, pixels) else ""
+    if not decode_jpeg(stored.ctypes.data, len(stored), height, width, pixels):
+        return ""
+    kind = unsupported_kind(stored.tobytes())
+    return f"is a JPEG of an unsupported kind ({kind})" if kind else "is a damaged JPEG"
 
 
 def _damage_of_level(beton: Beton, stored: np.ndarray, height: int, width: int) -> str:

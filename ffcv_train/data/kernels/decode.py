@@ -31,6 +31,12 @@ PROBLEMS = {
 }
 
 
+def problem_of(problem: int, data: bytes) -> str:
+    """What `decode_samples` met in a sample whose stored bytes are `data`, in words that follow the sample's name."""
+    kind = jpeg.unsupported_kind(data) if problem == BAD_JPEG else ""
+    return f"is a JPEG of an unsupported kind ({kind})" if kind else PROBLEMS[problem]
+
+
 class Scratch:
     """What one thread needs while it decodes; allocated once."""
 

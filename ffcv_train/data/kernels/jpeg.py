@@ -167,3 +167,26 @@ def frame_size(data: np.ndarray) -> tuple[int, int]:
     """Height and width in pixels of a JPEG (uint8 [N]); (0, 0) where its header makes no sense."""
     header = np.zeros(HEADER_FIELDS, np.int64)
     return (int(header[HEIGHT]), int(header[WIDTH])) if parse_header(data, header) else (0, 0)
+
+
+_FRAMES = {0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xC9: "arithmetic-coded"}
+
+
+def unsupported_kind(data: bytes) -> str:
+    """What makes a JPEG one that TurboJPEG does not decode to RGB pixels of 8 bits; "" where nothing does."""
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            kind = _FRAMES.get(marker, "" if marker < 0xC9 else "arithmetic-coded or hierarchical")
+            precision, components = data[position + 4], data[position + 9]
+            if not kind and precision != 8:
+                kind = f"{precision}-bit"
+            return kind or ("CMYK" if components == 4 else "")
+        if marker == 0xDA:
+            break
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return ""

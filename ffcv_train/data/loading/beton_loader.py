@@ -4,6 +4,7 @@ FFCV gives the file format and the native JPEG decoder; order, randomness, buffe
 are ours (docs/architecture.md says why).
 """
 
+import ctypes
 import math
 import threading
 import weakref
@@ -18,7 +19,7 @@ import torch
 
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
-from ffcv_train.data.kernels.decode import PROBLEMS, Scratch, decode_samples
+from ffcv_train.data.kernels.decode import Scratch, decode_samples, problem_of
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.pages import PageCache
 from ffcv_train.data.loading.plan import EpochPlan, Order
@@ -266,8 +267,10 @@ class Loader:
             *scratch.arguments,
         )
         if position >= 0:
+            sample = int(samples[position])
+            data = ctypes.string_at(int(addresses[position]), int(beton.sizes[sample]))
             raise UserError(
-                f"{beton.describe(int(samples[position]))} {PROBLEMS[problem]}; "
+                f"{beton.describe(sample)} {problem_of(problem, data)}; "
                 f"run ffcv-train write --verify {beton.path} to list all such samples"
             )
 

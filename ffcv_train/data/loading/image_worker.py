@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -96,7 +97,11 @@ def collate(images: list[np.ndarray | Failure]) -> torch.Tensor | Failure:
 
 
 def set_up_worker(worker: int) -> None:
-    """Signals are the parent's to act on: it finishes its step, and its end ends the workers."""
+    """Signals are the parent's to act on: it finishes its step, and its end ends the workers.
+
+    Pillow's warnings, which name no file, are not shown, as in conversion.
+    """
+    warnings.simplefilter("ignore")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import numpy as np
 from ffcv_train.data.format.beton import Beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, crop_parameters
 from ffcv_train.data.kernels.cut import Cutter
-from ffcv_train.data.kernels.decode import PROBLEMS, Scratch, decode_samples
+from ffcv_train.data.kernels.decode import Scratch, decode_samples, problem_of
 from ffcv_train.data.loading.image_worker import Failure
 from ffcv_train.data.sources.archives import Blob, ZipBlob, index_zip
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
@@ -136,5 +136,5 @@ def _cut_sample(sample: Sample, parameters: np.ndarray, side: int) -> np.ndarray
         *scratch.arguments,
     )
     if position >= 0:
-        raise ImageError(PROBLEMS[problem])
+        raise ImageError(problem_of(problem, stored.tobytes()))
     return target[0]
