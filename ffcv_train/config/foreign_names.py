@@ -58,7 +58,7 @@ FOREIGN_NAMES = {
     "j": "data.num_workers",
     "b": "training.batch_size, per device",
     "batch_size": "training.batch_size and validation.batch_size, per device",
-    "opt": "training.optimizer: sgd or adamw; nesterov is training.nesterov=1",
+    "opt": "training.optimizer: sgd, adamw, lamb, lion or muon; nesterov is training.nesterov=1",
     "wd": "training.weight_decay",
     "bias_weight_decay": _NORMS,
     "transformer_embedding_decay": "training.norm_weight_decay, of position embeddings and class tokens as well",

@@ -156,3 +156,49 @@ def test_fused_sgd_survives_steps_that_the_scaler_skips(overflowing: set[int], n
     assert optimizer.param_groups[0]["fused"] is None
     for fused, multi_tensor in zip(*weights, strict=True):
         assert torch.allclose(fused, multi_tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("lamb", "Lamb"), ("lion", "Lion"), ("muon", "Muon")])
+def test_timm_s_optimizers_step_as_timm_makes_them(name: str, expected: str) -> None:
+    """The same weights after steps as of timm's own factory with the same groups."""
+    built = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=4)
+        if ours:
+            config = TrainingConfig(optimizer=name, momentum=0.9, beta2=0.99, weight_decay=0.05)
+            optimizer = create_optimizer(model, config, "cpu")
+        else:
+            more: dict[str, Any] = {"momentum": 0.9} if name == "muon" else {}
+            optimizer = timm.optim.create_optimizer_v2(
+                model, opt=name, lr=0.01, weight_decay=0.05, betas=(0.9, 0.99), fallback_list=["fc.*"], **more
+            )
+        assert type(optimizer).__name__ == expected
+        for step in range(3):
+            torch.manual_seed(step)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            optimizer.zero_grad()
+            model(torch.randn(4, 3, 64, 64)).square().sum().backward()
+            optimizer.step()
+        built.append(model.state_dict())
+    assert not torch.equal(built[0]["fc.weight"], timm.create_model("test_resnet", num_classes=4).fc.weight)
+    for key, value in built[0].items():
+        torch.testing.assert_close(value, built[1][key], msg=key)
+
+
+def test_muon_leaves_the_head_and_what_does_not_decay_to_adamw() -> None:
+    model = timm.create_model("test_vit", num_classes=4)
+    optimizer = create_optimizer(model, TrainingConfig(optimizer="muon", momentum=0.95, nesterov=True), "cpu")
+    assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.95, True)
+    fallback = {name for group in optimizer.param_groups if group["use_fallback"] for name in names(model, group)}
+    others = {name for group in optimizer.param_groups if not group["use_fallback"] for name in names(model, group)}
+    assert {"head.weight", "head.bias", "pos_embed", "cls_token", "norm.weight"} <= fallback
+    assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= others
+    assert all(name.endswith("weight") for name in others)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "muon"])
+def test_values_out_of_range_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"training\.optimizer={name} refuses training.momentum=1"):
+        create_optimizer(Small(), TrainingConfig(optimizer=name, momentum=1.0), "cpu")

@@ -51,6 +51,9 @@ def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Pat
     "more",
     [
         ["--training.amp=bf16"],
+        ["--training.optimizer=lamb", "--lr.lr=0.005"],
+        ["--training.optimizer=lion", "--lr.lr=0.0005"],
+        ["--training.optimizer=muon", "--lr.lr=0.005", "--finetune.head_lr=2"],
         ["--training.ema_decay=0.8", "--training.accumulate=2", "--training.clip_grad=1", "--training.optimizer=adamw"],
         ["--data.in_memory=0", "--model.channels_last=0", "--training.nesterov=1"],
         [
