@@ -1,4 +1,4 @@
-"""Operations of RandAugment and 3-Augment on a batch, each sample with its own strength; Pillow's definitions.
+"""Operations of the policies on a batch, each sample with its own strength; Pillow's definitions.
 
 Each takes `images` uint8 [n, 3, H, W], RGB, on any device, and `amount` float32 [n] on the same, and returns uint8
 [n, 3, H, W]. They agree with Pillow to one level of 255, but for `gaussian_blur`, where Pillow approximates.
@@ -118,6 +118,16 @@ def translate_y(images: Tensor, amount: Tensor) -> Tensor:
     return affine(images, vertical_translation(amount, *images.shape[2:]))
 
 
+def translate_x_pixels(images: Tensor, amount: Tensor) -> Tensor:
+    """To the left by `amount` pixels."""
+    return affine(images, horizontal_pixels(amount, *images.shape[2:]))
+
+
+def translate_y_pixels(images: Tensor, amount: Tensor) -> Tensor:
+    """Up by `amount` pixels."""
+    return affine(images, vertical_pixels(amount, *images.shape[2:]))
+
+
 def rotation(amount: Tensor, height: int, width: int) -> Tensor:
     """`affine`'s map for `rotate`."""
     angle = -amount * (math.pi / 180)
@@ -150,12 +160,24 @@ def vertical_translation(amount: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([one, zero, zero, zero, one, amount * height], dim=1)
 
 
+def horizontal_pixels(amount: Tensor, height: int, width: int) -> Tensor:
+    """`affine`'s map for `translate_x_pixels`."""
+    return horizontal_translation(amount / width, height, width)
+
+
+def vertical_pixels(amount: Tensor, height: int, width: int) -> Tensor:
+    """`affine`'s map for `translate_y_pixels`."""
+    return vertical_translation(amount / height, height, width)
+
+
 GEOMETRIC: dict[Operation, Callable[[Tensor, int, int], Tensor]] = {
     rotate: rotation,
     shear_x: horizontal_shear,
     shear_y: vertical_shear,
     translate_x: horizontal_translation,
     translate_y: vertical_translation,
+    translate_x_pixels: horizontal_pixels,
+    translate_y_pixels: vertical_pixels,
 }
 """The operations that are `affine`, by their maps: functions of the amounts [n] and the images' height and width"""
 FILL = (124, 116, 104)

@@ -9,7 +9,10 @@ from collections.abc import Collection
 _SMOOTHING = "loss.name=ls with loss.alpha_start and loss.alpha_end, both the smoothing"
 _SIDES = "resolution.min_res and resolution.max_res, and validation.resolution"
 _FOLDERS = "data.train_dataset and data.val_dataset, with data.format=folder for folders of images"
-_POLICY = "augment.policy=rand_augment with augment.magnitude and augment.magnitude_std, or three_augment"
+_POLICY = (
+    "augment.policy: rand_augment with augment.magnitude and augment.magnitude_std, auto_augment, augmix, "
+    "trivial_augment, or three_augment"
+)
 _LAUNCH = "nothing: torchrun --nproc_per_node=N starts a process per GPU, and tells it so"
 _EVALUATE = "the command ffcv-train eval --checkpoint FILE"
 _EMA = "training.ema_decay, above 0"
@@ -79,7 +82,7 @@ FOREIGN_NAMES = {
     "test_only": _EVALUATE,
     "auto_augment": _POLICY,
     "ra_magnitude": "augment.magnitude, of 10",
-    "augmix_severity": "nothing: augment.policy knows no AugMix",
+    "augmix_severity": "augment.magnitude, with augment.policy=augmix",
     "random_erase": "augment.erase",
     "amp": "training.amp, with a value: bf16, fp16 or off",
     "dist_url": _LAUNCH,

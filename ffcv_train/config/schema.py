@@ -68,10 +68,12 @@ class AugmentConfig:
 
     policy: str = option(
         "none",
-        "rand_augment, or DeiT III's three_augment (greyscale, solarise or blur, then colour jitter)",
-        choices=("none", "rand_augment", "three_augment"),
+        "rand_augment, auto_augment (ImageNet's), augmix, trivial_augment (wide), or DeiT III's three_augment",
+        choices=("none", "rand_augment", "auto_augment", "augmix", "trivial_augment", "three_augment"),
     )
-    magnitude: float = option(9.0, "rand_augment: strength of an operation, of 10", min=0.0, max=10.0)
+    magnitude: float = option(
+        9.0, "rand_augment: strength of an operation, of 10; augmix: the largest, usually 3", min=0.0, max=10.0
+    )
     magnitude_std: float = option(0.5, "rand_augment: standard deviation of the strength", min=0.0)
     operations: int = option(2, "rand_augment: operations per image, each applied with probability 0.5", min=1)
     color_jitter: float = option(

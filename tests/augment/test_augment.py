@@ -1,12 +1,14 @@
 """Augmentation on the device against timm and Pillow on the same images, and against itself in other batches."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import scipy.stats
 import timm.data.auto_augment as timm_ops
 import torch
+import torchvision
 from PIL import Image, ImageFilter, ImageOps
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import Sampler
 
-from ffcv_train.augment import draws, erasing, mixing, operations, policy
+from ffcv_train.augment import draws, erasing, layers, mixing, operations, policy
 from ffcv_train.config.schema import AugmentConfig
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.plan import repeated_batches
@@ -127,9 +129,9 @@ def test_each_sample_has_its_own_strength(photographs: Tensor) -> None:
 
 def test_rand_augment_draws_as_timm_does() -> None:
     config = AugmentConfig(policy="rand_augment", magnitude=7.0, magnitude_std=0.5)
-    layers = policy.plan(config, 0, 0, KEYS)
-    assert len(layers) == 2
-    for layer in layers:
+    found = policy.plan(config, 0, 0, KEYS)
+    assert len(found) == 2
+    for layer in found:
         applied = layer.operations >= 0
         assert abs(applied.mean() - 0.5) < 0.04
         counts = np.bincount(layer.operations[applied], minlength=15)
@@ -138,7 +140,7 @@ def test_rand_augment_draws_as_timm_does() -> None:
         degrees = layer.amounts[turned]
         assert abs((degrees < 0).mean() - 0.5) < 0.2
         assert scipy.stats.kstest(np.abs(degrees) / 3, "norm", (7.0, 0.5)).pvalue > 1e-3
-    both = (layers[0].operations >= 0) & (layers[1].operations >= 0)
+    both = (found[0].operations >= 0) & (found[1].operations >= 0)
     assert abs(both.mean() - 0.25) < 0.04, "the layers must draw apart"
 
 
@@ -275,8 +277,9 @@ def batch_of(photographs: Tensor, keys: np.ndarray) -> Batch:
     return Batch(photographs[rows], rows % 5, rows, keys)
 
 
-def test_a_sample_is_augmented_alike_in_any_batch(photographs: Tensor) -> None:
-    config = AugmentConfig(policy="rand_augment", erase=0.5)
+@pytest.mark.parametrize("chosen", ["rand_augment", "trivial_augment", "auto_augment", "augmix"])
+def test_a_sample_is_augmented_alike_in_any_batch(photographs: Tensor, chosen: str) -> None:
+    config = AugmentConfig(policy=chosen, erase=0.5)
     normalise = Normaliser(IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"), torch.float32, torch.channels_last)
     augment = Augmenter(config, normalise, 5, seed=1)
     keys = np.arange(48)
@@ -348,6 +351,116 @@ def test_repeated_augmentation_is_deits(world_size: int, repeats: int) -> None:
     assert set(counts[counts > 0]) == {repeats} and max(keys) < repeats * n
 
 
+def operations_of(steps: Sequence[layers.Step]) -> set[int]:
+    """Every operation that some sample gets."""
+    found: set[int] = set()
+    for step in steps:
+        if isinstance(step, layers.Mixture):
+            found |= operations_of([layer for chain in step.chains for layer in chain])
+        else:
+            found |= set(step.operations.tolist()) - {-1}
+    return found
+
+
+TRIVIAL = (
+    ("Identity", None), ("ShearX", operations.shear_x), ("ShearY", operations.shear_y),
+    ("TranslateX", operations.translate_x_pixels), ("TranslateY", operations.translate_y_pixels),
+    ("Rotate", operations.rotate), ("Brightness", operations.brightness), ("Color", operations.saturation),
+    ("Contrast", operations.contrast), ("Sharpness", operations.sharpness), ("Posterize", operations.posterize),
+    ("Solarize", operations.solarize), ("AutoContrast", operations.autocontrast), ("Equalize", operations.equalize),
+)  # fmt: skip
+
+
+def test_trivial_augment_is_torchvisions() -> None:
+    """The same operations, strengths and signs; each is drawn as often, and applied to the whole batch's share."""
+    space = torchvision.transforms.TrivialAugmentWide()._augmentation_space(31)
+    assert [name for name, _ in TRIVIAL] == list(space)
+    for (name, operation), (ours, strengths, signed) in zip(TRIVIAL, policy.TRIVIAL_AUGMENT, strict=True):
+        theirs, theirs_signed = space[name]
+        assert (ours, signed) == (operation, theirs_signed)
+        wanted = np.broadcast_to(theirs.numpy(), 31) if ours and name not in ("AutoContrast", "Equalize") else 0
+        # torchvision cuts translations to whole pixels when it applies them.
+        np.testing.assert_allclose(
+            strengths, np.floor(wanted + 1e-4) if name.startswith("Translate") else wanted, atol=1e-5
+        )
+    (layer,) = policy.plan(AugmentConfig(policy="trivial_augment"), 0, 0, KEYS)
+    counts = np.unique(layer.operations, return_counts=True)[1]
+    assert len(counts) == 14 and scipy.stats.chisquare(counts).pvalue > 1e-3
+    degrees = layer.amounts[layer.operations == policy.OPERATIONS.index(operations.rotate)]
+    assert scipy.stats.chisquare(np.unique(np.round(np.abs(degrees) / 4.5), return_counts=True)[1]).pvalue > 1e-3
+    assert abs((degrees < 0).mean() - 0.5) < 0.1
+    factors = layer.amounts[layer.operations == policy.OPERATIONS.index(operations.contrast)]
+    assert factors.min() == pytest.approx(0.01) and factors.max() == pytest.approx(1.99)
+
+
+@pytest.mark.parametrize("axis", [3, 2])
+def test_translations_in_pixels_equal_pillows(photographs: Tensor, axis: int) -> None:
+    operation = operations.translate_x_pixels if axis == 3 else operations.translate_y_pixels
+    moved = operation(photographs, torch.full((len(photographs),), 5.0))
+    kept = torch.arange(SIDE - 5)
+    assert torch.equal(moved.index_select(axis, kept), photographs.index_select(axis, kept + 5))
+    assert torch.equal(
+        moved.index_select(axis, kept[:5] + SIDE - 5).permute(0, 2, 3, 1)[0, 0, 0],
+        torch.tensor(operations.FILL, dtype=torch.uint8),
+    )
+
+
+def test_auto_augment_is_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pairs, probabilities and strengths of its policy for ImageNet, and how often each is drawn."""
+    monkeypatch.setattr(timm_ops, "_randomly_negate", lambda value: value)
+    names = {name: operation for name, operation in OF_TIMM if not name.endswith("Increasing")}
+    names |= {"PosterizeOriginal": operations.posterize, "Solarize": operations.solarize}
+    names |= {"Color": operations.saturation, "Contrast": operations.contrast, "Sharpness": operations.sharpness}
+    theirs = timm_ops.auto_augment_policy_original({})
+    assert len(theirs) == len(policy.AUTO_AUGMENT) == 25
+    for pair, ours in zip(theirs, policy.AUTO_AUGMENT, strict=True):
+        for one, (operation, share, magnitude) in zip(pair, ours, strict=True):
+            assert (names[one.name], one.prob) == (operation, share)
+            arguments = one.level_fn(one.magnitude, one.hparams) if one.level_fn else (0,)
+            assert policy._original_amount(operation, magnitude) == pytest.approx(arguments[0])
+    first, second = policy.plan(AugmentConfig(policy="auto_augment"), 0, 0, KEYS)
+    for number, layer in enumerate((first, second)):
+        for operation in (operations.rotate, operations.equalize):
+            share = np.mean([pair[number][1] if pair[number][0] is operation else 0 for pair in policy.AUTO_AUGMENT])
+            assert abs((layer.operations == policy.OPERATIONS.index(operation)).mean() - share) < 0.03
+    turned = first.amounts[first.operations == policy.OPERATIONS.index(operations.rotate)]
+    assert set(np.round(np.abs(turned)).tolist()) == {9.0, 24.0, 27.0}
+    assert abs((turned < 0).mean() - 0.5) < 0.1
+
+
+def test_augmix_draws_as_timm_does() -> None:
+    names = dict(OF_TIMM)
+    assert tuple(names[name] for name in timm_ops._AUGMIX_TRANSFORMS) == policy.AUGMIX
+    (mixture,) = policy.plan(AugmentConfig(policy="augmix", magnitude=3.0), 0, 0, KEYS)
+    assert mixture.weights.shape == (len(KEYS), 3)
+    np.testing.assert_allclose(mixture.weights.sum(1), 1, rtol=1e-5)
+    for weights in mixture.weights.T:  # the marginals of Dirichlet(1, 1, 1)
+        assert scipy.stats.kstest(weights, "beta", (1, 2)).pvalue > 1e-3
+    assert scipy.stats.kstest(mixture.share, "uniform").pvalue > 1e-3
+    for chain in mixture.chains:
+        applied = np.stack([layer.operations >= 0 for layer in chain])
+        depths = applied.sum(0)
+        assert applied[0].all() and scipy.stats.chisquare(np.bincount(depths)[1:]).pvalue > 1e-3
+        counts = np.unique(chain[0].operations, return_counts=True)[1]
+        assert len(counts) == 13 and scipy.stats.chisquare(counts).pvalue > 1e-3
+        degrees = chain[0].amounts[chain[0].operations == policy.OPERATIONS.index(operations.rotate)]
+        assert scipy.stats.kstest(np.abs(degrees) / 9, "uniform").pvalue > 1e-3
+
+
+def test_augmix_mixes_as_timm_does(photographs: Tensor) -> None:
+    """timm's own mixing of what our operations make of each image."""
+    keys = np.arange(len(photographs))
+    (mixture,) = policy.plan(AugmentConfig(policy="augmix", magnitude=3.0), 0, 0, keys)
+    found = policy.apply(photographs, [mixture])
+    chains = [policy.apply(photographs, chain) for chain in mixture.chains]
+    for i, image in enumerate(photographs):
+        made = iter(chains)
+        reference = timm_ops.AugMixAugment([lambda _, made=made, i=i: as_pillow(next(made)[i])], depth=1)
+        expected = reference._apply_basic(as_pillow(image), mixture.weights[i], mixture.share[i])
+        assert (found[i].int() - as_tensor(expected).int()).abs().max() <= 1
+    assert (found != photographs).flatten(1).any(1).float().mean() > 0.5
+
+
 class NothingMadeOfHostNumbers(TorchFunctionMode):
     """Refuses tensors of Python numbers on another device: there the host waits for the copy."""
 
@@ -357,25 +470,27 @@ class NothingMadeOfHostNumbers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("chosen", ["rand_augment", "three_augment"])
-def test_the_host_does_not_wait_for_the_device(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("chosen", "count"),
+    [("rand_augment", 15), ("three_augment", 6), ("trivial_augment", 13), ("auto_augment", 10), ("augmix", 13)],
+)
+def test_the_host_does_not_wait_for_the_device(chosen: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device without values, where asking for one fails."""
 
     def to_device(values: np.ndarray, device: torch.device) -> Tensor:
         return torch.empty_like(torch.from_numpy(values), device=device)
 
-    for module in (operations, policy, mixing):
+    for module in (operations, layers, mixing):
         monkeypatch.setattr(module, "to_device", to_device)
     config = AugmentConfig(policy=chosen, mixup=0.8, cutmix=1.0)
     images = torch.empty(400, 3, 32, 32, dtype=torch.uint8, device="meta")
     labels = torch.empty(400, dtype=torch.int64, device="meta")
-    layers = policy.plan(config, 1, 2, KEYS[:400])
-    used = {operations for layer in layers for operations in layer.operations.tolist()} - {-1}
-    assert len(used) == (15 if chosen == "rand_augment" else 6)
+    steps = policy.plan(config, 1, 2, KEYS[:400])
+    assert len(operations_of(steps)) == count
     mixture = mixing.draw(config, 32, 1, 2, KEYS[:400])
     assert mixture is not None
     with NothingMadeOfHostNumbers():
-        images = policy.apply(images, layers)
+        images = policy.apply(images, steps)
         mixing.mix(images.float(), mixture)
         mixing.mixed_targets(labels, mixture, 10)
     assert images.shape == (400, 3, 32, 32)

@@ -155,7 +155,7 @@ def test_evaluation_sees_torchvisions_resize_and_centre_crop(sets: Path, kind: s
     assert differences.mean() <= 0.5 and differences.max() <= 1.5
 
 
-@pytest.mark.parametrize("policy", ["rand_augment", "three_augment"])
+@pytest.mark.parametrize("policy", ["rand_augment", "three_augment", "trivial_augment", "auto_augment", "augmix"])
 def test_the_policy_does_not_depend_on_the_workers(sets: Path, policy: str) -> None:
     images = open_image_set(sets / "train.zip", "zip")
     config = AugmentConfig(policy=policy)

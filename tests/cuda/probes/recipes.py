@@ -52,6 +52,9 @@ OPTIONS = {
     "blurpool, not channels last": (*RESNET, "--model.use_blurpool=1", "--model.channels_last=0"),
     "RandAugment": (*DEIT, "--augment.policy=rand_augment"),
     "3-Augment": (*DEIT, "--augment.policy=three_augment"),
+    "AugMix": (*RESNET, "--augment.policy=augmix", "--augment.magnitude=3"),
+    "Lion": (*RESNET, "--training.optimizer=lion"),
+    "Muon": (*DEIT, "--training.optimizer=muon"),
     "3-Augment in fp16": (*DEIT, "--augment.policy=three_augment", "--training.amp=fp16"),
     "erasing": (*DEIT, "--augment.erase=0.5"),
     "Mixup and CutMix per pair": (
