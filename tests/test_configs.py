@@ -180,8 +180,8 @@ def keys_read(tree: ast.AST) -> set[str]:
         names: dict[str, str] = {}
         for node in ast.walk(scope):
             if isinstance(node, ast.arg) and node.annotation is not None:
-                kind = ast.unparse(node.annotation)
-                names.update((node.arg, section) for section, type_ in SECTIONS.items() if type_.__name__ == kind)
+                kinds = ast.unparse(node.annotation).split(" | ")
+                names.update((node.arg, section) for section, type_ in SECTIONS.items() if type_.__name__ in kinds)
             elif isinstance(node, ast.Assign):
                 targets, values = node.targets[0], node.value
                 pairs = (

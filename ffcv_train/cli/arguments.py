@@ -1,15 +1,18 @@
 """The command line of whatever runs a checkpoint over a data set, laid over the checkpoint's own configuration."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ffcv_train.cli.presets import lay_preset
 from ffcv_train.cli.suite_arguments import add_suite_options, tau_of
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
+from ffcv_train.models.preset import EVALUATION_KEYS, preset_of
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors
 
@@ -83,7 +86,12 @@ def parse_request(
     for key, value in (defaults or {}).items():
         section, name = key.split(".")
         base.setdefault(section, {})[name] = value
-    config = load_config(RunConfig, rest, description, base=base)
+    config, taken = load_config(RunConfig, rest, description, base=base), ""
+    arch_given = any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest)
+    if not subject.ours and arch_given:
+        preset = preset_of(dataclasses.replace(config.model, weights=subject.path))
+        if preset is not None:
+            config, taken = lay_preset(preset, rest, EVALUATION_KEYS, base)
     output = getattr(options, "output", None)
     request = Request(
         subject,
@@ -93,8 +101,8 @@ def parse_request(
         getattr(options, "ignore_class_names", False),
         SimpleNamespace(**vars(options)),
         tau_of(getattr(options, "tau", None)),
+        taken,
     )
-    arch_given = any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest)
     _check_request(request, arch_given, needs_data_set)
     return request
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ffcv_train.cli.presets import load_run_config
 from ffcv_train.cli.suite_arguments import add_suite_options, suite_options, suite_words
 from ffcv_train.comparison.estimate import print_plan
 from ffcv_train.comparison.plan import (
@@ -18,8 +19,6 @@ from ffcv_train.comparison.plan import (
 )
 from ffcv_train.comparison.report import collect, summarise, write_report
 from ffcv_train.comparison.run import Interrupted, run_all
-from ffcv_train.config.read import load_config
-from ffcv_train.config.schema import RunConfig
 from ffcv_train.losses import CRITERIA
 from ffcv_train.system.errors import UserError
 
@@ -48,7 +47,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     add_suite_options(own)
     own.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its time, train nothing")
     options, rest = parser.parse_known_args(list(argv))
-    config = load_config(RunConfig, rest, DESCRIPTION + "\n" + parser.format_help())
+    config, _ = load_run_config(rest, DESCRIPTION + "\n" + parser.format_help())
     for key in _OWN_OPTIONS:
         if any(word == f"--{key}" or word.startswith(f"--{key}=") for word in rest):
             raise UserError(f"ffcv-train compare sets {key} itself; drop --{key}, and use --losses, --seeds and --out")

@@ -9,8 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ffcv_train.config.read import load_config
-from ffcv_train.config.schema import RunConfig
+from ffcv_train.cli.presets import load_run_config
 from ffcv_train.doctor.examination import Request, examine
 from ffcv_train.doctor.report import print_report
 from ffcv_train.system.distributed import process_group
@@ -38,7 +37,7 @@ def parse_request(argv: Sequence[str]) -> Request:
         "--devices", metavar="N", default="0", help="processes of the run on this machine; 0: one per GPU [0]"
     )
     options, rest = parser.parse_known_args(list(argv))
-    config = load_config(RunConfig, rest, DESCRIPTION + "\n" + parser.format_help())
+    config, _ = load_run_config(rest, DESCRIPTION + "\n" + parser.format_help())
     request = Request(
         config,
         Path(options.json) if options.json else None,

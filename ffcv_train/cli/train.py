@@ -7,18 +7,19 @@ ffcv-train train --config-file rn50_configs/rn50_88_epochs.yaml \
 import sys
 from collections.abc import Sequence
 
-from ffcv_train.config.read import load_config
-from ffcv_train.config.schema import RunConfig
+from ffcv_train.cli.presets import load_run_config
 from ffcv_train.system.distributed import process_group
 from ffcv_train.training.trainer import Stopped, Trainer
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, build, train."""
-    config = load_config(RunConfig, argv, "Train a classifier on .beton files.")
+    config, taken = load_run_config(argv, "Train a classifier on .beton files.")
     with process_group(config.training.device) as process:
         try:
-            folder = Trainer(config, process).fit()
+            trainer = Trainer(config, process)
+            trainer.notes += [taken] if taken else []
+            folder = trainer.fit()
         except Stopped as stopped:
             if process.is_main:
                 print(stopped, file=sys.stderr)

@@ -34,11 +34,7 @@ def load_config(
     or key, a wrong type or a value out of bounds, naming the file or argument it came from.
     """
     schema_fields = _fields_by_key(schema)
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.usage = "%(prog)s [--config-file YAML] [--section.key=value …]"
-    face = _fastargs_face(schema)
-    _augment_help(face, parser, schema_fields)
-    known, rest = parser.parse_known_args(list(argv))
+    face, known, rest = _parse(schema, argv, description)
 
     merged: dict[str, tuple[Any, str]] = {}
     unknown: list[tuple[str, str]] = []
@@ -70,6 +66,26 @@ def load_config(
             wrong.append(f"{key} in {origin} {reason}, not {_shown(value)}")
     _refuse(unknown, wrong, schema_fields)
     return _build(schema, sections)
+
+
+def told_options(schema: type, argv: Sequence[str]) -> set[str]:
+    """The "section.key" of every option that a YAML file or the command line in `argv` sets."""
+    schema_fields = _fields_by_key(schema)
+    _, known, _ = _parse(schema, argv, "")
+    in_files = {key for file in known.config_file for key in _flatten(read_yaml(file))}
+    return {key for key in schema_fields if key in in_files or getattr(known, key) is not None}
+
+
+def _parse(
+    schema: type, argv: Sequence[str], description: str
+) -> tuple[fastargs.Config, argparse.Namespace, list[str]]:
+    """(fastargs' face, the words of `argv` as options, those that are none)."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.usage = "%(prog)s [--config-file YAML] [--section.key=value …]"
+    face = _fastargs_face(schema)
+    _augment_help(face, parser, _fields_by_key(schema))
+    known, rest = parser.parse_known_args(list(argv))
+    return face, known, rest
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ffcv_train.config.read import from_dict, to_dict
-from ffcv_train.config.schema import RunConfig
+from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.data.classes import check_labels
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.open import DataSet, open_data_set, val_loader
@@ -26,6 +26,7 @@ from ffcv_train.evaluation.suites.run import SUITES, check_suites, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.models.network import AMP_DTYPES, Network
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
+from ffcv_train.models.preset import EVALUATION_KEYS, preset_of
 from ffcv_train.system.distributed import choose_device, local_process
 from ffcv_train.system.errors import UserError, speaking_of_arguments
 
@@ -123,11 +124,11 @@ def load_network(
 
     A checkpoint of ours says what it needs: `load_network("runs/my_run/final.pt")`. That of a network that was given
     to `train` needs one like it as `model`. Others (torchvision's, timm's, state dicts, safetensors) need `arch`, the
-    name of the architecture, or `model`, and `num_classes` is what the file has. `mean` and `std` per channel, of
-    pixels in [0, 1], are the checkpoint's where they are None, or its library's for its weights, or ImageNet's.
+    name of the architecture, or `model`, and `num_classes` is what the file has. What is None of the images'
+    preprocessing is what the checkpoint says, or its library says of its weights: `resolution`, the side of images in
+    pixels, `crop_ratio`, interpolation, and `mean` and `std` per channel, of pixels in [0, 1], else ImageNet's.
     `weights` is "ema", "model" or "auto": averaged weights where the checkpoint has them.
-    `device` as in `Loader`; `amp` is "bf16", "fp16" or "off"; `resolution`, the side of images in pixels, and
-    `crop_ratio` are the checkpoint's where they are None. Raises `UserError` for a file that does not fit, and
+    `device` as in `Loader`; `amp` is "bf16", "fp16" or "off". Raises `UserError` for a file that does not fit, and
     `ValueError` naming an argument that is wrong.
     """
     if weights not in ("auto", "ema", "model"):
@@ -154,7 +155,10 @@ def load_network(
             "data.std": std or (IMAGENET_STD if model is not None and not subject.ours else None),
         }
         content = to_dict(from_dict(RunConfig, subject.config, str(path)))
-        for key, value in told.items():
+        stated = preset_of(ModelConfig(arch, weights=str(path))) if arch and not subject.ours else None
+        taken = stated.untold([key for key, value in told.items() if value is not None]) if stated else {}
+        taken = {key: taken[key] for key in EVALUATION_KEYS if key in taken}
+        for key, value in [*taken.items(), *told.items()]:
             section, name = key.split(".")
             if value is not None:
                 content[section][name] = value

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.inspect.last_layer import need_last_layer
 from ffcv_train.models.network import Network, normalisation
 from ffcv_train.models.weights import load_weights
-from ffcv_train.system.distributed import Process, all_reduce_sum
+from ffcv_train.system.distributed import Process, all_reduce_sum, local_process
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
@@ -42,6 +43,8 @@ def load_network(
     stored = dataclasses.replace(config.model, weights=request.subject.path)
     stated = normalisation(dataclasses.replace(config, model=stored))
     network = Network.on(device, model, num_classes, config, stated)
+    if request.taken and local_process(device).is_main:
+        print(request.taken, file=sys.stderr)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
     if network.amp_dtype is None:
         # What is asked for in float32 is no TF32, which keeps 10 bits of the 23.
@@ -98,6 +101,7 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         "num_classes": network.num_classes,
         "data_set": str(data_set.path),
         "samples": len(data_set),
+        "taken": request.taken or None,
         "normalisation": {"mean": network.normalise.mean, "std": network.normalise.std},
         "crop_ratio": config.validation.crop_ratio,
         "crop": config.validation.crop,

@@ -45,6 +45,8 @@ class Request:
     """The script's own options, as `add_options` declared them"""
     tau: float | None = None
     """Power of the norm that each class's weights in the last layer are divided by; None: they stay as they are"""
+    taken: str = ""
+    """In words, what was taken from the statement on published weights"""
 
 
 def read_subject(path: str) -> Subject:

@@ -17,7 +17,7 @@ from ffcv_train.models.blurpool import apply_blurpool
 from ffcv_train.models.cifar_deit import CIFAR_TRANSFORMERS
 from ffcv_train.models.cifar_resnet import CIFAR_MODELS
 from ffcv_train.models.inspect.trace import evaluation_mode
-from ffcv_train.models.weights import find_prefix, read_normalisation
+from ffcv_train.models.weights import find_prefix
 from ffcv_train.system.errors import UserError
 
 # Built without their auxiliary heads, so that they return logits in training too, and with the change from ImageNet's
@@ -136,29 +136,6 @@ def propose_arch(stated: str, keys: Collection[str]) -> str:
         if {f"{prefix}{key}" for key in own} <= {*keys}:
             return name
     return known[0] if known else ""
-
-
-def pretrained_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """(mean, std) per channel, of pixels in [0, 1], that `config.weights` were trained with; None without weights.
-
-    From a checkpoint of ours as it says; for other files what the library states for its weights of `config.arch`.
-    None where neither says anything.
-    """
-    if not config.weights:
-        return None
-    stated = read_normalisation(config.weights)
-    if stated is not None:
-        return stated
-    library, name = find_arch(config.arch)
-    if library == "torchvision":
-        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-        return tuple(preset.mean), tuple(preset.std)
-    if library == "timm":
-        import timm
-
-        published = timm.get_pretrained_cfg(name)
-        return (tuple(published.mean), tuple(published.std)) if published is not None else None
-    return None
 
 
 def check_resolution(model: nn.Module, resolution: int, arch: str = "") -> int:

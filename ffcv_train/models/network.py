@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
+from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
+from ffcv_train.models.preset import preset_of
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.errors import UserError
 
@@ -67,7 +68,8 @@ def normalisation(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ..
     """(mean, std) per channel of pixels in [0, 1]: the options', else the weights' own, else ImageNet's."""
     if config.data.mean:
         return config.data.mean, config.data.std
-    return pretrained_normalisation(config.model) or (IMAGENET_MEAN, IMAGENET_STD)
+    preset = preset_of(config.model)
+    return (preset.normalisation if preset is not None else None) or (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def build_network(

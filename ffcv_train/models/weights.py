@@ -63,14 +63,6 @@ def read_state_dict(path: str | Path, ema: bool = False) -> OrderedDict[str, Ten
     return state
 
 
-def read_normalisation(path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """(mean, std) per channel, of pixels in [0, 1], that a checkpoint of ours carries; None in other files."""
-    stated = read_weight_file(Path(path)).get("normalisation")
-    if not isinstance(stated, Mapping) or "mean" not in stated or "std" not in stated:
-        return None
-    return tuple(float(x) for x in stated["mean"]), tuple(float(x) for x in stated["std"])
-
-
 def load_weights(model: nn.Module, path: str | Path, arch: str = "", *, ema: bool = True) -> WeightsReport:
     """Load a checkpoint (see `read_state_dict`) into `model`; every key and shape must fit, except in the head.
 

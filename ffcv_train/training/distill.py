@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ffcv_train.config.read import from_dict
 from ffcv_train.config.schema import DistillConfig, ModelConfig, RunConfig
 from ffcv_train.models.checkpoint import load_checkpoint
-from ffcv_train.models.factory import check_resolution, create_model, pretrained_normalisation
+from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.network import place
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
-from ffcv_train.models.weights import load_weights, read_state_dict
+from ffcv_train.models.preset import preset_of
+from ffcv_train.models.weights import load_weights
 from ffcv_train.system.errors import UserError
 
 
@@ -108,8 +109,8 @@ class _Description(NamedTuple):
 def _describe(config: DistillConfig) -> _Description:
     if config.teacher_arch:
         model = ModelConfig(arch=config.teacher_arch, weights=config.teacher)
-        read_state_dict(config.teacher)
-        return _Description(model, pretrained_normalisation(model), None)
+        preset = preset_of(model)
+        return _Description(model, preset.normalisation if preset is not None else None, None)
     try:
         content = load_checkpoint(config.teacher)
     except UserError as error:

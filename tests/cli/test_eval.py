@@ -17,6 +17,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
@@ -461,3 +462,47 @@ def test_per_class(
     assert report["per_class"]["names"] == CLASS_NAMES
     assert "Most frequent errors" in capsys.readouterr().out
     assert "must end in .csv" in error_of("--checkpoint", checkpoint, "--per-class=classes.json")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of photographs of 300 to 400 pixels a side in 3 classes."""
+    root = tmp_path_factory.mktemp("photographs")
+    for number, pixels in enumerate(crops_of_photographs(12, 300, 400, seed=4)):
+        folder = root / f"class{number % 3}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def test_published_weights_are_evaluated_as_their_library_does(
+    evaluate: Callable[..., dict], photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """timm's bicubic 160 pixels of 168, against its own transform; what is told has precedence, in either way."""
+    torch.manual_seed(0)
+    model, cfg = timm.create_model("test_vit", num_classes=3).eval(), timm.get_pretrained_cfg("test_vit")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=cfg.to_dict()))
+    files = sorted(photographs.glob("*/*.png"))
+    labels = torch.tensor([int(file.parent.name[-1]) for file in files])
+    with torch.no_grad():
+        logits = model(torch.stack([transform(Image.open(file).convert("RGB")) for file in files]))
+    arguments = ["--checkpoint", tmp_path / "weights.pth", "--model.arch=test_vit", "--data.format=folder"]
+    arguments += [f"--data.val_dataset={photographs}", "--validation.lr_tta=0", *SETTINGS[4:]]
+    report = evaluate(*arguments)
+    assert (report["interpolation"], report["crop_ratio"], report["results"][0]["resolution"]) == ("bicubic", 0.95, 160)
+    assert report["results"][0]["nll"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=2e-4)
+    said = (
+        "took side 160, crop torchvision, crop ratio 0.95, interpolation bicubic, mean 0.5,0.5,0.5, std 0.5,0.5,0.5 "
+        "from timm's test_vit.r160_in1k"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == report["taken"] == said
+    (tmp_path / "told.yaml").write_text("model: {arch: test_vit}\nvalidation: {crop_ratio: 1.0}\n")
+    told = evaluate(*arguments, "--config-file", tmp_path / "told.yaml", "--validation.interpolation=bilinear")
+    assert (told["interpolation"], told["crop_ratio"], told["results"][0]["resolution"]) == ("bilinear", 1.0, 160)
+    assert told["taken"] == said.replace("crop ratio 0.95, interpolation bicubic, ", "")
+
+
+def test_a_checkpoint_of_ours_keeps_its_own_preprocessing(checkpoint: Path, evaluate: Callable[..., dict]) -> None:
+    report = evaluate("--checkpoint", checkpoint)
+    assert (report["taken"], report["crop_ratio"]) == (None, 1.0)

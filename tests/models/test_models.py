@@ -21,7 +21,7 @@ from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from ffcv_train.config.schema import ModelConfig
 from ffcv_train.models.blurpool import apply_blurpool, with_filters
-from ffcv_train.models.factory import check_resolution, create_model, find_arch, pretrained_normalisation
+from ffcv_train.models.factory import check_resolution, create_model, find_arch
 from ffcv_train.models.weights import find_prefix, load_weights, read_state_dict
 from ffcv_train.system.errors import UserError
 
@@ -643,28 +643,3 @@ def test_what_is_no_checkpoint_is_refused_and_never_run(tmp_path: Path) -> None:
     expect("holds list, not a state dict")
     torch.save({"epoch": 3, "note": "x"}, path)
     expect("holds no weights, only epoch, note")
-
-
-# Normalisation
-
-
-def test_normalisation_comes_from_the_weights(tmp_path: Path) -> None:
-    torch.save(ours(trained()), tmp_path / "ours.pt")
-    torch.save(trained().state_dict(), tmp_path / "plain.pt")
-
-    def stated(arch: str, file: str) -> Any:
-        return pretrained_normalisation(ModelConfig(arch=arch, weights=str(tmp_path / file) if file else ""))
-
-    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert stated("cifar_resnet20", "ours.pt") == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert stated("tf_efficientnet_lite0", "ours.pt") == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert stated("resnet50", "plain.pt") == imagenet
-    assert stated("timm/resnet50", "plain.pt") == imagenet
-    assert stated("tf_efficientnet_lite0", "plain.pt") == half
-    assert stated("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "plain.pt") == half
-    assert stated("cifar_resnet20", "plain.pt") is None
-    assert stated("tf_efficientnet_lite0", "") is None
-    (tmp_path / "broken.pt").write_bytes(b"broken")
-    with pytest.raises(UserError, match="is not a checkpoint"):
-        stated("resnet50", "broken.pt")
