@@ -1,6 +1,7 @@
 """The process group that torchrun describes: set-up, who we are, exact sums."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch.distributed as dist
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.launcher import ends_with_launcher
 from ffcv_train.system.rendezvous import meet
+from ffcv_train.system.watch import at, others_that_ended, watched
 
 T = TypeVar("T")
+_LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|broken pipe|timed out", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def process_group(device_name: str) -> Iterator[Process]:
             f"torchrun --master_port"
         ) from None
     try:
-        with ends_with_launcher():
+        with ends_with_launcher(), watched(store, rank, world_size), _lost_ranks_are_said(rank):
             yield Process(rank, world_size, local_rank, local_world_size, device)
     except Exception:
         # The other ranks may never come to the orderly end, for which NCCL would wait. Stopping is agreed by all.
@@ -88,7 +91,8 @@ def process_group(device_name: str) -> Iterator[Process]:
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all ranks, in place and returned; exact for integers. Without a group, `tensor`."""
     if dist.is_initialized():
-        dist.all_reduce(tensor)
+        with _meeting():
+            dist.all_reduce(tensor)
     return tensor
 
 
@@ -97,7 +101,8 @@ def from_rank_0(value: T) -> T:
     if not dist.is_initialized():
         return value
     values = [value]
-    dist.broadcast_object_list(values)
+    with _meeting():
+        dist.broadcast_object_list(values)
     return values[0]
 
 
@@ -106,14 +111,38 @@ def from_all_ranks(process: Process, value: T) -> list[T]:
     if process.world_size == 1 or not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * process.world_size
-    dist.all_gather_object(values, value)
+    with _meeting():
+        dist.all_gather_object(values, value)
     return values
 
 
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
-        dist.barrier()
+        with _meeting():
+            dist.barrier()
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    at(meets=True, waits=True)
+    yield
+    at()
+
+
+@contextmanager
+def _lost_ranks_are_said(rank: int) -> Iterator[None]:
+    """Turn what Gloo and NCCL raise where another rank has ended into a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        reason = str(error).splitlines()[0][:200].rstrip(". ")
+        raise UserError(
+            f"rank {rank} has lost {others_that_ended() or 'another rank'} ({reason}); what that one printed says why, "
+            "and --training.resume=auto continues from the last checkpoint"
+        ) from None
 
 
 def local_process(device: torch.device, rank: int | None = None, world_size: int | None = None) -> Process:

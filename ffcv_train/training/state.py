@@ -16,6 +16,7 @@ from ffcv_train.models.blurpool import with_filters
 from ffcv_train.models.checkpoint import DamagedCheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from ffcv_train.system.environment import versions
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.watch import at
 from ffcv_train.training.ema import WeightAverage
 from ffcv_train.training.optim import load_optimizer
 from ffcv_train.training.resume import comparable, differences
@@ -76,6 +77,7 @@ class TrainState:
         criterion = self.criterion.state_of_all_ranks() if whole else {}
         if not write:
             return
+        at(f"writing {path.name}", waits=False)
         facts = self.facts.plain()
         state: dict[str, Any] = {
             "model": _weights(self.model),

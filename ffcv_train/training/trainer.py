@@ -23,6 +23,7 @@ from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from
 from ffcv_train.system.environment import peak_memory_gb
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.signals import StopRequest
+from ffcv_train.system.watch import at
 from ffcv_train.training import describe, parallel, schedules, setup
 from ffcv_train.training.agreement import check_ranks_agree, what_ranks_share
 from ffcv_train.training.learner import Learner
@@ -230,6 +231,7 @@ class Trainer:
                     raise Stopped(self.stop.signal, self.folder / "last.pt")
                 if batch is None:
                     return
+                at(f"the validation of epoch {epoch + 1}, batch {step}", waits=False)
                 yield batch
                 self.log.progress(epoch, self.config.training.epochs, step, len(self.val_loader), stage="validate")
 

@@ -12,6 +12,7 @@ from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
 from ffcv_train.system.resources import available_bytes
+from ffcv_train.system.watch import at
 
 _PIECE = 64 << 20
 _MEETING_SECONDS = 0.2
@@ -51,6 +52,7 @@ def _load_once(archive: Path, process: Process) -> tuple[int, int]:
         answers = [answer for local_rank, answer in said if local_rank == 0]
         if all(answer is not None for answer in answers):
             break
+        at("loading the archive", meets=True)
         time.sleep(_MEETING_SECONDS)
     failure = next((answer for answer in answers if isinstance(answer, str)), None)
     own = said[process.rank - process.local_rank][1]

@@ -28,6 +28,7 @@ from ffcv_train.data.loading.threads import Threads
 from ffcv_train.data.loading.transfer import Transfer
 from ffcv_train.data.loading.waiting import POLL_SECONDS, NoBatchError, Wait, never
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.watch import at
 
 _CHUNK = 8  # samples per task: about 8 ms of work, so that threads finish a batch together
 _ENDING_SECONDS = 5.0  # what a sample under way may take when nobody waits for it any more
@@ -161,6 +162,7 @@ class Loader:
             while pending:
                 task = pending.popleft()
                 self._wait(task, give_up)
+                at()
                 fresh = self._to_device(task)
                 following = next(upcoming, None)
                 if following is not None:

@@ -18,6 +18,7 @@ from ffcv_train.data.loading.waiting import Wait, never
 from ffcv_train.data.sources.image_set import ImageSet, archive_of
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.watch import at
 
 
 class ImageLoader:
@@ -114,6 +115,7 @@ class ImageLoader:
             for keys in batches:
                 images = next(results)
                 self.wait_seconds += wait.seconds
+                at()
                 if isinstance(images, Failure):
                     raise UserError(images.sentence)
                 fresh = self._to_device(images, keys)
