@@ -14,7 +14,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
 from ffcv_train.models.preset import EVALUATION_KEYS, preset_of
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import disk_errors
+from ffcv_train.system.files import disk_errors, expand_path
 
 DESCRIPTION = """Evaluate a checkpoint: top-1, top-5, NLL and calibration error, each sample exactly once.
 
@@ -28,9 +28,12 @@ checkpoints (torchvision, timm, plain state dicts, safetensors) need --model.arc
 
 def add_options(group: argparse._ArgumentGroup) -> None:
     """The own options of `eval`."""
-    group.add_argument("--output", metavar="FILE", help="write the metrics to this JSON file, figures beside it")
+    group.add_argument(
+        "--output", type=expand_path, metavar="FILE", help="write the metrics to this JSON file, figures beside it"
+    )
     group.add_argument(
         "--per-class",
+        type=expand_path,
         metavar="FILE.csv",
         help="write a row per class (first resolution, single view), and beside it the confusion matrix",
     )
@@ -68,7 +71,7 @@ def parse_request(
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own = parser.add_argument_group("evaluation")
-    own.add_argument("--checkpoint", metavar="FILE", help="the checkpoint to evaluate")
+    own.add_argument("--checkpoint", type=expand_path, metavar="FILE", help="the checkpoint to evaluate")
     own.add_argument(
         "--weights",
         choices=("auto", "ema", "model"),

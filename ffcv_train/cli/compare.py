@@ -21,6 +21,7 @@ from ffcv_train.comparison.report import collect, summarise, write_report
 from ffcv_train.comparison.run import Interrupted, run_all
 from ffcv_train.losses import CRITERIA
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import expand_path
 
 DESCRIPTION = """Train every criterion from every seed with otherwise equal settings, and compare what comes out.
 
@@ -41,9 +42,13 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     own = parser.add_argument_group("comparison")
     own.add_argument("--losses", metavar="A,B,…", help=f"criteria: {', '.join(CRITERIA)}")
     own.add_argument("--seeds", metavar="0,1,…", default="0,1,2", help="seeds of every criterion [0,1,2]")
-    own.add_argument("--out", metavar="DIR", help="folder of the comparison: runs, tables, figure")
-    own.add_argument("--transfer-train", metavar="BETON", help="data set that a linear probe is fitted to")
-    own.add_argument("--transfer-val", metavar="BETON", help="data set that the linear probe is tested on")
+    own.add_argument("--out", type=expand_path, metavar="DIR", help="folder of the comparison: runs, tables, figure")
+    own.add_argument(
+        "--transfer-train", type=expand_path, metavar="BETON", help="data set that a linear probe is fitted to"
+    )
+    own.add_argument(
+        "--transfer-val", type=expand_path, metavar="BETON", help="data set that the linear probe is tested on"
+    )
     add_suite_options(own)
     own.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its time, train nothing")
     options, rest = parser.parse_known_args(list(argv))

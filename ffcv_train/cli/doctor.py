@@ -14,7 +14,7 @@ from ffcv_train.doctor.examination import Request, examine
 from ffcv_train.doctor.report import print_report
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import write_json
+from ffcv_train.system.files import expand_path, write_json
 
 DESCRIPTION = """Measure whether the loader or the training step limits a run on this machine, and say what to do.
 
@@ -29,7 +29,7 @@ def parse_request(argv: Sequence[str]) -> Request:
     """Resolve the doctor's arguments. Raises `UserError` for what does not fit, before anything is measured."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own = parser.add_argument_group("doctor")
-    own.add_argument("--json", metavar="FILE", help="also write the report to this file")
+    own.add_argument("--json", type=expand_path, metavar="FILE", help="also write the report to this file")
     own.add_argument(
         "--seconds", metavar="S", default="6", help="measuring time per resolution, of loader and step each [6]"
     )

@@ -26,6 +26,7 @@ from ffcv_train.publish.export import Check, check_output, export
 from ffcv_train.publish.formats import FORMATS
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import expand_path
 
 DESCRIPTION = """Write a checkpoint's network in another program's format, and compare what that makes of images.
 
@@ -45,8 +46,12 @@ def parse_export_request(argv: Sequence[str]) -> Request:
 
     def add_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument("--format", choices=tuple(FORMATS), help="what to write")
-        group.add_argument("--output", dest="target", metavar="PATH", help="file to write; for timm a new folder")
-        group.add_argument("--images", metavar="PATH", help="compare on the first images of this file, folder or zip")
+        group.add_argument(
+            "--output", dest="target", type=expand_path, metavar="PATH", help="file to write; for timm a new folder"
+        )
+        group.add_argument(
+            "--images", type=expand_path, metavar="PATH", help="compare on the first images of this file, folder or zip"
+        )
 
     request = parse_request(
         argv,

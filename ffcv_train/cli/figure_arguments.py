@@ -8,6 +8,7 @@ from ffcv_train.analysis.figures.inputs import Input, default_labels
 from ffcv_train.analysis.figures.style import MAX_INPUTS, make_folder
 from ffcv_train.metrics.logits_file import read_logits
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import expand_path
 from ffcv_train.system.progress import ProgressLine
 
 
@@ -16,9 +17,13 @@ def input_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="what ffcv-train logits wrote")
+    parser.add_argument(
+        "--input", nargs="+", required=True, type=expand_path, metavar="FILE", help="what ffcv-train logits wrote"
+    )
     parser.add_argument("--labels", nargs="+", metavar="TEXT", help="a name per file [the file's name]")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for figures and tables, made if needed")
+    parser.add_argument(
+        "--output", required=True, type=expand_path, metavar="DIR", help="folder for figures and tables, made if needed"
+    )
     return parser
 
 

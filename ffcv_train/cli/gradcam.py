@@ -20,7 +20,7 @@ from ffcv_train.metrics.maps import Row
 from ffcv_train.models.class_names import read_names
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import write_json
+from ffcv_train.system.files import expand_path, write_json
 
 MAX_CHECKPOINTS = 8
 _OF_A_RUN = ("last", "best", "final")
@@ -44,8 +44,13 @@ def parse_gradcam_request(argv: Sequence[str]) -> GradcamRequest:
         group.add_argument(
             "--labels", nargs="+", metavar="TEXT", help="a name per checkpoint [the run's or file's name]"
         )
-        group.add_argument("--images", metavar="PATH", help="folder of image files, .beton file, or .zip with its map")
-        group.add_argument("--output", dest="figure", metavar="FILE.png", help="figure to write")
+        group.add_argument(
+            "--images",
+            type=expand_path,
+            metavar="PATH",
+            help="folder of image files, .beton file, or .zip with its map",
+        )
+        group.add_argument("--output", dest="figure", type=expand_path, metavar="FILE.png", help="figure to write")
         group.add_argument(
             "--class",
             dest="class_",
@@ -56,12 +61,15 @@ def parse_gradcam_request(argv: Sequence[str]) -> GradcamRequest:
         group.add_argument("--seed", type=int, default=0, metavar="N", help="which images --count draws [0]")
         group.add_argument("--indices", nargs="+", type=int, metavar="I", help="samples of the .beton or .zip, instead")
         group.add_argument(
-            "--names", metavar="FILE", help="class names, a line each in label order; imagenet: those of ImageNet-1k"
+            "--names",
+            type=expand_path,
+            metavar="FILE",
+            help="class names, a line each in label order; imagenet: those of ImageNet-1k",
         )
         add_class_names_option(group)
 
     several = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
-    several.add_argument("--checkpoint", nargs="+", default=[""])
+    several.add_argument("--checkpoint", nargs="+", type=expand_path, default=[""])
     chosen, rest = several.parse_known_args(list(argv))
     paths = chosen.checkpoint
     requests = tuple(

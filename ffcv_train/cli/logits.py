@@ -11,6 +11,7 @@ from ffcv_train.evaluation.extraction import write_logits
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import expand_path
 
 DESCRIPTION = """Write the logits of every sample of a data set to a file that the other commands read.
 
@@ -26,7 +27,7 @@ def parse_logits_request(argv: Sequence[str]) -> Request:
     """Resolve the arguments of ffcv-train logits. Raises `UserError`."""
 
     def add_options(group: argparse._ArgumentGroup) -> None:
-        group.add_argument("--output", metavar="FILE", help="the file to write, L.pt say")
+        group.add_argument("--output", type=expand_path, metavar="FILE", help="the file to write, L.pt say")
         group.add_argument("--features", action="store_true", help="store the penultimate features as well")
         add_class_names_option(group)
 

@@ -9,7 +9,7 @@ from ffcv_train.comparison.measure import measure
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import write_json
+from ffcv_train.system.files import expand_path, write_json
 
 DESCRIPTION = """Measure a finished run of a comparison: metrics, features, linear transfer.
 
@@ -21,9 +21,13 @@ def parse_measure_request(argv: Sequence[str]) -> Request:
     """Resolve the arguments. Raises `UserError`."""
 
     def add_options(group: argparse._ArgumentGroup) -> None:
-        group.add_argument("--output", metavar="FILE", help="write the measures to this JSON file")
-        group.add_argument("--transfer-train", metavar="BETON", help="data set that a linear probe is fitted to")
-        group.add_argument("--transfer-val", metavar="BETON", help="data set that the linear probe is tested on")
+        group.add_argument("--output", type=expand_path, metavar="FILE", help="write the measures to this JSON file")
+        group.add_argument(
+            "--transfer-train", type=expand_path, metavar="BETON", help="data set that a linear probe is fitted to"
+        )
+        group.add_argument(
+            "--transfer-val", type=expand_path, metavar="BETON", help="data set that the linear probe is tested on"
+        )
         add_suite_options(group)
 
     request = parse_request(argv, description=DESCRIPTION, add_options=add_options)

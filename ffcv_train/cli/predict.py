@@ -23,6 +23,7 @@ from ffcv_train.evaluation.subject import Request
 from ffcv_train.models.class_names import read_names
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError, printable
+from ffcv_train.system.files import expand_path
 
 DESCRIPTION = """Say what images show: the likeliest classes of each, with their probabilities.
 
@@ -40,12 +41,19 @@ def parse_predict_request(argv: Sequence[str]) -> Request:
     """Resolve the arguments of `predict`; `options.images` are its inputs. Raises `UserError`."""
 
     def add_options(group: argparse._ArgumentGroup) -> None:
-        group.add_argument("--output", metavar="FILE", help="table to write: .csv, .jsonl, or .parquet [print it]")
+        group.add_argument(
+            "--output", type=expand_path, metavar="FILE", help="table to write: .csv, .jsonl, or .parquet [print it]"
+        )
         group.add_argument("--top", type=int, default=5, metavar="K", help="classes per image [5]")
         group.add_argument(
-            "--names", metavar="FILE", help="names of the classes, a line each, or imagenet [the checkpoint's]"
+            "--names",
+            type=expand_path,
+            metavar="FILE",
+            help="names of the classes, a line each, or imagenet [the checkpoint's]",
         )
-        group.add_argument("--grid", metavar="FILE.png", help="draw the images that the network is least sure of")
+        group.add_argument(
+            "--grid", type=expand_path, metavar="FILE.png", help="draw the images that the network is least sure of"
+        )
         group.add_argument("--grid-count", type=int, default=24, metavar="N", help="how many of them [24]")
         group.add_argument("--device", metavar="auto|cpu|cuda", help="short for --training.device")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ffcv_train.analysis.report.page import make_page
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import replace_text
+from ffcv_train.system.files import expand_path, replace_text
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,9 +22,13 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or one of ffcv-train compare")
-    parser.add_argument("--output", required=True, metavar="FILE.html", help="page to write")
-    parser.add_argument("--logits", nargs="+", default=[], metavar="FILE", help="more files of logits to show")
+    parser.add_argument(
+        "runs", nargs="+", type=expand_path, metavar="RUN", help="folders of runs, or one of ffcv-train compare"
+    )
+    parser.add_argument("--output", required=True, type=expand_path, metavar="FILE.html", help="page to write")
+    parser.add_argument(
+        "--logits", nargs="+", default=[], type=expand_path, metavar="FILE", help="more files of logits to show"
+    )
     options = parser.parse_args(argv)
     output = Path(options.output)
     if output.suffix.lower() not in (".html", ".htm"):

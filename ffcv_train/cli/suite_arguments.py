@@ -9,6 +9,7 @@ from ffcv_train.evaluation.suites.run import SUITES
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.metrics.groups import FEW_UNDER, MANY_OVER
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import expand_path
 
 _TAKERS = {"calibrate_on": ("calibration",), "train_set": ("groups", "ood"), "ood_data": ("ood",)}
 """Which suites take an option"""
@@ -17,7 +18,9 @@ _TAKERS = {"calibrate_on": ("calibration",), "train_set": ("groups", "ood"), "oo
 def add_suite_options(group: argparse._ArgumentGroup) -> None:
     """`--suite` and what the suites take."""
     group.add_argument("--suite", metavar="A,B,…", help=f"more than accuracy: {', '.join(SUITES)} (docs/suites.md)")
-    group.add_argument("--calibrate-on", metavar="DATA", help="calibration: fit the temperature to this data set")
+    group.add_argument(
+        "--calibrate-on", type=expand_path, metavar="DATA", help="calibration: fit the temperature to this data set"
+    )
     group.add_argument(
         "--split-seed",
         metavar="N",
@@ -25,7 +28,10 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
         help="calibration: of the random half of the validation set that the temperature is fitted to else [0]",
     )
     group.add_argument(
-        "--train-set", metavar="DATA", help="groups, ood: the training set [the checkpoint's data.train_dataset]"
+        "--train-set",
+        type=expand_path,
+        metavar="DATA",
+        help="groups, ood: the training set [the checkpoint's data.train_dataset]",
     )
     group.add_argument(
         "--many-over", metavar="N", default=str(MANY_OVER), help=f"groups: more samples are many [{MANY_OVER}]"
@@ -33,7 +39,7 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--few-under", metavar="N", default=str(FEW_UNDER), help=f"groups: fewer samples are few [{FEW_UNDER}]"
     )
-    group.add_argument("--ood-data", nargs="+", metavar="DATA", help="ood: data sets of other things")
+    group.add_argument("--ood-data", nargs="+", type=expand_path, metavar="DATA", help="ood: data sets of other things")
     group.add_argument("--knn-k", metavar="K", default="50", help="ood: which nearest neighbour [50]")
 
 

@@ -15,7 +15,7 @@ from ffcv_train.evaluation.transfer import run_transfer
 from ffcv_train.metrics.linear_probe import HELD_OUT
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import replace_text, write_json
+from ffcv_train.system.files import expand_path, replace_text, write_json
 
 DESCRIPTION = """Measure linear transfer: a linear probe on a checkpoint's frozen features, on another data set.
 
@@ -32,9 +32,11 @@ def parse_transfer_request(argv: Sequence[str]) -> Request:
     """Resolve the arguments of ffcv-train transfer. Raises `UserError`."""
 
     def add_options(group: argparse._ArgumentGroup) -> None:
-        group.add_argument("--train", metavar="FILE", help=".beton file to fit the probe on")
-        group.add_argument("--val", metavar="FILE", help=".beton file to measure it on")
-        group.add_argument("--output", dest="folder", metavar="DIR", help="folder for figure and tables")
+        group.add_argument("--train", type=expand_path, metavar="FILE", help=".beton file to fit the probe on")
+        group.add_argument("--val", type=expand_path, metavar="FILE", help=".beton file to measure it on")
+        group.add_argument(
+            "--output", dest="folder", type=expand_path, metavar="DIR", help="folder for figure and tables"
+        )
         group.add_argument(
             "--held-out", type=float, default=HELD_OUT, metavar="S", help=f"share of each class held out [{HELD_OUT}]"
         )

@@ -21,6 +21,7 @@ from ffcv_train.data.convert.write import (
 )
 from ffcv_train.data.format.verify import verify
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import expand_path
 
 _DESCRIPTION = """Pack an image folder into archives that --data.format=zip trains on.
 
@@ -39,8 +40,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--make-zip", metavar="DIR", required=True, help="the image folder")
-    parser.add_argument("--output", metavar="OUT", required=True, help="folder for archives and maps, made if needed")
+    parser.add_argument("--make-zip", type=expand_path, metavar="DIR", required=True, help="the image folder")
+    parser.add_argument(
+        "--output", type=expand_path, metavar="OUT", required=True, help="folder for archives and maps, made if needed"
+    )
     parser.add_argument("--split", choices=SPLITS, help="pack this split alone; needed where DIR has class folders")
     parser.add_argument("--compress", action="store_true", help="deflate the images; JPEGs hardly shrink")
     return parser.parse_args(argv)
@@ -52,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         files = [*argv[0].split("=", 1)[1:], *argv[1:]]
         if len(files) != 1:
             raise UserError("--verify takes one .beton file and nothing else")
-        verify(files[0])
+        verify(expand_path(files[0]))
         return
     if argv and argv[0].split("=")[0] == "--make-zip":
         options = _parse(argv)

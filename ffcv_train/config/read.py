@@ -21,6 +21,7 @@ import fastargs.validation
 from ffcv_train.config.foreign_names import meaning_here, normalised
 from ffcv_train.config.yaml_file import Plain, read_yaml
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import expand_path
 
 T = TypeVar("T")
 
@@ -156,7 +157,7 @@ def _parse_scalar(kind: type, value: Any, metadata: Mapping[str, Any] | types.Ma
         else:
             if not isinstance(value, str):
                 raise ValueError
-            parsed = value
+            parsed = expand_path(value) if metadata["path"] else value
     except (ValueError, TypeError, KeyError, OverflowError):
         raise ValueError(f"must be {_TYPE_NAMES[kind]}") from None
     choices, low, high = metadata["choices"], metadata["min"], metadata["max"]
@@ -227,7 +228,9 @@ def _fastargs_face(schema: type) -> fastargs.Config:
 
 def _augment_help(face: fastargs.Config, parser: argparse.ArgumentParser, schema_fields: Mapping) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config-file", "-C", action="append", default=[], metavar="YAML", help="may be repeated")
+    parser.add_argument(
+        "--config-file", "-C", action="append", default=[], type=expand_path, metavar="YAML", help="may be repeated"
+    )
     section = ""
     for key, spec in schema_fields.items():
         name = key.split(".")[0]

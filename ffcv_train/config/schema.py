@@ -13,9 +13,13 @@ def option(
     min: float | None = None,
     max: float | None = None,
     length: int | None = None,
+    path: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and the values that it accepts (bounds are inclusive)."""
-    metadata = {"help": help, "choices": choices, "min": min, "max": max, "length": length}
+    """A dataclass field with its help text and the values that it accepts (bounds are inclusive).
+
+    `~` and environment variables in a `path` are replaced.
+    """
+    metadata = {"help": help, "choices": choices, "min": min, "max": max, "length": length, "path": path}
     return field(default=default, metadata=metadata)
 
 
@@ -27,7 +31,9 @@ class ModelConfig:
         "resnet50", "torchvision or timm classifier, cifar_resnet18, 20, 32, 50, or cifar_deit_tiny[_distilled]"
     )
     num_classes: int = option(0, "number of classes; 0 takes it from the data set's sidecar", min=0)
-    weights: str = option("", "checkpoint to start from: ours, torchvision's, timm's, a state dict, safetensors")
+    weights: str = option(
+        "", "checkpoint to start from: ours, torchvision's, timm's, a state dict, safetensors", path=True
+    )
     use_blurpool: bool = option(False, "low-pass filter before every strided convolution of 16 channels or more")
     channels_last: bool = option(True, "memory format of weights and activations")
     compile: bool = option(False, "torch.compile the model; recompiles once per training resolution")
@@ -40,8 +46,8 @@ class ModelConfig:
 class DataConfig:
     """The data sets and how samples are drawn from them."""
 
-    train_dataset: str = option("", "what to train on: a .beton file, or what data.format says")
-    val_dataset: str = option("", "what to validate on, as train_dataset")
+    train_dataset: str = option("", "what to train on: a .beton file, or what data.format says", path=True)
+    val_dataset: str = option("", "what to validate on, as train_dataset", path=True)
     format: str = option(
         "beton", "zip: X.zip with X_map.txt beside it; folder: one folder per class", choices=("beton", "zip", "folder")
     )
@@ -95,7 +101,7 @@ class DistillConfig:
     """Distillation from a teacher (DeiT)."""
 
     type: str = option("none", "soft: divergence from the teacher; hard: its arg max", choices=("none", "soft", "hard"))
-    teacher: str = option("", "the teacher's checkpoint")
+    teacher: str = option("", "the teacher's checkpoint", path=True)
     teacher_arch: str = option("", "the teacher's architecture, where its checkpoint is not ours")
     weight: float = option(0.5, "share of the teacher in the loss", min=0.0, max=1.0)
     temperature: float = option(1.0, "soft: temperature of both softmaxes", min=1e-3)
@@ -201,7 +207,7 @@ class TrainingConfig:
     ema_decay: float = option(0.0, "decay of the averaged weights per step; 0: none", min=0.0, max=1.0)
     seed: int = option(0, "seed of initialisation, order, crops and flips", min=0)
     device: str = option("auto", "auto takes the GPU where there is one", choices=("auto", "cpu", "cuda"))
-    resume: str = option("", "auto: the newest checkpoint in logging.folder, if any; or a checkpoint's path")
+    resume: str = option("", "auto: the newest checkpoint in logging.folder, if any; or a checkpoint's path", path=True)
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,7 @@ class ValidationConfig:
 class LoggingConfig:
     """Where a run writes."""
 
-    folder: str = option("runs", "runs lie in folder/run")
+    folder: str = option("runs", "runs lie in folder/run", path=True)
     run: str = option("", "name of the run's folder; empty: date, time and architecture")
     tensorboard: bool = option(True, "write TensorBoard events")
     interval: int = option(

@@ -37,6 +37,11 @@ def open_regular(path: str | Path) -> FileIO:
     return FileIO(descriptor)
 
 
+def expand_path(path: str) -> str:
+    """`path` with `~` and environment variables replaced, which a shell leaves alone within `--option=~/file`."""
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 (a Path would lose a slash at the end)
+
+
 def to_plain(value: Any) -> Any:
     """`value` as what strict JSON can say: mappings, lists, texts, booleans, finite numbers, None.
 

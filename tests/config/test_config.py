@@ -1,10 +1,13 @@
+import ast
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ffcv_train.cli import main as cli_main
 from ffcv_train.config.options_page import page
 from ffcv_train.config.read import from_dict, load_config, to_dict
 from ffcv_train.config.schema import RunConfig
@@ -124,6 +127,36 @@ def test_a_text_that_yaml_reads_as_something_else_is_to_be_quoted(
     file.write_text(text.replace(f" {written}}}", f" '{written}'}}"))
     config = load("-C", str(file))
     assert written in (config.logging.run, config.training.resume, config.model.weights)
+
+
+def test_home_and_environment_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DISK", "/disk")
+    (tmp_path / "run.yaml").write_text("data:\n  val_dataset: $DISK/val.beton\nlogging: {run: ~ours}\n")
+    found = load(
+        "--config-file=~/run.yaml",
+        "--data.train_dataset=~/train.beton",
+        "--model.weights=${DISK}/w$1.pt",
+        "--logging.folder=$HOME/runs/",
+        "--training.resume=auto",
+    )
+    assert found.data.train_dataset == f"{tmp_path}/train.beton" and found.data.val_dataset == "/disk/val.beton"
+    assert found.model.weights == "/disk/w$1.pt" and found.training.resume == "auto"
+    assert found.logging.folder == f"{tmp_path}/runs/" and found.logging.run == "~ours"  # a name is no path
+
+
+def test_every_option_that_takes_a_path_replaces_home() -> None:
+    """By the words that stand for its value in --help."""
+    cli = Path(cli_main.__file__).parent
+    calls = [
+        (f"{file.name}: {ast.unparse(node.args[0])}", {word.arg: ast.unparse(word.value) for word in node.keywords})
+        for file in [*cli.glob("*.py"), cli.parent / "config" / "read.py"]
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument"
+    ]
+    words = re.compile(r"'(FILE|DIR|PATH|RUN|BETON|DATA|OUT|YAML)\b")
+    taking = [(name, words_.get("type")) for name, words_ in calls if words.match(words_.get("metavar", ""))]
+    assert len(taking) > 30 and [name for name, kind in taking if kind != "expand_path"] == []
 
 
 def test_environment_variables_are_not_options(monkeypatch: pytest.MonkeyPatch) -> None:

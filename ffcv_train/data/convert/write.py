@@ -47,8 +47,8 @@ class WriteConfig:
 
     dataset: str = option("imagenet", "kind of source; cifar is cifar10", choices=tuple(SOURCES))
     split: str = option("train", "which part of the data set", choices=("train", "val"))
-    data_dir: str = option("", "folder of the images or archives; webdataset: also a glob or brace pattern")
-    write_path: str = option("", ".beton file to write")
+    data_dir: str = option("", "folder of the images or archives; webdataset: also a glob or brace pattern", path=True)
+    write_path: str = option("", ".beton file to write", path=True)
     write_mode: str = option(
         "smart",
         "jpg; raw pixels; smart: JPEG above smart_threshold; proportion: JPEG with compress_probability",
@@ -72,7 +72,9 @@ class WriteConfig:
         choices=("stop", "skip", "keep"),
     )
     max_megapixels: int = option(179, "largest image to decode, in million pixels", min=1)
-    classes: str = option("", "imagenet, zip, webdataset: file of class names in label order, or a .beton with them")
+    classes: str = option(
+        "", "imagenet, zip, webdataset: file of class names in label order, or a .beton with them", path=True
+    )
     download: bool = option(False, "cifar10, cifar100: download to data_dir what is missing")
     page_size: int = option(
         DEFAULT_PAGE_SIZE, "bytes per page, a power of two; grows to hold the largest image", min=MIN_PAGE_SIZE
