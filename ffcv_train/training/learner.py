@@ -1,10 +1,11 @@
 """What learns, and one step of it: network, criterion, optimizer, precision, augmentation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton
@@ -13,14 +14,21 @@ from ffcv_train.data.open import DataSets
 from ffcv_train.losses import create_criterion
 from ffcv_train.losses.base import Criterion
 from ffcv_train.models.checkpoint import unwrap
+from ffcv_train.models.inspect.trace import trace
 from ffcv_train.models.network import build_network
 from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
 from ffcv_train.training import distill, finetune, parallel, schedules
 from ffcv_train.training.augmenter import Augmenter
 from ffcv_train.training.ema import WeightAverage
 from ffcv_train.training.optim import create_optimizer
 from ffcv_train.training.setup import BatchSizes, scaled_lr
 from ffcv_train.training.status import StatusBoard
+
+_ALONE = (
+    "note: a batch has one image, so each BatchNorm normalises it by itself in training, and by running statistics in "
+    "validation; raise --training.batch_size, or choose an architecture without BatchNorm"
+)
 
 
 class Learner:
@@ -51,6 +59,8 @@ class Learner:
             criterion = create_criterion(config.loss, data.num_classes, config.training.epochs, data.class_counts)
         self.criterion = criterion.to(process.device)
         self.frozen = finetune.freeze(self.model, config.finetune)
+        alone = sizes.per_device == 1 and norms_of_one_image(self.model, self.frozen, min(sides))
+        self.notes = [_ALONE] if alone else []
         scales = finetune.lr_scales(self.model, config.finetune)
         self.optimizer = create_optimizer(self.model, config.training, process.device, scales)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.training.amp == "fp16")
@@ -131,3 +141,24 @@ class Learner:
             self.process.device,
             config.model.channels_last,
         )
+
+
+def norms_of_one_image(model: nn.Module, frozen: Sequence[nn.Module], side: int) -> bool:
+    """Whether BatchNorms that are not `frozen` see an image of `side` pixels alone, where a batch has one.
+
+    Raises `UserError` where one of them sees a single value per channel, which leaves nothing to normalise by.
+    """
+    counts: dict[nn.Module, int] = {}
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counts[module] = inputs[0][0].numel() // inputs[0].shape[1]
+
+    trace(model, side, [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in frozen], after)
+    if 1 in counts.values():
+        names = {module: name for name, module in model.named_modules()}
+        name = next(names[module] for module, count in counts.items() if count == 1)
+        raise UserError(
+            f"training.batch_size is 1 per device, and the BatchNorm {name} sees one value of each channel in an image "
+            f"of {side} pixels, so there is nothing to normalise by; raise --training.batch_size"
+        )
+    return bool(counts)

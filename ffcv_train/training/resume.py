@@ -9,6 +9,7 @@ from typing import Any
 from ffcv_train.config.read import from_dict, to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import disk_errors
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
@@ -32,11 +33,23 @@ def find_checkpoint(config: RunConfig) -> Path | None:
     return next((path for path in candidates if _configuration_of(path.parent) == own), None)
 
 
-def new_run_name(config: RunConfig) -> str:
-    """A name for a run's folder that is not taken: date, time and architecture."""
+def claim_run(config: RunConfig) -> str:
+    """Make the folder of a new run and return its name: date, time and architecture.
+
+    No two runs get the same one, were they started in the same second. Raises `UserError` where it cannot be made.
+    """
     stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{config.model.arch.replace('/', '_')}"
-    names = itertools.chain([stamp], (f"{stamp}_{number}" for number in itertools.count(2)))
-    return next(name for name in names if not (Path(config.logging.folder) / name).exists())
+    for name in itertools.chain([stamp], (f"{stamp}_{number}" for number in itertools.count(2))):
+        folder = Path(config.logging.folder) / name
+        # Made, not looked for: what is free now may be taken in a moment.
+        with disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return name
+    raise AssertionError
 
 
 def check_run_is_free(run: Path, checkpoint: Path) -> None:

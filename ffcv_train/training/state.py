@@ -67,6 +67,8 @@ class TrainState:
     """of the unfinished epoch's steps so far"""
     unfinished: dict[str, Any] | None = field(default=None)
     """the record of a trained epoch that is not validated or logged yet"""
+    threads: int = field(default_factory=torch.get_num_threads)
+    """of PyTorch in each process, when the checkpoint was written that this run goes on from"""
 
     def save(self, path: Path, *, write: bool, whole: bool = True) -> None:
         """Write a checkpoint, where `write` is true; called on every rank, for criteria add up what all have seen.
@@ -100,6 +102,7 @@ class TrainState:
                 "ema_updates": self.ema.updates if self.ema is not None else 0,
                 "mean_loss": self.mean_loss,
                 "unfinished": self.unfinished,
+                "threads": torch.get_num_threads(),
                 **facts,
             }
         save_checkpoint(state, path, keep=path.with_name("previous.pt") if whole else None)
@@ -179,6 +182,8 @@ class TrainState:
             self.ema.updates = state["ema_updates"]
         self.epoch, self.step, self.best_top_1 = state["epoch"], state["step"], float(state["best_top_1"])
         self.mean_loss, self.unfinished = float(state["mean_loss"]), state["unfinished"]
+        # Threads came later than the format.
+        self.threads = int(state.get("threads", torch.get_num_threads()))
 
     def _check_shapes_of_buffers(self, path: Path) -> None:
         # torch takes buffers of any shape and fails in the first step.

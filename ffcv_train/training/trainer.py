@@ -27,7 +27,7 @@ from ffcv_train.system.watch import at
 from ffcv_train.training import describe, parallel, schedules, setup
 from ffcv_train.training.agreement import check_ranks_agree, what_ranks_share
 from ffcv_train.training.learner import Learner
-from ffcv_train.training.resume import check_run_is_free, find_checkpoint, new_run_name
+from ffcv_train.training.resume import check_run_is_free, claim_run, find_checkpoint
 from ffcv_train.training.runlog import RunLog
 from ffcv_train.training.state import Facts, TrainState, load_newest
 from ffcv_train.training.status import Status
@@ -105,6 +105,8 @@ class Trainer:
         Raises `Stopped` after a SIGTERM or SIGINT and `UserError` on a loss that is not finite.
         """
         logging = self.config.logging
+        if not self.run:
+            self.run = from_rank_0(claim_run(self.config) if self.process.is_main else "")
         folder = Path(logging.folder) / self.run
         if self.finished:
             return folder
@@ -259,6 +261,13 @@ class Trainer:
         if self.learner.ema is not None:
             record["ema"] = self.validate(self.learner.ema.module, epoch)
         record["val_seconds"] = time.perf_counter() - start
+        for what, metrics in (("", record), ("averaged ", record.get("ema"))):
+            if metrics is not None and not math.isfinite(metrics["nll"]):
+                self.log.message(
+                    f"note: validation of the {what}weights after epoch {epoch + 1} gives logits that are not finite, "
+                    "though the training loss is; BatchNorm's running statistics or half precision may overflow: lower "
+                    "--lr.lr, raise --training.batch_size, or set --training.amp=off"
+                )
         top_1 = record["ema"]["top_1"] if self.learner.ema is not None else record["top_1"]
         if top_1 > self.state.best_top_1:
             self.state.best_top_1 = top_1
@@ -312,20 +321,27 @@ class Trainer:
         self.state.save(self.folder / name, write=self.process.is_main, whole=whole)
 
     def _resume(self) -> str:
-        """Load the checkpoint that training.resume asks for, if any; return the name of the run."""
+        """Load the checkpoint that training.resume asks for, if any; return the run's name, "" for a new one."""
         logging = self.config.logging
         # On a file system that is slow to agree, other ranks may not see it yet.
         path = from_rank_0(find_checkpoint(self.config) if self.process.is_main else None)
         if path is None:
             if self.config.training.resume:
                 self.notes.append(f"no checkpoint of this configuration in {logging.folder}: a new run starts")
-            return from_rank_0(logging.run or new_run_name(self.config))
+            return logging.run
         run = from_rank_0(logging.run or path.resolve().parent.name)
         check_run_is_free(Path(logging.folder) / run, path)
         auto = self.config.training.resume == "auto"
         note = load_newest(self.state, path, self.process.rank, fall_back=auto)
         if note is not None:
             self.notes.append(note)
+        threads = torch.get_num_threads()
+        if self.process.device.type == "cpu" and self.state.threads != threads:
+            self.notes.append(
+                f"resumed with {threads} CPU threads, after {self.state.threads}: sums are rounded in another order, "
+                f"so the weights will not be bit-equal to an uninterrupted run's; OMP_NUM_THREADS={self.state.threads} "
+                "would keep them so"
+            )
         check_ranks_agree(self.process, {"checkpoint's epoch": self.epoch, "checkpoint's step": self.step})
         done = self.epoch >= self.config.training.epochs and not self.state.unfinished
         self.finished = from_rank_0(done and (path.parent / "final.pt").is_file())
@@ -343,6 +359,7 @@ class Trainer:
         params = describe.params(self.config, self.process, self.data, self.sizes, self.peak_lr, self.state)
         self.log.params(params)
         notes = [f"weights: {self.learner.loaded}"] if self.learner.loaded else []
+        notes += self.learner.notes
         still = sum(not p.requires_grad for p in self.learner.model.parameters())
         if still:
             notes.append(f"frozen: {still} of {len(list(self.learner.model.parameters()))} parameters' tensors")

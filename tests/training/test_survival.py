@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import psutil
@@ -210,12 +212,23 @@ def test_names_of_runs_are_not_taken_twice(
             return cls(2026, 1, 2, 12, 0, 0)
 
     monkeypatch.setattr(resume.datetime, "datetime", Noon)
-    names = []
-    for _ in range(3):
-        names.append(resume.new_run_name(config(small_betons, tmp_path)))
-        (tmp_path / names[-1]).mkdir()
-    first = "2026-01-02_12-00-00_cifar_resnet20"
-    assert names == [first, f"{first}_2", f"{first}_3"]
+    settings = config(small_betons, tmp_path / "runs")
+    with ThreadPoolExecutor(3) as pool:
+        # Each of the three looks for the folder before any of them makes it.
+        meeting, mkdir = Barrier(3, timeout=20), Path.mkdir
+
+        def make(folder: Path, *rest: Any, **more: Any) -> None:
+            if folder.name == first:
+                meeting.wait()
+            mkdir(folder, *rest, **more)
+
+        first = "2026-01-02_12-00-00_cifar_resnet20"
+        monkeypatch.setattr(Path, "mkdir", make)
+        names = list(pool.map(lambda _: resume.claim_run(settings), range(3)))
+    assert sorted(names) == [first, f"{first}_2", f"{first}_3"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        resume.claim_run(config(small_betons, tmp_path / "file"))
 
 
 def test_a_cached_data_set_counts_as_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

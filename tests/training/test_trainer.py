@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from ffcv_train.metrics.logits_file import read_logits
-from ffcv_train.models.checkpoint import load_checkpoint
+from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
@@ -346,3 +346,60 @@ def test_criteria_for_long_tails_know_the_training_sets_counts(small_betons: Bet
     lacking = write_stock_beton(tmp_path / "l.beton", Samples(crops_of_photographs(32, 32, 32), [0, 3] * 16), "raw", 4)
     with pytest.raises(UserError, match="no sample of label 1"):
         train((lacking, small_betons[1]), tmp_path, f"--loss.name={loss}")
+
+
+def test_validation_that_is_not_finite_is_said_at_once_and_training_goes_on(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish = Trainer._finish_epoch
+
+    def overflow(self: Trainer, epoch: int, record: dict[str, Any]) -> None:
+        # What a batch that is far out leaves in running statistics: no loss of training sees them.
+        buffers = dict(self.learner.model.named_buffers())
+        next(b for name, b in buffers.items() if name.endswith("running_mean")).fill_(float("nan"))
+        finish(self, epoch, record)
+
+    monkeypatch.setattr(Trainer, "_finish_epoch", overflow)
+    run = train(small_betons, tmp_path, "--logging.run=r")
+    assert [line["nll"] for line in log(run)] == [None, None] and all(line["train_loss"] > 0 for line in log(run))
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "validation of the weights after epoch 1 gives logits that are not finite, though the training loss is" in said
+    )
+
+
+def test_one_image_at_a_time_and_batchnorm(
+    small_betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ("--training.batch_size=1", "--training.epochs=1", "--lr.lr_peak_epoch=0")
+    train(small_betons, tmp_path, *one)
+    assert "each BatchNorm normalises it by itself" in " ".join(capsys.readouterr().out.split())
+    # A transformer has none.
+    Trainer(config(small_betons, tmp_path, *one, "--model.arch=cifar_deit_tiny", "--resolution.min_res=32"), ALONE)
+    # At 32 pixels the last maps of torchvision's networks are single pixels, where PyTorch's own step fails.
+    with pytest.raises(UserError, match=r"layer4\.0\.bn1 sees one value of each channel in an image of 32 pixels"):
+        Trainer(config(small_betons, tmp_path, *one, "--model.arch=resnet18", "--resolution.min_res=32"), ALONE)
+
+
+def test_another_number_of_threads_is_noted_when_resuming(
+    small_betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(small_betons, tmp_path, "--logging.run=r", "--training.epochs=1", "--lr.lr_peak_epoch=0")
+    state = load_checkpoint(run / "last.pt")
+    threads = state["threads"]
+    assert threads == torch.get_num_threads()
+    (run / "final.pt").unlink()
+    again = ("--logging.run=r", "--training.resume=auto", "--training.epochs=1", "--lr.lr_peak_epoch=0")
+    assert Trainer(config(small_betons, tmp_path, *again), ALONE).notes == []
+    torch.set_num_threads(threads + 1)
+    try:
+        train(small_betons, tmp_path, *again)
+    finally:
+        torch.set_num_threads(threads)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"resumed with {threads + 1} CPU threads, after {threads}" in said and f"OMP_NUM_THREADS={threads}" in said
+    # Checkpoints of older versions do not say.
+    del state["threads"], state["format"]
+    save_checkpoint(state, run / "last.pt")
+    (run / "final.pt").unlink()
+    assert Trainer(config(small_betons, tmp_path, *again), ALONE).notes == []
