@@ -51,7 +51,7 @@ class Comparison:
     figure: Path | None
     notes: tuple[str, ...]
     qualities: dict[str, Any] = field(default_factory=dict)
-    """What compare.py says in short: `columns` and a `note`; empty where it wrote none"""
+    """What ffcv-train compare says in short: `columns` and a `note`; empty where it wrote none"""
 
 
 def is_comparison(folder: Path) -> bool:
