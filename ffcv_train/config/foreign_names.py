@@ -20,7 +20,7 @@ _STEPS = "lr.step_length, with lr.lr_schedule_type=step"
 _STEP_FACTOR = "lr.step_ratio, with lr.lr_schedule_type=step"
 _NORMS = "training.norm_weight_decay, of norms and biases"
 _ERASING = "nothing: augment.erase erases one box, by noise per pixel"
-_BATCH_NORM = "nothing: BatchNorm normalises a device's batch; its running statistics are averaged once an epoch"
+_BATCH_NORM = "model.sync_batchnorm=1"
 _MEMORY = "nothing: batches are prepared ahead of the step, data.batches_ahead of them"
 _NO_NOISE = "nothing: the rate has no noise and no cycles"
 
@@ -119,7 +119,7 @@ FOREIGN_NAMES = {
     "vb": "validation.batch_size",
     "validation_batch_size": "validation.batch_size",
     "grad_accum_steps": "training.accumulate",
-    "grad_checkpointing": "nothing: training.accumulate saves memory",
+    "grad_checkpointing": "model.grad_checkpointing=1",
     "torchcompile": "model.compile=1",
     "torchscript": "nothing: model.compile=1",
     "amp_dtype": "training.amp: bfloat16 is bf16, float16 is fp16",

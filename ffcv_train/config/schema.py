@@ -40,6 +40,10 @@ class ModelConfig:
     drop_path: float = option(
         -1.0, "stochastic depth: rate of the last block, rising from 0; -1: the architecture's own", min=-1.0, max=0.99
     )
+    grad_checkpointing: bool = option(
+        False, "compute the blocks' activations again in the backward pass: less memory, about a third more time"
+    )
+    sync_batchnorm: bool = option(False, "BatchNorm over the images of all GPUs instead of each one's own")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """What fine-tuning does apart: which parameters are frozen, and at which share of the rate others learn."""
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ffcv_train.config.schema import FinetuneConfig
+from ffcv_train.models.inspect.blocks import blocks
 from ffcv_train.models.weights import head_names
 from ffcv_train.system.errors import UserError
 
@@ -96,26 +96,14 @@ def _layers(model: nn.Module) -> dict[str, int]:
 
         stated = group_parameters(model, matcher(coarse=False), reverse=True)
         return {name: int(stated.get(name, max(stated.values()))) for name in names}
-    blocks, head = set(_blocks(model)), head_names(model)
+    of_sequences, head = set(blocks(model)), head_names(model)
     keys, key = [], ""
     for name in names:
-        block = next((block for block in blocks if _within(name, {block})), "")
+        block = next((block for block in of_sequences if _within(name, {block})), "")
         key = "head" if _within(name, head) else block or key
         keys.append(key)
     order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return {name: order[key] for name, key in zip(names, keys, strict=True)}
-
-
-def _blocks(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Names of the entries of sequences; an entry that is itself a plain sequence of blocks is opened."""
-    plain = (nn.Sequential, nn.ModuleList)
-    for name, child in module.named_children():
-        holds_blocks = type(child) in plain and any(list(entry.children()) for entry in child.children())
-        if isinstance(module, plain) and not holds_blocks:
-            if list(child.parameters()):
-                yield f"{prefix}{name}"
-        else:
-            yield from _blocks(child, f"{prefix}{name}.")
 
 
 def _parts(model: nn.Module) -> str:

@@ -22,6 +22,7 @@ from ffcv_train.training import distill, finetune, parallel, schedules
 from ffcv_train.training.augmenter import Augmenter
 from ffcv_train.training.ema import WeightAverage
 from ffcv_train.training.optim import create_optimizer
+from ffcv_train.training.recompute import recompute_blocks
 from ffcv_train.training.setup import BatchSizes, scaled_lr
 from ffcv_train.training.status import StatusBoard
 
@@ -55,6 +56,8 @@ class Learner:
         sides = schedules.sides(config.resolution, config.training.epochs)
         self.network, self.loaded = build_network(config, data.num_classes, process.device, sides, model)
         self.model = self.network.model
+        if config.model.sync_batchnorm:
+            parallel.synchronise_batchnorm(self.model, process)
         if criterion is None:
             criterion = create_criterion(config.loss, data.num_classes, config.training.epochs, data.class_counts)
         self.criterion = criterion.to(process.device)
@@ -77,6 +80,8 @@ class Learner:
         """Compile and spread the network over the ranks where asked for; then `step` may be called."""
         # After the copy for the averaged weights: hooks are the trained network's alone.
         self.criterion.attach(self.model, schedules.resolution(self.config.resolution, 0))
+        if self.config.model.grad_checkpointing:
+            recompute_blocks(self.model, self.config.model.arch)
         self.wrapped = parallel.wrap(self.model, self.config, self.process)
         assert unwrap(self.wrapped) is self.model
 

@@ -51,6 +51,22 @@ def wrap(model: nn.Module, config: RunConfig, process: Process) -> nn.Module:
     return wrapped
 
 
+def synchronise_batchnorm(model: nn.Module, process: Process) -> None:
+    """Replace every BatchNorm in `model`, timm's with their activations too, by one over the images of all ranks.
+
+    Parameters, buffers and names stay. Alone there is nothing to do. Raises `UserError` without GPUs, whose
+    communication PyTorch's SyncBatchNorm needs.
+    """
+    if process.world_size == 1:
+        return
+    if process.device.type != "cuda":
+        raise UserError("model.sync_batchnorm=1 needs GPUs; set it to 0 on CPUs")
+    # Half a second to import: not for the others.
+    from timm.layers import convert_sync_batchnorm
+
+    convert_sync_batchnorm(model)
+
+
 def gradients_stay_local(wrapped: nn.Module, local: bool) -> contextlib.AbstractContextManager:
     """While the context lasts and `local` is true, ranks do not send each other their gradients."""
     inner = getattr(wrapped, "_orig_mod", wrapped)

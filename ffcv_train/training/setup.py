@@ -60,6 +60,11 @@ def check_config(config: RunConfig) -> None:
                 f"loss.name={config.loss.name} is not defined for mixed targets; set --augment.mixup=0 "
                 "--augment.cutmix=0, or choose another criterion"
             )
+    if config.model.compile and config.model.grad_checkpointing:
+        raise UserError(
+            "model.compile=1 and model.grad_checkpointing=1 do not go together: a compiled network chooses by itself "
+            "what is computed again; set one of them to 0"
+        )
     distill.check(config.distill)
     finetune.check(config.finetune, config.model.weights)
 
