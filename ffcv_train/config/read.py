@@ -166,7 +166,8 @@ def _parse_scalar(kind: type, value: Any, metadata: Mapping[str, Any] | types.Ma
     if low is not None and parsed < low:
         raise ValueError(f"must be at least {low:g}")
     if high is not None and parsed > high:
-        raise ValueError(f"must be at most {high:g}")
+        beyond = f" {metadata['beyond']}" if metadata["beyond"] else ""
+        raise ValueError(f"must be at most {high:g}{beyond}")
     return parsed
 
 

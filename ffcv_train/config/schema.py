@@ -14,13 +14,25 @@ def option(
     max: float | None = None,
     length: int | None = None,
     path: bool = False,
+    beyond: str = "",
 ) -> Any:
     """A dataclass field with its help text and the values that it accepts (bounds are inclusive).
 
-    `~` and environment variables in a `path` are replaced.
+    `~` and environment variables in a `path` are replaced; `beyond` is what to say of a value above `max`.
     """
-    metadata = {"help": help, "choices": choices, "min": min, "max": max, "length": length, "path": path}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "min": min,
+        "max": max,
+        "length": length,
+        "path": path,
+        "beyond": beyond,
+    }
     return field(default=default, metadata=metadata)
+
+
+_PIXEL_RANGE = "for pixels in [0, 1]: constants of pixels in [0, 255], as FFCV's, ÷ 255"
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,16 @@ class DataConfig:
     interpolation: str = option("bilinear", "antialiased filter of training crops", choices=("bilinear", "bicubic"))
     dct_scaling: bool = option(False, "decode training crops of twice the target or more at a reduced scale")
     mean: tuple[float, ...] = option(
-        (), "per-channel mean in [0, 1]; empty: the weights' own, else ImageNet's", length=3
+        (),
+        "per-channel mean in [0, 1]; empty: the weights' own, else ImageNet's",
+        length=3,
+        min=0.0,
+        max=1.0,
+        beyond=_PIXEL_RANGE,
     )
-    std: tuple[float, ...] = option((), "per-channel standard deviation, as mean", length=3, min=1e-6)
+    std: tuple[float, ...] = option(
+        (), "per-channel standard deviation, as mean", length=3, min=1e-6, max=1.0, beyond=_PIXEL_RANGE
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import check_labels
-from ffcv_train.data.format.beton import Beton, open_beton
+from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading.beton_loader import Loader
 from ffcv_train.data.loading.image_loader import ImageLoader
@@ -23,9 +23,9 @@ FORMATS = ("beton", "zip", "folder")
 def open_data_set(path: str | Path, format: str | None = None) -> DataSet:
     """Open a .beton file, a .zip of images with its map beside it, or a folder with a folder of images per class.
 
-    `format`, "beton", "zip" or "folder" (data.format), is what `path` must be, or a file named .beton whatever it says;
-    None takes what it is. Names, labels and places of all samples are read and checked, no image is. Raises
-    `UserError` for what is missing, damaged or does not fit, and `ValueError` for another `format`.
+    `format`, "beton", "zip" or "folder" (data.format), is what `path` must be, or a .beton file, by name or content,
+    whatever it says; None takes what it is. Names, labels and places of all samples are read and checked, no image is.
+    Raises `UserError` for what is missing, damaged or does not fit, and `ValueError` for another `format`.
 
     >>> data_set = open_data_set("train.beton")
     >>> len(data_set), data_set.labels[:4]
@@ -34,13 +34,14 @@ def open_data_set(path: str | Path, format: str | None = None) -> DataSet:
     if format not in (*FORMATS, None):
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, or None, not {format!r}")
     path = str(path)
-    found = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and Path(path).is_file() else ""
+    file = Path(path).is_file()
+    beton = file and (path.endswith(".beton") or is_beton(path))
+    found = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and file and not beton else ""
     if format is None:
         with speaking_of_arguments():
             return open_image_set(path, found) if found else open_beton(path)
     if format != "beton":
-        named_so = path.endswith(".beton") and Path(path).is_file()
-        return open_beton(path) if named_so else open_image_set(path, format)
+        return open_beton(path) if beton else open_image_set(path, format)
     if found:
         raise UserError(
             f"the data set {path} is a {found} of images; train from it with --data.format={found}, or convert it with "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.format.beton import Beton, open_beton
+from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import crop_parameters
 from ffcv_train.data.kernels.cut import Cutter
 from ffcv_train.data.open import center_crop_of, val_loader
@@ -142,8 +142,8 @@ def open_images(
         if indices is not None:
             raise UserError(f"--indices are samples of a .beton file or a .zip, and {path} is a folder; use --count")
         return _open_folder(path, count, seed)
-    archive = path.suffix.lower() == ".zip"
-    if path.suffix.lower() != ".beton" and not archive and path.is_file():
+    archive = path.suffix.lower() == ".zip" and not is_beton(path)
+    if path.suffix.lower() != ".beton" and not archive and path.is_file() and not is_beton(path):
         raise UserError(
             f"--images {path} is neither a folder nor a .beton file or a .zip; put the images into a folder"
         )

@@ -201,3 +201,14 @@ def test_every_option_says_what_it_does() -> None:
 
 def test_the_options_page_is_up_to_date() -> None:
     assert (Path(__file__).resolve().parents[2] / "docs" / "options.md").read_text() == page(), "run make docs"
+
+
+@pytest.mark.parametrize(("key", "value"), [("mean", "123.675,116.28,103.53"), ("std", "58.395,57.12,57.375")])
+def test_constants_of_bytes_are_refused_with_what_to_do(key: str, value: str, tmp_path: Path) -> None:
+    """FFCV's constants are those of pixels up to 255; so is a network trained with them, which predicts noise here."""
+    (tmp_path / "ffcv.yaml").write_text(f"data: {{{key}: [{value}]}}")
+    for words in ([f"--data.{key}={value}"], [f"--config-file={tmp_path}/ffcv.yaml"]):
+        with pytest.raises(
+            UserError, match=rf"data\.{key} in .* must be at most 1 for pixels in \[0, 1\]: .*÷ 255, not"
+        ):
+            load_config(RunConfig, words)

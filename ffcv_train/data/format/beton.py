@@ -81,6 +81,21 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def is_beton(path: str | Path) -> bool:
+    """Whether a file begins as .beton files do, whatever its name: FFCV's own are often called .ffcv."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(HEADER.itemsize)
+    except OSError:
+        return False
+    return len(start) == HEADER.itemsize and _header_fits(np.frombuffer(start, HEADER)[0])
+
+
+def _header_fits(header: Any) -> bool:
+    version, num_fields, page_size = int(header["version"]), int(header["num_fields"]), int(header["page_size"])
+    return version == FORMAT_VERSION and 1 <= num_fields <= 64 and page_size >= 1 and not page_size & (page_size - 1)
+
+
 def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     """Read and check header, field descriptions, sample table, allocation table and sidecar of a .beton file.
 
@@ -98,8 +113,8 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
         raise UserError(f"cannot read {path}: {error}; make it again with ffcv-train write") from None
     header = _table(content, path, "header", HEADER, 0, 1)[0]
     # A foreign file fails at the first of these that it happens to violate.
-    version, num_fields, page_size = int(header["version"]), int(header["num_fields"]), int(header["page_size"])
-    if version != FORMAT_VERSION or not 1 <= num_fields <= 64 or page_size < 1 or page_size & (page_size - 1):
+    num_fields, page_size = int(header["num_fields"]), int(header["page_size"])
+    if not _header_fits(header):
         raise UserError(f"{path} is not a .beton file (its header does not fit); make it with ffcv-train write")
     num_samples = int(header["num_samples"])
     if num_samples < 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ffcv_train.data.format.beton import Beton, open_beton
+from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, crop_parameters
 from ffcv_train.data.kernels.cut import Cutter
 from ffcv_train.data.kernels.decode import Scratch, decode_samples, problem_of
@@ -100,7 +100,7 @@ def _within(path: Path) -> list[Picture]:
         return [Picture(f"{path}/{name}", Blob(f"{path}/{name}")) for name in names]
     if not path.exists():
         raise UserError(f"{path} does not exist; name image files, folders or .zip files of them, or .beton files")
-    if kind == ".beton":
+    if kind == ".beton" or is_beton(path):
         beton = open_beton(path)
         files = (beton.sidecar or {}).get("files") or ()
         names = [files[index] if index < len(files) else str(index) for index in range(len(beton))]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ffcv_train.data.format.beton import sidecar_path
+from ffcv_train.data.format.beton import is_beton, sidecar_path
 from ffcv_train.data.sources.source import Request
 from ffcv_train.system.errors import UserError
 
@@ -12,7 +12,7 @@ from ffcv_train.system.errors import UserError
 def read_class_names(file: str | Path) -> tuple[str, ...]:
     """Class names in label order: a text file's lines, or those in a .beton's sidecar (`F.beton` or `F.beton.json`)."""
     path = Path(file)
-    if path.suffix == ".beton":
+    if path.suffix == ".beton" or is_beton(path):
         path = sidecar_path(path)
     text = _read_text(path)
     if path.suffix != ".json":
