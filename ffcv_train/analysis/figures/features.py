@@ -15,7 +15,7 @@ def draw_features(inputs: Sequence[Named]) -> Figure:
     """A panel for each of d_within, d_total and R², a line with its number per input."""
     figure = Figure(figsize=(8.2, 1.2 + 0.36 * len(inputs)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    texts = (("d_within", "$d_{within}$"), ("d_total", "$d_{total}$"), ("r_squared", "separability $R^2$"))
+    texts = (("d_within", "d within"), ("d_total", "d total"), ("r_squared", "separability R²"))
     for axes, (name, text) in zip(panels, texts, strict=True):
         for row, (_, metrics) in enumerate(inputs):
             value = getattr(metrics, name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ffcv_train.analysis.figures.texts import settle_texts
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors, replace_file
 
@@ -27,6 +28,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise UserError(f"{path} must end in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}, the formats of figures")
+    settle_texts(figure)
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=200)
     replace_file(path, content.getvalue())

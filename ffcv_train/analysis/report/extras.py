@@ -16,6 +16,7 @@ from ffcv_train.analysis.figures.logits import draw_distributions, draw_near_zer
 from ffcv_train.analysis.figures.reliability import draw_reliability
 from ffcv_train.analysis.figures.style import MAX_INPUTS
 from ffcv_train.analysis.figures.suites import draw_suite, suite_tables
+from ffcv_train.analysis.figures.texts import settle_texts
 from ffcv_train.analysis.figures.transfer import transfer_table
 from ffcv_train.analysis.report.content import Item, Picture, Section, Table, Text, data_address, picture, tables_of
 from ffcv_train.analysis.report.runs import Run, read_json
@@ -236,6 +237,7 @@ def _computed(
 
 
 def _drawn(title: str, figure: Figure) -> Picture:
+    settle_texts(figure)
     content = io.BytesIO()
     figure.savefig(content, format="svg", dpi=100)
     width = round(96 * float(figure.get_size_inches()[0]))
