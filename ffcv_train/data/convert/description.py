@@ -50,7 +50,7 @@ class Written:
 
 
 def sidecar_of(
-    beton: Path, split: str, settings: dict[str, Any], origin: dict[str, str], source: Source, written: Written
+    beton: Path, split: str, settings: dict[str, Any], origin: dict[str, Any], source: Source, written: Written
 ) -> dict[str, Any]:
     """The sidecar of the finished file `beton`, as plain JSON; `origin` says where `source` was found."""
     sidecar: dict[str, Any] = {
@@ -59,7 +59,7 @@ def sidecar_of(
         "class_names": list(source.class_names),
         "class_counts": np.bincount(written.labels(source), minlength=len(source.class_names)).tolist(),
         "split": split,
-        "source": {**origin, "num_images": len(source)},
+        "source": origin,
         "settings": settings,
         "skipped": [{"name": source.name(index), "reason": reason} for index, reason in written.skipped],
         "damaged": [{"name": source.name(index), "reason": reason} for index, reason in written.damaged],

@@ -8,11 +8,12 @@ from pathlib import Path
 from ffcv_train.system.errors import UserError
 
 
-def publish(moves: Sequence[tuple[Path, Path]], mark: Path | None = None) -> None:
+def publish(moves: Sequence[tuple[Path, Path]], mark: Path | None = None, outdated: Sequence[Path] = ()) -> None:
     """Rename each first path to the second one of its pair, in this order, which is the disk's order too.
 
     All lie in one folder. Several files cannot be replaced in one step, so readers must notice what is between: by what
-    the files say of each other, or by `mark`, a file that lists the targets as long as some may be new and some old.
+    the files say of each other, by `mark`, a file that lists the targets as long as some may be new and some old, or
+    because what is `outdated` is removed first.
 
     Raises `OSError` where nothing was renamed, `UserError` where it went wrong later.
     """
@@ -24,6 +25,11 @@ def publish(moves: Sequence[tuple[Path, Path]], mark: Path | None = None) -> Non
                 file.writelines(f"{target.name}\n" for _, target in moves)
                 file.flush()
                 os.fsync(file.fileno())
+            _sync_folder(folder)
+        for path in outdated:
+            moved = moved or path.exists()
+            path.unlink(missing_ok=True)
+        if outdated:
             _sync_folder(folder)
         for temporary, target in moves:
             temporary.replace(target)

@@ -24,12 +24,19 @@ from ffcv_train.data.convert.estimate import check_space, estimate, readable_siz
 from ffcv_train.data.convert.journal import Journal
 from ffcv_train.data.convert.pool import WorkerPool
 from ffcv_train.data.convert.publish import publish
-from ffcv_train.data.convert.unfinished import take_up
+from ffcv_train.data.convert.unfinished import Unfinished, take_up
 from ffcv_train.data.format.beton import open_beton, sidecar_path
 from ffcv_train.data.format.layout import MAX_SAMPLE_BYTES
 from ffcv_train.data.format.pagefile import DEFAULT_PAGE_SIZE, MIN_PAGE_SIZE, PageFile, Placement
 from ffcv_train.data.sources.indexed import IndexedSource
 from ffcv_train.data.sources.open import SOURCES, open_source
+from ffcv_train.data.sources.selection import (
+    Selection,
+    copies_of_images,
+    describe_counts,
+    long_tail,
+    stratified_split,
+)
 from ffcv_train.data.sources.source import Request, Source
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine, duration
@@ -59,9 +66,17 @@ class WriteConfig:
     chunk_size: int = option(0, "most images per task of a worker (and 4 MiB); 0: about 0.2 s of work", min=0)
     jpeg_quality: int = option(90, "JPEG quality", min=1, max=100)
     subset: int = option(-1, "how many images to write, the first ones; -1: all", min=-1)
+    val_fraction: float = option(
+        0.0,
+        "this share of each class, chosen by seed, to a second file: train → val in write_path's name; 0: one file",
+        max=0.9,
+    )
+    imbalance: float = option(
+        1.0, "make a long tail: the largest class has so many times the smallest one's images; 1: all images", min=1.0
+    )
     compress_probability: float = option(0.5, "proportion: probability of JPEG, per image", min=0.0, max=1.0)
     smart_threshold: int = option(1 << 16, "smart: images of more bytes as pixels than this become JPEG", min=0)
-    seed: int = option(0, "proportion: seed of the choice", min=0)
+    seed: int = option(0, "seed of what is chosen: proportion, val_fraction, imbalance", min=0)
     tiles: bool = option(True, "restart markers in JPEGs, so that a crop decodes only its part; 0: as FFCV writes")
     level: float = option(
         0.0, "JPEGs keep a smaller one of this share of their sides, for crops that need no more; 0: none", max=0.95
@@ -88,75 +103,140 @@ class WriterRun:
     cfg: WriteConfig = WriteConfig()
 
 
+@dataclass(frozen=True)
+class Part:
+    """One file to write: the first `count` samples of `source`."""
+
+    target: Path
+    split: str
+    source: Source
+    count: int
+
+
 def convert(config: WriteConfig, source: Source | None = None, progress: ProgressLine | None = None) -> Path:
     """Write `config.write_path` and its sidecar; both appear when they are complete and checked, or stay as they were.
 
-    Goes on from what a killed run with the same options left. `source` stands in place of the one that `config` names.
-    Raises `UserError` for what a user can cause, `KeyboardInterrupt` on Ctrl-C; either way nothing is left behind.
+    With `config.val_fraction` the same holds of both files, that of validation is `validation_path`. Goes on from what
+    a killed run with the same options left. `source` stands in place of the one that `config` names. Raises `UserError`
+    for what a user can cause, `KeyboardInterrupt` on Ctrl-C; either way nothing is left behind.
     """
-    start = time.perf_counter()
     progress = progress or ProgressLine(plain_interval=10.0)
-    target = _check_target(config)
+    target = _check_options(config)
     if source is None:
         source = open_source(config.dataset, Request(config.data_dir, config.split, config.classes, config.download))
-    count = min(len(source), config.subset) if config.subset > 0 else len(source)
-    workers = min(config.num_workers or usable_cores(), count)
-    progress.print(f"{count} images, {len(source.class_names)} classes from {config.data_dir}, {workers} workers")
     for note in source.notes:
         progress.print(f"note: {note}")
-    present, whole = (len(np.unique(labels)) for labels in (source.labels[:count], source.labels))
+    parts = _parts(config, source, target, progress)
+    reports = []
+    with StopSignals(target) as signals, contextlib.ExitStack() as cleanup:
+        try:
+            moves = []
+            for part in parts:
+                unfinished, report = _make(part, config, cleanup, signals, progress)
+                reports.append(report)
+                # In between there is a sidecar that does not fit, which every reader notices, or one alone.
+                moves += [
+                    (sidecar_path(unfinished.path), sidecar_path(part.target)),
+                    (unfinished.path, part.target),
+                ]
+            signals.ignore()
+            # Of two files the old second one must not be read beside the new first one: without a sidecar it is not.
+            publish(moves, outdated=[sidecar_path(part.target) for part in parts[1:]])
+        except OSError as error:
+            raise UserError(f"writing {target} failed: {error.strerror or error}; it is as it was before") from error
+        finally:
+            progress.close()
+    for part, report in zip(parts, reports, strict=True):
+        progress.print(f"{part.target}: {report}")
+    return target
+
+
+def validation_path(write_path: Path) -> Path:
+    """Where `val_fraction` puts the images for validation: `train.beton` → `val.beton`, `a.beton` → `a_val.beton`."""
+    stem = write_path.stem
+    stem = stem.replace("train", "val") if "train" in stem else f"{stem}_val"
+    return write_path.with_name(stem + write_path.suffix)
+
+
+def _parts(config: WriteConfig, source: Source, target: Path, progress: ProgressLine) -> list[Part]:
+    """The files to write; says what goes where."""
+    train, validation = source, None
+    if config.val_fraction:
+        copies = copies_of_images(source)
+        if copies:
+            first = min(copies)
+            progress.print(
+                f"note: {sum(map(len, copies)) - len(copies)} images are copies of others, such as "
+                f"{source.name(first[1])} of {source.name(first[0])}; copies go to the same file"
+            )
+        kept, held_out = stratified_split(source.labels, config.val_fraction, config.seed, copies)
+        if not len(held_out):
+            raise UserError(f"no class of {config.data_dir} has two images, one of which --cfg.val_fraction could take")
+        train, validation = Selection(source, kept), Selection(source, held_out)
+        lone = len(np.unique(source.labels)) - len(np.unique(validation.labels))
+        if lone:
+            progress.print(f"note: {lone} classes have no image for validation, as they have one, or copies of one")
+    if config.imbalance > 1:
+        train = Selection(train, long_tail(train.labels, len(train.class_names), config.imbalance, config.seed))
+        progress.print(f"a long tail of {len(train)} images, {describe_counts(train.labels, train.class_names)}")
+    count = min(len(train), config.subset) if config.subset > 0 else len(train)
+    workers = min(config.num_workers or usable_cores(), count)
+    progress.print(f"{count} images, {len(source.class_names)} classes from {config.data_dir}, {workers} workers")
+    present, whole = (len(np.unique(labels)) for labels in (train.labels[:count], train.labels))
     if present < whole:
         progress.print(
             f"note: the first {count} images, which --cfg.subset takes, are of {present} of the {whole} classes; "
             "for a smaller set of all classes, make a folder or map of it"
         )
+    parts = [Part(target, config.split, train, count)]
+    if validation is not None:
+        second = validation_path(target)
+        progress.print(f"{len(validation)} more images, of every class, to {second}")
+        parts.append(Part(second, "val", validation, len(validation)))
+    return parts
 
-    with StopSignals(target) as signals, contextlib.ExitStack() as cleanup:
-        try:
-            fingerprint = _fingerprint(config, source, count)
-            placement = Placement(count, config.page_size)
-            unfinished, chunks = take_up(target, fingerprint, placement, source.place, progress)
-            cleanup.callback(unfinished.remove)
-            pages = PageFile(unfinished.path, count, config.page_size)
-            cleanup.callback(pages.close)
-            written = Written()
-            for chunk in chunks:
-                written.add(chunk)
-                _enter(chunk, source, pages)
-            if chunks:
-                pages.truncate()
-                progress.print(
-                    f"{len(written)} of the {count} images are in {unfinished.path.name}, which a killed run left, and "
-                    "were verified; it goes on from there"
-                )
-            taken_up = len(written)
-            journal = cleanup.enter_context(Journal(unfinished.journal, fingerprint, chunks))
-            workers = min(workers, count - taken_up)
-            pool = cleanup.enter_context(WorkerPool(workers, _encoding(config), unfinished.path))
-            cleanup.callback(signals.ignore)
-            _write_pages(pool, source, count, config, pages, written, journal, progress)
-            pages.finish(written.pair(source))
-            settings = to_dict(WriterRun(config))["cfg"]
-            sidecar = sidecar_of(unfinished.path, config.split, settings, _origin(config, source), source, written)
-            _write_text(sidecar_path(unfinished.path), json.dumps(sidecar))
-            _check(unfinished.path, source, written)
-            signals.ignore()
-            # In between there is a sidecar that does not fit, which every reader notices, or one alone.
-            publish([(sidecar_path(unfinished.path), sidecar_path(target)), (unfinished.path, target)])
-        except OSError as error:
-            raise UserError(f"writing {target} failed: {error.strerror or error}; it is as it was before") from error
-        finally:
-            progress.close()
+
+def _make(
+    part: Part, config: WriteConfig, cleanup: contextlib.ExitStack, signals: StopSignals, progress: ProgressLine
+) -> tuple[Unfinished, str]:
+    """The file of a part, complete but under its temporary name, which `cleanup` removes; and what to say of it."""
+    start = time.perf_counter()
+    source, count = part.source, part.count
+    fingerprint = _fingerprint(config, source, count)
+    placement = Placement(count, config.page_size)
+    unfinished, chunks = take_up(part.target, fingerprint, placement, source.place, progress)
+    cleanup.callback(unfinished.remove)
+    cleanup.callback(signals.ignore)
+    with contextlib.ExitStack() as closing:
+        pages = PageFile(unfinished.path, count, config.page_size)
+        closing.callback(pages.close)
+        written = Written()
+        for chunk in chunks:
+            written.add(chunk)
+            _enter(chunk, source, pages)
+        if chunks:
+            pages.truncate()
+            progress.print(
+                f"{len(written)} of the {count} images are in {unfinished.path.name}, which a killed run left, and "
+                "were verified; it goes on from there"
+            )
+        taken_up = len(written)
+        journal = closing.enter_context(Journal(unfinished.journal, fingerprint, chunks))
+        workers = min(config.num_workers or usable_cores(), count - taken_up)
+        pool = closing.enter_context(WorkerPool(workers, _encoding(config), unfinished.path))
+        _write_pages(pool, part, config, pages, written, journal, progress)
+        pages.finish(written.pair(source))
+    settings = to_dict(WriterRun(config))["cfg"]
+    sidecar = sidecar_of(unfinished.path, part.split, settings, _origin(config, source), source, written)
+    _write_text(sidecar_path(unfinished.path), json.dumps(sidecar))
+    _check(unfinished.path, source, written)
     seconds = time.perf_counter() - start
     listed = {"skipped": len(written.skipped), "damaged": len(written.damaged)}
     listing = "".join(f"{number} {what}, " for what, number in listed.items() if number)
-    listing = f" ({listing}listed in {sidecar_path(target).name})" if listing else ""
-    progress.print(
-        f"{target}: {len(written.indices)} samples{listing}, "
-        f"{readable_size(target.stat().st_size)}, "
-        f"{duration(seconds)}, {(count - taken_up) / seconds:.0f} images/s"
-    )
-    return target
+    listing = f" ({listing}listed in {sidecar_path(part.target).name})" if listing else ""
+    size = readable_size(unfinished.path.stat().st_size)
+    rate = (count - taken_up) / seconds
+    return unfinished, f"{len(written.indices)} samples{listing}, {size}, {duration(seconds)}, {rate:.0f} images/s"
 
 
 def _fingerprint(config: WriteConfig, source: Source, count: int) -> Any:
@@ -171,8 +251,15 @@ def _fingerprint(config: WriteConfig, source: Source, count: int) -> Any:
     return {"settings": settings, "origin": origin, "source": digest.hexdigest(), "versions": all_versions()}
 
 
-def _check_target(config: WriteConfig) -> Path:
-    """The file to write, links followed; raises `UserError` where it could not be written."""
+def _check_options(config: WriteConfig) -> Path:
+    """The file to write, links followed; raises `UserError` where it could not be, or for options that do not fit."""
+    if config.subset == 0:
+        raise UserError("--cfg.subset=0 would write no images; give a number from 1, or -1 for all")
+    for name, neutral in (("val_fraction", 0), ("imbalance", 1)):
+        if config.subset > 0 and getattr(config, name) != neutral:
+            raise UserError(f"--cfg.subset takes the first images, which --cfg.{name} chooses itself; leave one out")
+    if config.val_fraction and config.split != "train":
+        raise UserError("--cfg.val_fraction splits the images of --cfg.split=train; leave --cfg.split out")
     for name in ("data_dir", "write_path"):
         if not getattr(config, name):
             raise UserError(f"--cfg.{name} is missing; see --help")
@@ -186,6 +273,8 @@ def _check_target(config: WriteConfig) -> Path:
         raise UserError(f"--cfg.write_path: the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise UserError(f"--cfg.write_path: the folder {target.parent} is not writable; choose another")
+    if config.val_fraction and validation_path(target).is_dir():
+        raise UserError(f"--cfg.write_path: {validation_path(target)} is a folder; choose another name")
     return target
 
 
@@ -206,8 +295,7 @@ def _encoding(config: WriteConfig) -> Encoding:
 
 def _write_pages(
     pool: WorkerPool,
-    source: Source,
-    count: int,
+    part: Part,
     config: WriteConfig,
     pages: PageFile,
     written: Written,
@@ -215,9 +303,9 @@ def _write_pages(
     progress: ProgressLine,
 ) -> None:
     """Encode all samples that are not in `written` yet, and have them written in order."""
-    first = len(written)
+    source, count, first = part.source, part.count, len(written)
     if first < count:
-        chunk_size = _foresee(pool, source, first, count, config, pages, Path(config.write_path).resolve(), progress)
+        chunk_size = _foresee(pool, source, first, count, config, pages, part.target, progress)
         start = time.perf_counter()
 
         def place(chunk: EncodedChunk) -> list[int]:
@@ -286,11 +374,14 @@ def _stop_at_failure(chunk: EncodedChunk, source: Source, config: WriteConfig) -
             )
 
 
-def _origin(config: WriteConfig, source: Source) -> dict[str, str]:
+def _origin(config: WriteConfig, source: Source) -> dict[str, Any]:
+    while isinstance(source, Selection):
+        source = source.origin
     if isinstance(source, IndexedSource):
-        return {"dataset": source.kind}
+        return {"dataset": source.kind, "num_images": len(source)}
     # A glob may hold "..": leave links alone.
-    return {"dataset": config.dataset, "data_dir": os.path.abspath(config.data_dir)}  # noqa: PTH100
+    folder = os.path.abspath(config.data_dir)  # noqa: PTH100
+    return {"dataset": config.dataset, "data_dir": folder, "num_images": len(source)}
 
 
 def _check(beton: Path, source: Source, written: Written) -> None:

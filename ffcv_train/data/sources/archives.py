@@ -26,6 +26,10 @@ class Blob(NamedTuple):
     offset: int = 0
     size: int = -1
 
+    def file_size(self) -> int:
+        """Bytes of the whole file; raises `OSError`."""
+        return Path(self.path).stat().st_size
+
     def read(self) -> bytes:
         """The bytes; raises `OSError` where they cannot be had."""
         if self.size < 0:
