@@ -39,6 +39,8 @@ the checkpoint has them. What was written is read by its own library, and is com
 validation set, where that is still there, or else on two photographs that come with scikit-learn.
 """
 _CHECKED = 16
+EXPORT_DEFAULTS = {"training.amp": "off", "training.device": "cpu", "model.channels_last": False}
+"""Networks are exported from the CPU, in float32"""
 
 
 def parse_export_request(argv: Sequence[str]) -> Request:
@@ -57,7 +59,7 @@ def parse_export_request(argv: Sequence[str]) -> Request:
         argv,
         description=DESCRIPTION,
         add_options=add_options,
-        defaults={"training.amp": "off", "training.device": "cpu", "model.channels_last": False},
+        defaults=EXPORT_DEFAULTS,
         needs_data_set=False,
     )
     options = request.options

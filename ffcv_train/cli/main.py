@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": ("evaluate", "metrics of a checkpoint on a data set"),
     "predict": ("predict", "the likeliest classes of images"),
     "export": ("export", "the network for other programs: ONNX, torch.export, timm, torchvision, safetensors"),
+    "push": ("push", "publish the network on the Hugging Face hub, with a model card"),
     "compare": ("compare", "train and compare criteria, each from several seeds"),
     "doctor": ("doctor", "is it the loader or the step that limits a run on this machine?"),
     "logits": ("logits", "write every sample's logits and features to a file"),

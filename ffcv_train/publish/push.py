@@ -1,0 +1,80 @@
+"""A folder for the Hugging Face hub, weights, configuration and card, and its way there."""
+
+import os
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from ffcv_train.evaluation.classifier import Classifier
+from ffcv_train.publish.card import read_record, write_card
+from ffcv_train.publish.description import Description
+from ffcv_train.publish.export import Check, check_output, export
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import replace_text, write_json
+
+_FILES = ("README.md", "config.json", "model.safetensors")
+_REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+
+
+def check_repo(repo: str) -> None:
+    """Raise `UserError` where `repo` is no name of a repository."""
+    if not _REPO.fullmatch(repo) or len(repo) > 96 or ".." in repo or "--" in repo:
+        raise UserError(
+            f"--to {repo} is no repository's name; give organisation/name, of letters, digits, '.', '_', '-'"
+        )
+
+
+def write_folder(
+    classifier: Classifier, description: Description, folder: Path, repo: str, licence: str, images: Tensor
+) -> tuple[str, Check]:
+    """Write what `repo` is to hold into the new `folder`; returns the library that opens it, and the comparison.
+
+    A folder of an earlier call is written anew; one with other files is refused. It is timm's
+    folder where timm has the network, else `model.safetensors` and `config.json`. Raises `UserError`.
+    """
+    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= set(_FILES):
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+    check_output("timm", folder)
+    try:
+        library, check = "timm", export(classifier, "timm", folder, description, images)
+    except UserError:
+        weights = folder / "model.safetensors"
+        library, check = "safetensors", export(classifier, "safetensors", weights, description, images)
+        write_json(folder / "config.json", vars(description))
+    card = write_card(repo, description, read_record(Path(classifier.subject.path)), licence, library)
+    replace_text(folder / "README.md", card)
+    return library, check
+
+
+def upload(folder: Path, repo: str, private: bool) -> str:
+    """Upload `folder` to `repo`, which is made where it is missing; returns its address. Raises `UserError`.
+
+    Where, and as whom, is the hub library's to know: HF_ENDPOINT, HF_TOKEN, `hf auth login`.
+    """
+    # Half a second to import: not for those who send nothing.
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by ffcv_train")
+    except LocalTokenNotFoundError:
+        raise UserError("the hub asks who you are; log in with: hf auth login, or set HF_TOKEN") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise UserError(
+                f"the hub does not let you write to {repo} (status {status}); log in with a token that may: hf auth "
+                f"login; the folder stays in {folder}"
+            ) from None
+        raise UserError(f"the hub refused {repo} (status {status}); the folder stays in {folder}, try again") from None
+    except Exception as error:
+        # Whatever the library's connection raises: its own errors, its HTTP client's, the system's.
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"cannot reach the hub ({reason}); the folder stays in {folder}, upload it with: hf upload {repo} {folder}"
+        ) from None
+    return str(address)
