@@ -61,6 +61,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     transfer = (options.transfer_train, options.transfer_val)
     if any(transfer) and not all(transfer):
         raise UserError("--transfer-train and --transfer-val belong together; give both or neither")
+    options.output = None  # each run has its own
     config_of_runs = {"data": {"train_dataset": config.data.train_dataset}}
     suites = suite_options(options, config_of_runs)
     return Plan(

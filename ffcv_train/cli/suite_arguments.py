@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ffcv_train.evaluation.suites.run import SUITES
@@ -12,6 +13,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import expand_path
 
 _TAKERS = {"calibrate_on": ("calibration",), "train_set": ("groups", "ood"), "ood_data": ("ood",)}
+_TAKERS |= {"corrupted_data": ("corruptions",), "frost_images": ("corruptions",)}
 """Which suites take an option"""
 
 
@@ -41,6 +43,15 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--ood-data", nargs="+", type=expand_path, metavar="DATA", help="ood: data sets of other things")
     group.add_argument("--knn-k", metavar="K", default="50", help="ood: which nearest neighbour [50]")
+    group.add_argument(
+        "--corrupted-data", metavar="DIR", help="corruptions: ImageNet-C or CIFAR-10-C, unpacked [made from the images]"
+    )
+    group.add_argument("--corruption-seed", metavar="N", default="0", help="corruptions: of what is made [0]")
+    group.add_argument(
+        "--frost-images",
+        metavar="DIR",
+        help="corruptions: the authors' photographs of frost [package imagecorruptions]",
+    )
 
 
 def suite_options(options: Any, config: Mapping[str, Any]) -> SuiteOptions:
@@ -72,6 +83,10 @@ def suite_options(options: Any, config: Mapping[str, Any]) -> SuiteOptions:
         few_under=few,
         ood_data=tuple(options.ood_data or ()),
         neighbour=neighbour,
+        corrupted_data=options.corrupted_data or "",
+        corruption_seed=whole(options.corruption_seed, "--corruption-seed"),
+        frost_images=options.frost_images or "",
+        part_file=str(Path(options.output).with_suffix("")) + "_corruptions" if options.output else "",
     )
 
 
@@ -83,6 +98,9 @@ def suite_words(options: Any, out: SuiteOptions) -> list[str]:
     words += [f"--many-over={out.many_over}", f"--few-under={out.few_under}"]
     words += [f"--calibrate-on={out.calibrate_on}"] if out.calibrate_on else []
     words += [f"--train-set={options.train_set}"] if options.train_set else []
+    words += [f"--corrupted-data={out.corrupted_data}"] if out.corrupted_data else []
+    words += [f"--frost-images={out.frost_images}"] if out.frost_images else []
+    words += [f"--corruption-seed={out.corruption_seed}"]
     return words + (["--ood-data", *out.ood_data] if out.ood_data else [])
 
 

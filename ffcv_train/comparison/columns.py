@@ -56,6 +56,10 @@ METRICS = (
     Metric("auroc_energy", "AUROC, energy %", ("suites", "ood", "mean", "energy", "auroc"), 100, 2, 1),
     Metric("auroc_knn", "AUROC, neighbour %", ("suites", "ood", "mean", "knn", "auroc"), 100, 2, 1),
     Metric("fpr_95", "FPR at 95%, probability %", ("suites", "ood", "mean", "probability", "fpr_95"), 100, 2, -1),
+    Metric("corrupted", "error, corrupted %", ("suites", "corruptions", "mean", "error"), 100, 2, -1),
+    Metric("corrupted_nll", "NLL, corrupted", ("suites", "corruptions", "mean", "nll"), better=-1),
+    Metric("corrupted_ece", "ECE, corrupted", ("suites", "corruptions", "mean", "ece"), better=-1),
+    Metric("mce", "mCE %", ("suites", "corruptions", "mce"), 100, 2, -1),
 )
 
 _BY_KEY = {metric.key: metric for metric in METRICS}

@@ -30,11 +30,13 @@ _TABLES = (
     ("Calibration", ("temperature", "brier", "nll_scaled", "ece_scaled")),
     ("Selective prediction", ("aurc", "aurc_logit", "aurc_margin", "excess_aurc", "coverage_5")),
     ("Often and seldom seen classes", ("many", "medium", "few")),
+    ("Corruptions", ("corrupted", "corrupted_nll", "corrupted_ece", "mce")),
     ("Out-of-distribution detection", ("auroc", "auroc_logit", "auroc_energy", "auroc_knn", "fpr_95")),
 )
 _PAIRED = (
     *("top_1", "nll", "ece", "d_within_val", "r_squared_val", "transfer", "brier", "nll_scaled", "ece_scaled"),
     *("aurc", "aurc_logit", "coverage_5", "many", "medium", "few", "auroc", "auroc_logit", "auroc_energy", "auroc_knn"),
+    *("corrupted", "corrupted_nll", "corrupted_ece"),
 )
 _QUALITIES = {
     **dict.fromkeys(("top_1", "nll", "ece"), ""),
@@ -42,6 +44,7 @@ _QUALITIES = {
     **dict.fromkeys(("aurc", "coverage_5"), "selective"),
     **dict.fromkeys(("many", "medium", "few"), "groups"),
     **dict.fromkeys(("auroc", "auroc_knn"), "ood"),
+    **dict.fromkeys(("corrupted", "corrupted_ece"), "corruptions"),
     **dict.fromkeys(("r_squared_val", "transfer"), ""),
 }
 """The columns of the opening table, and the suite that each comes from"""

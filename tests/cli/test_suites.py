@@ -1,15 +1,18 @@
 """eval.py --suite through the real script: records, figures, refusals, and the temperature in use."""
 
+import itertools
 import json
 import runpy
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
@@ -19,12 +22,21 @@ from ffcv_train import load_network
 from ffcv_train.config.read import load_config, to_dict
 from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.data.format.beton import open_beton
+from ffcv_train.data.kernels.corruptions import CORRUPTIONS, corrupt
+from ffcv_train.evaluation.suites import corruptions
+from ffcv_train.evaluation.suites.run import check_suites, run_suites
+from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.metrics.groups import group_accuracy
 from ffcv_train.metrics.logits_file import read_logits
 from ffcv_train.metrics.selective import confidence_scores, selective
 from ffcv_train.metrics.temperature import calibration, fit_temperature, split_halves
 from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
 from ffcv_train.models.factory import create_model
+from ffcv_train.models.network import Network
+from ffcv_train.models.normalise import Normaliser
+from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
+from tests.support.corruptions import frost_photographs
 from tests.support.photographs import ROOT, Samples, crops_of_photographs, write_stock_beton
 
 NAMES = ["class0", "class1", "class2", "class3"]
@@ -141,7 +153,7 @@ def test_a_temperature_of_another_set_is_kept_and_used(
 def test_without_a_temperature_nothing_is_calibrated(checkpoint: Path) -> None:
     network = load_network(checkpoint, device="cpu")
     assert network.temperature is None
-    with pytest.raises(Exception, match=r"holds no temperature for its model weights; fit one with eval\.py"):
+    with pytest.raises(Exception, match=r"holds no temperature for its model weights; fit one with"):
         network.predict(crops_of_photographs(1, 32, 32), calibrated=True)
 
 
@@ -201,6 +213,141 @@ def test_other_kinds_of_data_are_told_apart(
     assert list(missing["sets"][0]["scores"]) == ["probability", "logit", "energy"]
 
 
+@pytest.fixture
+def frost(tmp_path: Path) -> Path:
+    (tmp_path / "frost").mkdir()
+    for name, image in frost_photographs().items():
+        Image.fromarray(image).save(tmp_path / "frost" / name, "PNG")
+    return tmp_path / "frost"
+
+
+def by_hand(checkpoint: Path, images: Sequence[np.ndarray]) -> torch.Tensor:
+    """Logits of images of 32 pixels, without our evaluation."""
+    model = create_model(ModelConfig(arch="cifar_resnet20"), 4).eval()
+    model.load_state_dict(load_checkpoint(checkpoint)["model"])
+    x = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        return model(x)
+
+
+def test_corruptions_are_made_and_a_stop_loses_little(
+    suites: Callable[..., dict[str, Any]],
+    checkpoint: Path,
+    frost: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, labels = crops_of_photographs(5, 32, 32, seed=3), [0, 1, 2, 3, 0]
+    data = write_stock_beton(tmp_path / "five.beton", Samples(images, labels), "raw", 4)
+    words = [f"--data.val_dataset={data}", "--validation.batch_size=2", "--suite=corruptions", "--corruption-seed=3"]
+    words += [f"--frost-images={frost}"]
+    monkeypatch.setattr(corruptions, "_SAVE_SECONDS", 0.0)
+    calls: list[int] = []
+
+    def stopping(image: np.ndarray, name: str, severity: int, key: tuple[int, int], frost: Any) -> np.ndarray:
+        calls.append(key[1])
+        if key[1] == 2 and len(calls) < 300:
+            raise KeyboardInterrupt
+        return corrupt(image, name, severity, key, frost)
+
+    monkeypatch.setattr(corruptions, "corrupt", stopping)
+    with pytest.raises(SystemExit):
+        suites(*words)
+    assert set(calls) >= {0, 1, 2}
+    assert len(list(checkpoint.parent.glob("*.part*"))) + len(list(checkpoint.parent.glob("*0of1.json"))) == 1
+    calls[:] = [9] * 300
+    found = suites(*words)["suites"]["corruptions"]
+    assert sorted(set(calls)) == [2, 3, 4, 9]  # the first batch was kept
+    assert not list(checkpoint.parent.glob("*0of1.json"))
+    photographs = list(frost_photographs().values())
+    for name, severity in (("gaussian_noise", 1), ("frost", 5), ("fog", 3)):
+        changed = [corrupt(image, name, severity, (3, i), photographs) for i, image in enumerate(images)]
+        logits = by_hand(checkpoint, changed)
+        one = found["corruptions"][name][severity - 1]
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item()
+        assert one["nll"] == pytest.approx(expected, rel=1e-4)
+        assert one["error"] == pytest.approx((logits.argmax(1) != torch.tensor(labels)).float().mean().item())
+    everything = [one for severities in found["corruptions"].values() for one in severities]
+    assert len(everything) == 75
+    assert found["mean"]["nll"] == pytest.approx(np.mean([one["nll"] for one in everything]))
+    assert found["by_severity"][4]["ece"] == pytest.approx(
+        np.mean([severities[4]["ece"] for severities in found["corruptions"].values()])
+    )
+    assert (found["constants"], found["mce"], found["samples"]) == ("cifar", None, 5)
+    assert "corruptions: error %, 5 samples a corruption, made with seed 3" in capsys.readouterr().out
+    assert (checkpoint.parent / "metrics_corruptions.png").stat().st_size > 5000
+
+
+def test_prepared_corruptions_are_read(
+    suites: Callable[..., dict[str, Any]],
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some = ("gaussian_noise", "fog")  # each folder has processes of its own
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", {name: CORRUPTIONS[name] for name in some})
+    monkeypatch.setattr(corruptions, "_ALL", tuple(itertools.product(some, range(1, 6))))
+    folder, random = tmp_path / "ImageNet-C", np.random.default_rng(0)
+    expected = {}
+    for number, name in enumerate(some):
+        for severity in range(1, 6):
+            images = [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in NAMES]
+            for label, image in zip(NAMES, images, strict=True):
+                # Lying as in the archives, and without the folders of kinds.
+                place = folder / "kind" / name if number % 2 else folder / name
+                (place / str(severity) / label).mkdir(parents=True)
+                Image.fromarray(image).save(place / str(severity) / label / "0.png")
+            expected[name, severity] = torch.nn.functional.cross_entropy(
+                by_hand(checkpoint, images), torch.arange(4)
+            ).item()
+    found = suites("--suite=corruptions", f"--corrupted-data={folder}")["suites"]["corruptions"]
+    assert found["samples"] == 4 and found["prepared"] == str(folder)
+    for (name, severity), nll in expected.items():
+        assert found["corruptions"][name][severity - 1]["nll"] == pytest.approx(nll, rel=1e-4)
+    shutil.rmtree(folder / "fog", ignore_errors=True)
+    shutil.rmtree(folder / "kind" / "fog", ignore_errors=True)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        suites("--suite=corruptions", f"--corrupted-data={folder}")
+    assert "has no folder fog/1" in capsys.readouterr().err
+
+
+def test_cifar_10_c_is_read(checkpoint: Path, tmp_path: Path, small_betons: tuple[Path, Path]) -> None:
+    """Its arrays hold the severities one after the other; the network must have CIFAR-10's classes."""
+    folder, random = tmp_path / "CIFAR-10-C", np.random.default_rng(1)
+    folder.mkdir()
+    labels = np.tile([4, 9, 0], 5).astype(np.uint8)
+    np.save(folder / "labels.npy", labels)
+    arrays = {name: random.integers(0, 256, (15, 32, 32, 3), dtype=np.uint8) for name in CORRUPTIONS}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    torch.manual_seed(1)
+    model = create_model(ModelConfig(arch="cifar_resnet20"), 10).eval()
+    process = Process(0, 1, 0, 1, torch.device("cpu"))
+    network = Network(model, 10, Normaliser((0.5,) * 3, (0.5,) * 3, process.device), None)
+    options = ["--validation.resolution=32", "--validation.crop_ratio=1", "--validation.batch_size=2"]
+    data_set = write_stock_beton(tmp_path / "c.beton", Samples(crops_of_photographs(2, 32, 32), [0, 9]), "raw")
+    wanted = SuiteOptions(("corruptions",), corrupted_data=str(folder))
+    beton = open_beton(data_set)
+    check_suites(wanted, beton, 10)
+    config = load_config(RunConfig, [*options, "--data.num_workers=1"])
+    found = run_suites(wanted, network, config, beton, process)["corruptions"]
+    for name in ("snow", "pixelate"):
+        for severity in range(5):
+            part = slice(3 * severity, 3 * severity + 3)
+            x = (torch.from_numpy(arrays[name][part]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+            with torch.no_grad():
+                nll = torch.nn.functional.cross_entropy(model(x), torch.from_numpy(labels[part]).long()).item()
+            assert found["corruptions"][name][severity]["nll"] == pytest.approx(nll, rel=1e-4)
+    with pytest.raises(UserError, match=r"holds CIFAR-10-C, and .* has other classes"):
+        check_suites(wanted, open_beton(small_betons[1]), 4)
+    (folder / "fog.npy").unlink()
+    with pytest.raises(UserError, match=r"lacks fog\.npy"):
+        check_suites(wanted, beton, 10)
+
+
 def test_the_same_from_python(suites: Callable[..., dict[str, Any]], checkpoint: Path, small_betons: Any) -> None:
     report = suites("--suite=selective")
     found = evaluate_in_python(load_network(checkpoint, device="cpu"), small_betons[1], suites=["selective"])
@@ -220,7 +367,10 @@ def test_what_does_not_fit_is_one_sentence(
     names = {**json.loads(Path(f"{other}.json").read_text()), "class_names": ["class0", "cat", "class2", "class3"]}
     Path(f"{other}.json").write_text(json.dumps(names))
     cases: list[tuple[list[str], str]] = [
-        (["--suite=calibrate"], "'calibrate', which is no suite; there are calibration, selective, groups, ood"),
+        (
+            ["--suite=calibrate"],
+            "'calibrate', which is no suite; there are calibration, selective, groups, ood, corruptions",
+        ),
         (["--suite=groups,groups"], "twice"),
         (["--calibrate-on=x.beton"], "--calibrate-on is for --suite calibration"),
         (["--suite=calibration", "--calibrate-on=none.beton"], "none.beton does not exist"),
@@ -233,6 +383,9 @@ def test_what_does_not_fit_is_one_sentence(
         (["--suite=ood", f"--ood-data={other}", "--knn-k=97"], "has 96 samples, too few for the 97th neighbour"),
         (["--suite=ood", f"--ood-data={other}", "--knn-k=0"], "--knn-k must be at least 1"),
         (["--ood-data", str(other)], "--ood-data is for --suite ood"),
+        (["--suite=corruptions", "--frost-images=none"], "none lacks a photograph of frost"),
+        (["--suite=corruptions", "--corrupted-data=none"], "none has no folder gaussian_noise/1"),
+        (["--corrupted-data=none"], "--corrupted-data is for --suite corruptions"),
         (["--keep-temperature"], "add the suite"),
         (["--suite=calibration", "--keep-temperature", "--tau=1"], "drop --keep-temperature or --tau"),
         (["--tau=much"], "--tau must be a number"),

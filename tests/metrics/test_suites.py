@@ -11,6 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from ffcv_train.metrics.corruption import ALEXNET, summarise_corruptions
 from ffcv_train.metrics.detection import detection, energy, nearest_similarity
 from ffcv_train.metrics.groups import group_accuracy
 from ffcv_train.metrics.selective import confidence_scores, selective
@@ -180,3 +181,19 @@ def test_energy_and_neighbours_are_what_they_are_called() -> None:
     np.testing.assert_allclose(np.sqrt(2 - 2 * found), distances, rtol=1e-5)
     with pytest.raises(ValueError, match="there are 80 samples, fewer than k=81"):
         nearest_similarity(torch.from_numpy(queries), torch.from_numpy(bank), 81)
+
+
+def test_the_mean_corruption_error_is_the_mean_of_ratios() -> None:
+    def like(factor: float) -> dict:
+        return {
+            name: [{"top_1": 1 - factor * error * (0.8 + 0.1 * s), "nll": 1.0 + s, "ece": 0.1} for s in range(5)]
+            for name, error in ALEXNET.items()
+        }
+
+    found = summarise_corruptions(like(0.5), imagenet=True)
+    assert found["mce"] == pytest.approx(0.5)
+    assert found["mean"]["error"] == pytest.approx(0.5 * np.mean(list(ALEXNET.values())))
+    assert [one["nll"] for one in found["by_severity"]] == [1, 2, 3, 4, 5]
+    assert summarise_corruptions(like(0.5), imagenet=False)["mce"] is None
+    some = {name: rows for name, rows in like(0.5).items() if name != "fog"}
+    assert summarise_corruptions(some, imagenet=True)["mce"] is None

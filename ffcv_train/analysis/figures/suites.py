@@ -186,15 +186,62 @@ def _draw_ood(inputs: Sequence[Named]) -> Figure:
     return figure
 
 
+def _corruptions_tables(inputs: Sequence[Named]) -> list[SuiteTable]:
+    first = inputs[0][1]
+    made = f"made with seed {first['seed']} and the constants of {first['constants']}"
+    title = f"error %, {first['samples']:,} samples a corruption, "
+    title += made if first["prepared"] is None else f"of {Path(first['prepared']).name}"
+    header = ["", "clean", *(f"severity {number}" for number in range(1, 6)), "mean"]
+    tables = []
+    for label, record in inputs:
+        rows = [
+            [name, "", *(_percent(one["error"]) for one in severities), _percent(_mean(severities))]
+            for name, severities in record["corruptions"].items()
+        ]
+        means = [*(_percent(one["error"]) for one in record["by_severity"]), _percent(record["mean"]["error"])]
+        rows.append(["mean error", _percent(record["clean"]["error"]), *means])
+        for key, text in (("nll", "NLL"), ("ece", "ECE")):
+            values = [record["clean"], *record["by_severity"], record["mean"]]
+            rows.append([text, *(f"{value[key]:.4f}" for value in values)])
+        if record["mce"] is not None:
+            rows.append(["mCE", *[""] * 6, _percent(record["mce"])])
+        tables.append(SuiteTable(f"{label}: {title}" if label else title, header, rows))
+    return tables
+
+
+def _mean(severities: Sequence[Mapping[str, float]]) -> float:
+    return sum(one["error"] for one in severities) / len(severities)
+
+
+def _draw_corruptions(inputs: Sequence[Named]) -> Figure:
+    check_input_count(len(inputs))
+    names = list(inputs[0][1]["corruptions"])
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for place, ((label, record), (color, _, marker)) in enumerate(zip(inputs, STYLES, strict=False)):
+        spots = [x + 0.12 * (place - (len(inputs) - 1) / 2) for x in range(len(names))]
+        values = [100 * _mean(record["corruptions"][name]) for name in names]
+        text = f"{label + ', ' if label else ''}mean {100 * record['mean']['error']:.1f}%"
+        axes.plot(spots, values, color=color, marker=marker, linestyle="none", label=text)
+        axes.axhline(100 * record["clean"]["error"], color=color, linestyle=":", linewidth=1)
+    axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=45, ha="right", fontsize=9)
+    axes.set(ylabel="error (%), mean over severities; dotted: clean", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=9)
+    tidy(axes)
+    return figure
+
+
 _TABLES: dict[str, Callable[[Sequence[Named]], list[SuiteTable]]] = {
     "calibration": _calibration_tables,
     "selective": _selective_tables,
     "groups": _groups_tables,
     "ood": _ood_tables,
+    "corruptions": _corruptions_tables,
 }
 _FIGURES: dict[str, Callable[[Sequence[Named]], Figure]] = {
     "calibration": _draw_calibration,
     "selective": _draw_selective,
     "groups": _draw_groups,
     "ood": _draw_ood,
+    "corruptions": _draw_corruptions,
 }

@@ -34,6 +34,7 @@ SUITE_TITLES = {
     "selective": "Selective prediction",
     "groups": "Often and seldom seen classes",
     "ood": "Out-of-distribution detection",
+    "corruptions": "Corruptions",
 }
 _WORST = 20
 # What draw_computed draws anew where there are logits.

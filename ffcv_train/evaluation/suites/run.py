@@ -9,7 +9,7 @@ from ffcv_train.evaluation.collect import Collected, collect
 from ffcv_train.evaluation.extraction import class_names
 from ffcv_train.evaluation.run import load_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
-from ffcv_train.evaluation.suites import calibration, groups, ood, selective
+from ffcv_train.evaluation.suites import calibration, corruptions, groups, ood, selective
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
 from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
 from ffcv_train.models.network import Network
@@ -20,12 +20,14 @@ SUITES: dict[str, Callable[[Examined], dict[str, Any]]] = {
     "selective": selective.run,
     "groups": groups.run,
     "ood": ood.run,
+    "corruptions": corruptions.run,
 }
 """Name of each suite, and what makes its record"""
 _CHECKS: dict[str, Callable[[SuiteOptions, DataSet, int], None]] = {
     "calibration": calibration.check,
     "groups": groups.check,
     "ood": ood.check,
+    "corruptions": corruptions.check,
 }
 
 

@@ -32,6 +32,15 @@ class SuiteOptions:
     neighbour: int = 50
     """ood: which of the nearest training samples says how near a sample is"""
 
+    corrupted_data: str = ""
+    """corruptions: a folder of ImageNet-C or CIFAR-10-C; empty: they are made"""
+    corruption_seed: int = 0
+    """corruptions: of what is made"""
+    frost_images: str = ""
+    """corruptions: folder of the authors' photographs of frost; empty: those of the package imagecorruptions"""
+    part_file: str = ""
+    """corruptions: beginning of the names of files in which sums are kept until all are there; empty: none"""
+
     def of(self, suite: str) -> dict[str, Any]:
         """The options on which the record of `suite` depends, files by their absolute paths."""
 
@@ -45,6 +54,7 @@ class SuiteOptions:
                 "many_over": self.many_over,
                 "few_under": self.few_under,
             },
+            "corruptions": {"corrupted_data": whole(self.corrupted_data), "seed": self.corruption_seed},
             "ood": {
                 "ood_data": [whole(path) for path in self.ood_data],
                 "train_set": whole(self.train_set),

@@ -1,0 +1,274 @@
+"""`corruptions`: errors where images are noisy, blurred, snowed under or compressed, made here or prepared."""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import time
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffcv_train.data.kernels.corruptions import CORRUPTIONS, SEVERITIES, SMALL_SIDE, corrupt, read_frost
+from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.open import DataSet, open_data_set, val_loader
+from ffcv_train.evaluation.extraction import outputs
+from ffcv_train.evaluation.gradcam_images import centre_crops
+from ffcv_train.evaluation.predict import out_of_memory, predict
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, check_same_classes
+from ffcv_train.metrics.classification import MetricSums
+from ffcv_train.metrics.corruption import summarise_corruptions
+from ffcv_train.system.distributed import all_reduce_sum, share_of_cores
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import write_json
+from ffcv_train.system.progress import ProgressLine
+
+_SAVE_SECONDS = 30.0
+_CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Key = tuple[str, int]
+"""A corruption, and its severity from 1 to 5"""
+_ALL: tuple[Key, ...] = tuple(itertools.product(CORRUPTIONS, range(1, SEVERITIES + 1)))
+
+
+def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
+    """Raise `UserError` where the photographs of frost are missing, or a prepared folder is none."""
+    if not options.corrupted_data:
+        _frost(options)
+        return
+    folder = Path(options.corrupted_data)
+    if (folder / "labels.npy").is_file():
+        if data_set.class_names is not None and data_set.class_names != _CIFAR_10:
+            raise UserError(
+                f"{folder} holds CIFAR-10-C, and {data_set.path} has other classes or another order; evaluate a "
+                "network of CIFAR-10"
+            )
+        if num_classes != len(_CIFAR_10):
+            raise UserError(f"{folder} holds CIFAR-10-C, and the network has {num_classes} classes, not 10")
+        for name in CORRUPTIONS:
+            if not (folder / f"{name}.npy").is_file():
+                raise UserError(f"{folder} lacks {name}.npy; unpack CIFAR-10-C whole")
+        return
+    for name, severity in _ALL:
+        check_same_classes(open_data_set(_folder_of(folder, name, severity)), data_set, num_classes)
+
+
+def run(examined: Examined) -> dict[str, Any]:
+    """Errors per corruption and severity and their means, `clean` beside them."""
+    options, prepared = examined.options, examined.options.corrupted_data
+    side = examined.config.validation.resolution[0]
+    if not prepared:
+        sums = _made(examined)
+        source: dict[str, Any] = {"prepared": None, "seed": options.corruption_seed}
+        source["constants"] = "cifar" if side <= SMALL_SIDE else "imagenet"
+    else:
+        sums = _cifar_c(examined) if (Path(prepared) / "labels.npy").is_file() else _imagenet_c(examined)
+        source = {"prepared": prepared, "seed": None, "constants": None}
+    clean = MetricSums()
+    clean.update(examined.outputs.logits, examined.outputs.labels)
+    metrics = {key: one.compute() for key, one in sums.items()}
+    found = {name: [metrics[name, severity] for severity in range(1, SEVERITIES + 1)] for name in CORRUPTIONS}
+    plain = clean.compute()
+    imagenet = examined.network.num_classes == 1000 and source["constants"] != "cifar"
+    return {
+        **source,
+        "samples": metrics[_ALL[0]]["count"],
+        "clean": {"error": 1 - plain["top_1"], "nll": plain["nll"], "ece": plain["ece"]},
+        **summarise_corruptions(found, imagenet),
+    }
+
+
+def _made(examined: Examined) -> dict[Key, MetricSums]:
+    """All corruptions of each batch while it is there: the data set is read once. Continues where it was stopped."""
+    process, config = examined.process, examined.config
+    side, network = config.validation.resolution[0], examined.network
+    sums = {key: MetricSums(process.device) for key in _ALL}
+    part = _Part(examined, sums)
+    frost = _frost(examined.options)
+    line = ProgressLine() if process.is_main else None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(out_of_memory(config, side))
+        loader = stack.enter_context(contextlib.closing(val_loader(config, examined.data_set, side, process)))
+        first = part.load()
+        loader.set_epoch(0, first)
+        pool = stack.enter_context(ThreadPoolExecutor(config.data.num_workers or share_of_cores(process)))
+        if line is not None:
+            stack.enter_context(contextlib.closing(line))
+        steps = len(loader)
+
+        def corrupted() -> Generator[Any, None, None]:
+            with contextlib.closing(loader.epoch()) as batches:
+                for step, batch in enumerate(batches, start=first + 1):
+                    for number, key in enumerate(_ALL):
+                        if line is not None:
+                            done = (step - 1) * len(_ALL) + number
+                            line.show("corruptions", done, steps * len(_ALL), f"{key[0]}, severity {key[1]}")
+                        yield _corrupted(batch, key, examined.options.corruption_seed, frost, pool)
+                    # Its predictions are all taken: the next batch is asked for.
+                    part.save(step)
+
+        predictions = stack.enter_context(contextlib.closing(predict(network, corrupted())))
+        for key, prediction in zip(itertools.cycle(_ALL), predictions, strict=False):
+            sums[key].update(prediction.logits, prediction.labels)
+    for one in sums.values():
+        one.reduce(all_reduce_sum)
+    part.remove()
+    return sums
+
+
+def _corrupted(batch: Batch, key: Key, seed: int, frost: Iterable[np.ndarray], pool: ThreadPoolExecutor) -> "_Images":
+    pixels = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+    indices = batch.indices.tolist()
+    photographs = list(frost)
+
+    def one(place: int) -> np.ndarray:
+        return corrupt(np.ascontiguousarray(pixels[place]), *key, (seed, indices[place]), photographs)
+
+    images = np.stack(list(pool.map(one, range(len(pixels)))))
+    return _Images(torch.from_numpy(images).permute(0, 3, 1, 2), batch.labels, batch.indices)
+
+
+class _Images:
+    """A batch of images that were not read as they are."""
+
+    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor) -> None:
+        self.images, self.labels, self.indices = images, labels, indices
+
+
+class _Part:
+    """The sums so far in a file beside the output, so that hours of corruptions survive a stop."""
+
+    def __init__(self, examined: Examined, sums: dict[Key, MetricSums]) -> None:
+        options, process, config = examined.options, examined.process, examined.config
+        self._sums, self._saved = sums, time.monotonic()
+        self._path: Path | None = None
+        if options.part_file:
+            self._path = Path(f"{options.part_file}.{process.rank}of{process.world_size}.json")
+        weights = (tensor.double().sum() for tensor in examined.network.model.state_dict().values())
+        self._about = {
+            "data": examined.data_set.digest(),
+            "network": repr(float(sum(weight.item() for weight in weights))),
+            "tau_and_precision": [config.training.amp, str(examined.network.normalise.device)],
+            "crop": [
+                config.validation.resolution[0],
+                config.validation.crop_ratio,
+                config.validation.crop,
+                config.validation.interpolation,
+                config.validation.batch_size,
+            ],
+            "seed": options.corruption_seed,
+        }
+
+    def load(self) -> int:
+        """The batches that are done; their sums are filled in."""
+        if self._path is None or not self._path.is_file():
+            return 0
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            if content["about"] != self._about:
+                return 0
+            for (name, severity), one in self._sums.items():
+                kept = content["sums"][f"{name} {severity}"]
+                one.integers.copy_(torch.tensor(kept["integers"], dtype=torch.int64))
+                one.reals.copy_(torch.tensor(kept["reals"], dtype=torch.float64))
+            return int(content["batches"])
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+            for one in self._sums.values():
+                one.integers.zero_()
+                one.reals.zero_()
+            return 0
+
+    def save(self, batches: int) -> None:
+        """Write the sums after `batches` batches, now and then."""
+        if self._path is None or time.monotonic() - self._saved < _SAVE_SECONDS:
+            return
+        kept = {f"{name} {severity}": one for (name, severity), one in self._sums.items()}
+        content = {name: {"integers": one.integers.tolist(), "reals": one.reals.tolist()} for name, one in kept.items()}
+        write_json(self._path, {"about": self._about, "batches": batches, "sums": content})
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget the file: the result stands elsewhere."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _frost(options: SuiteOptions) -> list[np.ndarray]:
+    """Of --frost-images, or of the package imagecorruptions where it is installed; it is not imported."""
+    folder = Path(options.frost_images) if options.frost_images else None
+    if folder is None:
+        found = importlib.util.find_spec("imagecorruptions")
+        if found is None or not found.submodule_search_locations:
+            raise UserError(
+                "the corruption frost needs its authors' photographs, which are not part of this project; pip install "
+                "--no-deps imagecorruptions, or name their folder with --frost-images DIR"
+            )
+        folder = Path(found.submodule_search_locations[0]) / "frost"
+    try:
+        return read_frost(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} lacks a photograph of frost ({error}); it must hold frost1.png to frost3.png, frost4.jpg and "
+            "frost5.jpg"
+        ) from None
+
+
+def _folder_of(folder: Path, name: str, severity: int) -> Path:
+    """Of ImageNet-C: corruptions lie in the folder itself, or in those of their kinds (noise, blur, …)."""
+    for found in (folder / name, *sorted(folder.glob(f"*/{name}"))):
+        if (found / str(severity)).is_dir():
+            return found / str(severity)
+    raise UserError(
+        f"{folder} has no folder {name}/{severity}; give ImageNet-C, unpacked, or CIFAR-10-C with its labels.npy"
+    )
+
+
+def _imagenet_c(examined: Examined) -> dict[Key, MetricSums]:
+    sums = {}
+    for name, severity in _ALL:
+        data_set = open_data_set(_folder_of(Path(examined.options.corrupted_data), name, severity))
+        one = MetricSums(examined.process.device)
+        head = f"{name} {severity}"
+        with contextlib.closing(
+            outputs(examined.network, examined.config, data_set, examined.process, None, head)
+        ) as batches:
+            for batch in batches:
+                one.update(batch.logits, batch.labels)
+        sums[name, severity] = one.reduce(all_reduce_sum)
+    return sums
+
+
+def _cifar_c(examined: Examined) -> dict[Key, MetricSums]:
+    """`<corruption>.npy` uint8 [5 N, 32, 32, 3], the severities one after the other, and `labels.npy` [5 N]."""
+    folder, process, config = Path(examined.options.corrupted_data), examined.process, examined.config
+    labels = np.load(folder / "labels.npy", mmap_mode="r")
+    count, size = len(labels) // SEVERITIES, config.validation.batch_size
+    line = ProgressLine() if process.is_main else None
+    sums = {}
+    for number, (name, severity) in enumerate(_ALL):
+        images = np.load(folder / f"{name}.npy", mmap_mode="r")
+        if len(images) != len(labels):
+            raise UserError(f"{folder / name}.npy has {len(images)} images, labels.npy {len(labels)}; unpack it again")
+        start = count * (severity - 1)
+        places = np.arange(start + process.rank, start + count, process.world_size)
+        one = MetricSums(process.device)
+
+        def batches(images: np.ndarray = images, places: np.ndarray = places) -> Generator[_Images, None, None]:
+            for part in np.split(places, range(size, len(places), size)):
+                cut = centre_crops([np.ascontiguousarray(images[place]) for place in part], config, process)
+                indices = torch.from_numpy(part)
+                yield _Images(cut, torch.from_numpy(labels[part].astype(np.int64)), indices)
+
+        with contextlib.closing(predict(examined.network, batches())) as predictions:
+            for prediction in predictions:
+                one.update(prediction.logits, prediction.labels)
+        sums[name, severity] = one.reduce(all_reduce_sum)
+        if line is not None:
+            line.show("CIFAR-10-C", number + 1, len(_ALL), name)
+    if line is not None:
+        line.close()
+    return sums
