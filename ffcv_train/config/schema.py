@@ -71,6 +71,9 @@ class DataConfig:
     num_workers: int = option(
         0, "decoding threads (processes for zip and folder); 0 shares the cores among the local ranks", min=0
     )
+    decode: str = option(
+        "host", "device: the GPU decodes and resizes training crops (nvJPEG)", choices=("host", "device")
+    )
     in_memory: bool = option(True, "1: page cache, true random order; 0: read pages, quasi-random order")
     batches_ahead: int = option(3, "batches decoded ahead of the step", min=1)
     crop_scale: tuple[float, ...] = option((0.08, 1.0), "area range of the random crop", min=0.0, max=1.0, length=2)

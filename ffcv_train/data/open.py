@@ -145,6 +145,7 @@ def train_loader(config: RunConfig, data_set: DataSet, batch_size: int, process:
         world_size=process.world_size,
         batches_ahead=data.batches_ahead,
         repeats=config.augment.repeats,
+        decode="device" if data.decode == "device" else "host",
     )
 
 

@@ -52,6 +52,16 @@ def check_config(config: RunConfig) -> None:
         raise UserError(
             f"data.cache=1 holds zip archives in memory, and data.format is {config.data.format}; set it to 0"
         )
+    if config.data.decode == "device":
+        if config.data.format != "beton":
+            raise UserError(
+                f"data.decode=device is for .beton files, and data.format is {config.data.format}; use "
+                "--data.decode=host, or convert the images with ffcv-train write"
+            )
+        if config.data.dct_scaling:
+            raise UserError(
+                "data.dct_scaling=1 is the host's decoder's, and data.decode is device; set one of them back"
+            )
     augment = config.augment
     if (augment.mixup or augment.cutmix) and augment.mix_prob:
         criterion = CRITERIA.get(config.loss.name)

@@ -21,7 +21,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, jpg_beton: Path, photo_sampl
 
 
 @pytest.mark.parametrize("order", ["early", "late", "random", "overtaking"])
-@pytest.mark.parametrize("loader", ["beton", "pages", "folder"])
+@pytest.mark.parametrize("loader", ["beton", "pages", "device", "folder"])
 def test_batches_are_the_cpus_whenever_the_device_works(found: Any, loader: str, order: str) -> None:
     assert found[loader]["batches"] == 24
     assert found[loader]["as it is"][order] == 0
@@ -34,9 +34,10 @@ def test_what_guards_a_buffer_is_needed(found: Any, loader: str, fault: str) -> 
 
 
 @pytest.mark.parametrize("fault", ["record_stream", "wait_event"])
-def test_batches_of_image_files_are_copied_beside_the_step(found: Any, fault: str) -> None:
+@pytest.mark.parametrize("loader", ["folder", "device"])
+def test_other_batches_too_are_made_beside_the_step(found: Any, loader: str, fault: str) -> None:
     # On the stream of the step neither is needed, and nothing overlaps.
-    assert found["folder"]["planted"][fault] > 0
+    assert found[loader]["planted"][fault] > 0
 
 
 @pytest.mark.parametrize("loader", ["beton", "pages", "folder"])

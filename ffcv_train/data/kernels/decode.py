@@ -58,7 +58,7 @@ class Scratch:
 
 
 @intrinsic
-def _as_pointer(typing_context: Any, address: Any) -> Any:
+def as_pointer(typing_context: Any, address: Any) -> Any:
     """A uint8 pointer from an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -96,7 +96,7 @@ def decode_samples(
     kind, size = int(parameters[1]), target.shape[1]
     for i in range(len(indices)):
         height, width = heights[i], widths[i]
-        data = carray(_as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
+        data = carray(as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
         drawn = parameters[0] != 0.0
         if drawn:
             seed_stream(state, seed, epoch, indices[i])

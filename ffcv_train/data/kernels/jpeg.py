@@ -163,6 +163,38 @@ def cut_tiles(
         segment += 1
 
 
+@compiled(nogil=True)
+def scans_are_whole(data: np.ndarray, header: np.ndarray) -> bool:
+    """Whether the scans of a JPEG (uint8 [N], parsed into `header`) reach its end, restart markers in their order.
+
+    What lies between markers is not looked at.
+    """
+    base, end, position = address_of(data), len(data), int(header[ENTROPY])
+    restarts = 0
+    while position + 2 <= end:
+        found = _memchr(base + np.uintp(position), 0xFF, np.uintp(end - position - 1))
+        if found == 0:
+            return False
+        position = int(found - base)
+        marker = data[position + 1]
+        if marker == 0xD9:
+            return True
+        if marker == 0 or marker == 0xFF:
+            # A stuffed byte; or a fill byte, and the second of the two may belong to the marker.
+            position += 2 if marker == 0 else 1
+        elif 0xD0 <= marker <= 0xD7:
+            if marker != 0xD0 + (restarts & 7):
+                return False
+            restarts += 1
+            position += 2
+        else:  # a segment before a further scan
+            if position + 4 > end:
+                return False
+            position += 2 + ((int(data[position + 2]) << 8) | int(data[position + 3]))
+            restarts = 0
+    return False
+
+
 def frame_size(data: np.ndarray) -> tuple[int, int]:
     """Height and width in pixels of a JPEG (uint8 [N]); (0, 0) where its header makes no sense."""
     header = np.zeros(HEADER_FIELDS, np.int64)

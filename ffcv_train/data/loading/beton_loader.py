@@ -13,14 +13,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
 
+from ffcv_train.augment.draws import to_device
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
-from ffcv_train.data.kernels.decode import Scratch, decode_samples, problem_of
+from ffcv_train.data.kernels.decode import BAD_JPEG, Scratch, decode_samples, problem_of
+from ffcv_train.data.kernels.jpeg import HEADER_FIELDS
+from ffcv_train.data.kernels.pieces import FIELDS, cut_samples
 from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.device_decode import DamagedSampleError, check_decoder, decode_batch
 from ffcv_train.data.loading.pages import PageCache
 from ffcv_train.data.loading.plan import EpochPlan, Order
 from ffcv_train.data.loading.source_file import SourceFile
@@ -52,13 +57,24 @@ class _Slot:
 
 @dataclass
 class _Task:
-    """A batch being decoded into `target` (uint8 [B, R, R, 3]), which is a part of the slot."""
+    """A batch being decoded into `target` (uint8 [B, R, R, 3]), which is a part of the slot, or on the device.
 
-    slot: _Slot
-    target: np.ndarray
+    There the last of `futures` makes the batch, and what it may be read after.
+    """
+
+    slot: _Slot | None
+    target: np.ndarray | None
     keys: np.ndarray
     pages: np.ndarray | None
     futures: list[Future]
+
+
+@dataclass
+class _Cut:
+    """What a task leaves for the device: pieces of JPEGs or pixels, and what they are (see `cut_samples`)."""
+
+    content: np.ndarray
+    pieces: np.ndarray
 
 
 def _window(beton: Beton, batch_size: int) -> tuple[np.ndarray, int]:
@@ -74,7 +90,8 @@ class Loader:
 
     `order` and `repeats` are those of `EpochPlan`: "random" over the page cache, "quasi_random" for files larger than
     memory, "sequential" for evaluation. Crops, flips and order are functions of (seed, epoch, sample)
-    and do not depend on threads, ranks (random order) or resuming.
+    and do not depend on threads, ranks (random order) or resuming. With `decode` "device" the threads only cut what the
+    crop needs of each JPEG, and the device decodes and resizes: random crops only.
     """
 
     def __init__(
@@ -92,6 +109,7 @@ class Loader:
         world_size: int = 1,
         batches_ahead: int = 3,
         repeats: int = 1,
+        decode: Literal["host", "device"] = "host",
     ) -> None:
         self._beton = beton
         self._parameters = crop_parameters(crop)
@@ -108,7 +126,14 @@ class Loader:
         self._busy = threading.Lock()
         self._threads = threading.local()
         self._generation = 0
+        if decode == "device":
+            if not isinstance(crop, RandomResizedCrop):
+                raise ValueError("decode='device' is for random crops")
+            check_decoder(device)
+        self._cubic = crop.interpolation == "bicubic"
         self._pool = Threads(num_workers, "decode")
+        # A thread of its own: the decoder makes whoever calls it wait.
+        self._device_thread = Threads(1, "device") if decode == "device" else None
         self._stuck = False
         self._transfer = Transfer(device) if device.type == "cuda" else None
         self.wait_seconds = 0.0
@@ -121,7 +146,11 @@ class Loader:
         else:
             self._file = SourceFile(beton.path, beton.file_size)
             self._content = np.memmap(self._file.file, np.uint8, mode="r")
-        self._pool.submit(self._decode, 0, np.empty(0, np.int64), np.empty(0, np.uint64), None, None).result()
+        nothing = (0, np.empty(0, np.int64), np.empty(0, np.uint64))
+        if self._device_thread is not None:
+            self._pool.submit(self._cut, *nothing, resolution, None).result()
+        else:
+            self._pool.submit(self._decode, *nothing, None, None).result()
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
@@ -187,6 +216,8 @@ class Loader:
         """
         seconds = 0.0 if self._stuck else _ENDING_SECONDS
         ended = self._pool.close(seconds)
+        if self._device_thread is not None:
+            ended &= self._device_thread.close(seconds)
         if self._page_cache is not None:
             ended &= self._page_cache.close(seconds)
         if ended:
@@ -199,7 +230,7 @@ class Loader:
             _left_alone.append(self)
 
     def _prepare(self, batches: Sequence[np.ndarray]) -> None:
-        if self._resolution > self._slot_resolution:
+        if self._resolution > self._slot_resolution and self._device_thread is None:
             # A new queue: smaller slots that a consumer still holds return to the old one.
             self._free = deque()
             self._slot_resolution = self._resolution
@@ -215,10 +246,6 @@ class Loader:
 
     def _submit(self, keys: np.ndarray, epoch: int, resolution: int) -> _Task:
         samples = keys % len(self._beton)
-        # Slots run out only where the consumer keeps batches: a batch on the CPU is its slot.
-        slot = self._free.popleft() if self._free else self._new_slot()
-        if slot.copied is not None:
-            slot.copied.synchronize()
         pages, reads = None, None
         ptrs = self._beton.ptrs[samples]
         if self._page_cache is not None:
@@ -228,15 +255,84 @@ class Loader:
         else:
             assert self._content is not None
             addresses = np.uint64(self._content.ctypes.data) + ptrs.astype(np.uint64)
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(samples), _CHUNK)]
+        if self._device_thread is not None:
+            cuts = [self._pool.submit(self._cut, epoch, keys[own], addresses[own], resolution, reads) for own in chunks]
+            made = self._device_thread.submit(self._make, cuts, keys, resolution)
+            return _Task(None, None, keys, pages, [*cuts, made])
+        # Slots run out only where the consumer keeps batches: a batch on the CPU is its slot.
+        slot = self._free.popleft() if self._free else self._new_slot()
+        if slot.copied is not None:
+            slot.copied.synchronize()
         slot.labels[: len(samples)] = torch.from_numpy(self._beton.labels[samples])
         slot.indices[: len(samples)] = torch.from_numpy(samples)
         shape = (len(samples), resolution, resolution, 3)
         target = slot.images[: math.prod(shape)].numpy().reshape(shape)
         futures = [
-            self._pool.submit(self._decode, epoch, keys[a:b], addresses[a:b], target[a:b], reads)
-            for a, b in ((a, a + _CHUNK) for a in range(0, len(samples), _CHUNK))
+            self._pool.submit(self._decode, epoch, keys[own], addresses[own], target[own], reads) for own in chunks
         ]
         return _Task(slot, target, keys, pages, futures)
+
+    def _cut(
+        self, epoch: int, keys: np.ndarray, addresses: np.ndarray, resolution: int, reads: list[Future] | None
+    ) -> _Cut:
+        self._wait_for_file(reads)
+        beton = self._beton
+        samples = keys % len(beton)
+        sizes = beton.sizes[samples]
+        cut = _Cut(np.empty(int(sizes.sum()), np.uint8), np.empty((len(keys), FIELDS)))
+        position, problem = cut_samples(
+            addresses,
+            sizes,
+            beton.modes[samples],
+            beton.heights[samples],
+            beton.widths[samples],
+            keys,
+            self._seed,
+            epoch,
+            self._parameters,
+            resolution,
+            cut.content,
+            cut.pieces,
+            np.zeros(1, np.uint64),
+            np.empty(HEADER_FIELDS, np.int64),
+            np.empty(4, np.int64),
+        )
+        if position >= 0:
+            self._refuse_at(addresses[position], int(samples[position]), problem)
+        return cut
+
+    def _make(self, cuts: list[Future], keys: np.ndarray, resolution: int) -> tuple[Batch, torch.cuda.Event | None]:
+        """The batch of what was cut, on the device; called by its thread."""
+        found: list[_Cut] = [future.result() for future in cuts]
+        samples = keys % len(self._beton)
+
+        def action() -> list[torch.Tensor]:
+            contents, pieces = [cut.content for cut in found], [cut.pieces for cut in found]
+            images = decode_batch(contents, pieces, resolution, self._device, self._cubic)
+            return [images, *(to_device(values, self._device) for values in (self._beton.labels[samples], samples))]
+
+        try:
+            tensors, done = self._transfer.make(action) if self._transfer is not None else (action(), None)
+        except DamagedSampleError as error:
+            self._refuse(int(samples[error.position]), problem_of(BAD_JPEG, error.jpeg))
+        images, labels, indices = tensors
+        return Batch(images, labels, indices, keys), done
+
+    def _refuse_at(self, address: np.uint64, sample: int, problem: int) -> NoReturn:
+        self._refuse(sample, problem_of(problem, ctypes.string_at(int(address), int(self._beton.sizes[sample]))))
+
+    def _refuse(self, sample: int, problem: str) -> NoReturn:
+        raise UserError(
+            f"{self._beton.describe(sample)} {problem}; "
+            f"run ffcv-train write --verify {self._beton.path} to list all such samples"
+        )
+
+    def _wait_for_file(self, reads: list[Future] | None) -> None:
+        for read in reads or ():
+            read.result()
+        if self._file is not None:
+            self._file.check()
 
     def _decode(
         self,
@@ -246,10 +342,7 @@ class Loader:
         target: np.ndarray | None,
         reads: list[Future] | None,
     ) -> None:
-        for read in reads or ():
-            read.result()
-        if self._file is not None:
-            self._file.check()
+        self._wait_for_file(reads)
         scratch = self._scratch()
         beton = self._beton
         samples = keys % len(beton)
@@ -269,12 +362,7 @@ class Loader:
             *scratch.arguments,
         )
         if position >= 0:
-            sample = int(samples[position])
-            data = ctypes.string_at(int(addresses[position]), int(beton.sizes[sample]))
-            raise UserError(
-                f"{beton.describe(sample)} {problem_of(problem, data)}; "
-                f"run ffcv-train write --verify {beton.path} to list all such samples"
-            )
+            self._refuse_at(addresses[position], int(samples[position]), problem)
 
     def _scratch(self) -> Scratch:
         if getattr(self._threads, "generation", -1) != self._generation:
@@ -311,6 +399,8 @@ class Loader:
             self._page_cache.release(task.pages)
 
     def _to_device(self, task: _Task) -> tuple[Batch, torch.cuda.Event | None]:
+        if task.slot is None or task.target is None:
+            return task.futures[-1].result()
         slot, count = task.slot, len(task.keys)
         labels, indices = slot.labels[:count], slot.indices[:count]
         if self._transfer is None:
@@ -336,7 +426,7 @@ class Loader:
             for future in task.futures:
                 # A slot that a thread may still write to is lost, and so is the loader.
                 self._stuck = self._stuck or not _ends(future)
-            if not self._stuck:
+            if not self._stuck and task.slot is not None:
                 self._free.append(task.slot)
 
 

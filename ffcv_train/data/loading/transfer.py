@@ -1,6 +1,6 @@
 """Batches on their way to a GPU: copied on a stream of their own, while the step works on the batch before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +19,22 @@ class Transfer:
 
     def send(self, sources: Sequence[Tensor]) -> tuple[list[Tensor], torch.cuda.Event]:
         """The copies of `sources`, to be had by `receive`, and when they are done: then `sources` may be written."""
-        with torch.cuda.stream(self._stream):
+
+        def copy() -> list[Tensor]:
             copies = [torch.empty_like(source, device=self._device, pin_memory=False) for source in sources]
-            for copy, source in zip(copies, sources, strict=True):
-                copy.copy_(source, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record(self._stream)
-        return copies, copied
+            for target, source in zip(copies, sources, strict=True):
+                target.copy_(source, non_blocking=True)
+            return copies
+
+        return self.make(copy)
+
+    def make(self, action: Callable[[], list[Tensor]]) -> tuple[list[Tensor], torch.cuda.Event]:
+        """What `action` makes on the device, to be had by `receive`, and when that is done; for any thread."""
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            made = action()
+            done = torch.cuda.Event()
+            done.record(self._stream)
+        return made, done
 
     def receive(self, copies: Sequence[Tensor], copied: torch.cuda.Event) -> None:
         """Let the current stream use `copies`, or views of them."""

@@ -10,7 +10,9 @@ import torch
 from ffcv_train.config.schema import AugmentConfig
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import RandomResizedCrop
+from ffcv_train.data.loading import beton_loader as beton_loader_module
 from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.device_decode import decode_batch
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.open import open_data_set
 from ffcv_train.system.distributed import Process
@@ -28,6 +30,19 @@ def beton_loader(device: torch.device, in_memory: bool = True) -> Loader:
     beton = open_beton(card.arguments()["beton"])
     options: dict[str, Any] = {"num_workers": 2, "seed": 1, "order": order}
     return Loader(beton, BATCH, crop=CROP, resolution=48, device=device, **options)
+
+
+def decoding_loader(device: torch.device) -> Loader:
+    """Over the same, decoded on the device."""
+    options: dict[str, Any] = {"num_workers": 2, "seed": 1, "order": "random", "decode": "device"}
+    crop = RandomResizedCrop((0.3, 1), (0.75, 1.33), 0.5)
+    return Loader(open_beton(card.arguments()["beton"]), BATCH, crop=crop, resolution=48, device=device, **options)
+
+
+def decode_on_the_cpu(contents: Any, pieces: Any, side: int, device: torch.device, cubic: bool) -> torch.Tensor:
+    """What nvJPEG and products would have made, brought by a copy."""
+    images = decode_batch(contents, pieces, side, torch.device("cpu"), cubic)
+    return images if device.type == "cpu" else images.pin_memory().to(device, non_blocking=True)
 
 
 def image_loader(device: torch.device) -> ImageLoader:
@@ -81,9 +96,12 @@ FAULTS = {
 LOADERS = {
     "beton": (beton_loader, tuple(FAULTS)),
     "pages": (lambda device: beton_loader(device, in_memory=False), tuple(FAULTS)),
+    "device": (decoding_loader, ("record_stream", "wait_event")),
     "folder": (image_loader, ("record_stream", "wait_event")),
 }
 
+beton_loader_module.decode_batch = decode_on_the_cpu
+beton_loader_module.check_decoder = lambda device: None
 found: dict[str, Any] = {}
 for name, (make, faults) in LOADERS.items():
     right = batches(make, "cpu")
