@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "evaluation": "system config metrics models data",
     "training": "system config augment models losses data evaluation",
     "publish": "system config models data evaluation",
-    "doctor": "system config data training",
+    "doctor": "system config augment models losses data evaluation training",
     "comparison": "system config metrics analysis models losses data evaluation training doctor",
     "cli": "system config metrics analysis models losses data evaluation training publish doctor comparison",
 }

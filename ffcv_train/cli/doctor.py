@@ -45,7 +45,7 @@ def parse_request(argv: Sequence[str]) -> Request:
         _count("--devices", options.devices),
     )
     if request.json is not None:
-        _check_output(request.json)
+        check_output(request.json)
     return request
 
 
@@ -65,7 +65,8 @@ def _count(name: str, text: str) -> int:
     return int(text)
 
 
-def _check_output(path: Path) -> None:
+def check_output(path: Path) -> None:
+    """Raise `UserError` where `--json path` cannot be written."""
     if path.is_dir():
         raise UserError(f"--json {path} is a folder; name a file, {path / 'doctor.json'} say")
     if not path.parent.is_dir():

@@ -19,6 +19,7 @@ COMMANDS = {
     "push": ("push", "publish the network on the Hugging Face hub, with a model card"),
     "compare": ("compare", "train and compare criteria, each from several seeds"),
     "doctor": ("doctor", "is it the loader or the step that limits a run on this machine?"),
+    "gpu-check": ("gpu_check", "does everything work on this GPU, and how fast?"),
     "logits": ("logits", "write every sample's logits and features to a file"),
     "analysis": ("logit_figures", "figures and tables of logits"),
     "features": ("features", "how far apart features lie, within classes and over all"),

@@ -35,15 +35,13 @@ class Process:
         return self.rank == 0
 
 
-@contextmanager
-def process_group(device_name: str) -> Iterator[Process]:
-    """Join the process group that torchrun's environment variables describe, if any, and leave it at the end.
+def this_process(device_name: str) -> Process:
+    """This process as torchrun's environment variables describe it, or alone; the group is not joined.
 
-    `device_name` is "auto", "cpu" or "cuda". Raises `UserError` when a GPU is asked for and none is there, or the
-    group cannot be formed.
+    `device_name` is "auto", "cpu" or "cuda". Raises `UserError` when a GPU is asked for and none is there.
     """
     environment = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    launched = environment["RANK"] is not None and environment["WORLD_SIZE"] is not None
+    launched = _launched()
     try:
         rank, world_size = (int(environment["RANK"] or 0), int(environment["WORLD_SIZE"] or 1)) if launched else (0, 1)
         local_rank = int(environment["LOCAL_RANK"] or 0) if launched else 0
@@ -52,9 +50,24 @@ def process_group(device_name: str) -> Iterator[Process]:
         raise UserError(
             f"torchrun's variables are no numbers ({environment}); start with torchrun or unset them"
         ) from None
-    device = _device(device_name, local_rank)
-    if not launched:
-        yield Process(0, 1, 0, 1, device)
+    return Process(rank, world_size, local_rank, local_world_size, _device(device_name, local_rank))
+
+
+def _launched() -> bool:
+    return os.environ.get("RANK") is not None and os.environ.get("WORLD_SIZE") is not None
+
+
+@contextmanager
+def process_group(device_name: str) -> Iterator[Process]:
+    """Join the process group that torchrun's environment variables describe, if any, and leave it at the end.
+
+    `device_name` is "auto", "cpu" or "cuda". Raises `UserError` when a GPU is asked for and none is there, or the
+    group cannot be formed.
+    """
+    process = this_process(device_name)
+    device = process.device
+    if not _launched():
+        yield process
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
@@ -74,7 +87,7 @@ def process_group(device_name: str) -> Iterator[Process]:
         ) from None
     try:
         with ends_with_launcher(), watched(store, rank, world_size), _lost_ranks_are_said(rank):
-            yield Process(rank, world_size, local_rank, local_world_size, device)
+            yield process
     except Exception:
         # The other ranks may never come to the orderly end, for which NCCL would wait. Stopping is agreed by all.
         if device.type == "cuda":

@@ -1,0 +1,63 @@
+"""Whether all of this works on a GPU, and how fast; docs/gpu.md describes the rows.
+
+python -m ffcv_train gpu-check
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ffcv_train.cli.doctor import check_output
+from ffcv_train.doctor.gpu.check import check, names
+from ffcv_train.doctor.gpu.table import print_findings
+from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import write_json
+
+DESCRIPTION = """Prove on synthetic images that loading, training and evaluation work on this GPU, and how fast.
+
+python -m ffcv_train gpu-check --json gpu.json
+torchrun --nproc_per_node=8 -m ffcv_train gpu-check        each of 8 GPUs, and all together
+
+Exit status 1 where a row fails. Started in the repository, it tries the recipes of its folders as well.
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check, print, write; exit with status 1 where a row fails."""
+    parser = argparse.ArgumentParser(
+        prog="gpu-check",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the findings to this file")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="what is checked [cuda]")
+    parser.add_argument("--rows", metavar="NAME,…", help=f"these rows only, of: {', '.join(names())}")
+    options = parser.parse_args(list(argv))
+    wanted = _rows(options.rows)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch sees no GPU; check nvidia-smi, or try the rows that need none with --device=cpu")
+    if options.json:
+        check_output(Path(options.json))
+    findings = check(options.device, wanted, lambda row: print(f"… {row}", file=sys.stderr, flush=True))
+    if findings is None:
+        return
+    print_findings(findings)
+    if options.json:
+        write_json(options.json, findings)
+        print(f"findings: {options.json}")
+    if not findings["holds"]:
+        sys.exit(1)
+
+
+def _rows(text: str | None) -> list[str]:
+    if text is None:
+        return names()
+    wanted = [name.strip() for name in text.split(",")]
+    for name in wanted:
+        if name not in names():
+            raise UserError(f"--rows names {name!r}, and there are: {', '.join(names())}")
+    return wanted
