@@ -49,6 +49,11 @@ class ModelConfig:
     use_blurpool: bool = option(False, "low-pass filter before every strided convolution of 16 channels or more")
     channels_last: bool = option(True, "memory format of weights and activations")
     compile: bool = option(False, "torch.compile the model; recompiles once per training resolution")
+    compile_mode: str = option(
+        "default",
+        "compile: reduce-overhead replays forward and backward as CUDA graphs, a launch each",
+        choices=("default", "reduce-overhead"),
+    )
     drop_path: float = option(
         -1.0, "stochastic depth: rate of the last block, rising from 0; -1: the architecture's own", min=-1.0, max=0.99
     )

@@ -47,7 +47,8 @@ def wrap(model: nn.Module, config: RunConfig, process: Process) -> nn.Module:
     if config.model.compile:
         sides = {schedules.resolution(config.resolution, epoch) for epoch in range(config.training.epochs)}
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(sides))
-        wrapped = torch.compile(wrapped, dynamic=False)  # type: ignore[assignment]
+        mode = None if config.model.compile_mode == "default" else config.model.compile_mode
+        wrapped = torch.compile(wrapped, dynamic=False, mode=mode)  # type: ignore[assignment]
     return wrapped
 
 

@@ -87,7 +87,7 @@ def comparable(config: dict[str, Any], *, files_may_move: bool = False) -> dict[
         "data": ["num_workers", "batches_ahead", "cache"],
         "training": ["resume", "device", "batch_size", "global_batch_size", "accumulate"],
         # Not channels_last: the optimizer's state has the memory format of the weights.
-        "model": ["compile", "grad_checkpointing"],
+        "model": ["compile", "compile_mode", "grad_checkpointing"],
         "validation": ["batch_size"],
     }
     if files_may_move:

@@ -52,6 +52,18 @@ def check_config(config: RunConfig) -> None:
         raise UserError(
             f"data.cache=1 holds zip archives in memory, and data.format is {config.data.format}; set it to 0"
         )
+    if config.model.compile_mode != "default":
+        if not config.model.compile:
+            raise UserError(
+                f"model.compile_mode={config.model.compile_mode} has no use without model.compile; set it to 1 as well"
+            )
+        if config.training.accumulate > 1:
+            # pytorch/pytorch#169545 and #96693: a graph's gradients lie where its next replay writes.
+            raise UserError(
+                f"model.compile_mode=reduce-overhead loses gradients with training.accumulate="
+                f"{config.training.accumulate}, for PyTorch's CUDA graphs write them all to one place; set one of them "
+                "back"
+            )
     if config.data.decode == "device":
         if config.data.format != "beton":
             raise UserError(

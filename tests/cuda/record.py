@@ -34,6 +34,12 @@ def tables(recorded: dict[str, Any]) -> str:
     lines += ["", "| recipe | batch | side | launches per step | peak, GiB |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, step in recorded["recipes"].items():
         lines.append(f"| {name} | {step['batch']} | {step['side']} | {step['launches']} | {step['peak_gib']:.2f} |")
+    parts = list(dict.fromkeys(part for found in recorded["parts"].values() for part in found))
+    lines += ["", f"| launches, host ms | {' | '.join(parts)} | all |", f"| --- |{' ---: |' * (len(parts) + 1)}"]
+    for name, found in recorded["parts"].items():
+        cells = [f"{p['launches']}, {p['host_ms']:.1f}" if p else "" for p in (found.get(part) for part in parts)]
+        every = [sum(part[what] for part in found.values()) for what in ("launches", "host_ms")]
+        lines.append(f"| {name} | {' | '.join(cells)} | {every[0]}, {every[1]:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -59,7 +65,7 @@ def main() -> None:
             sys.exit(str(reason))
     kept = ("batch", "side", "launches", "peak_gib")
     recipes = {name: {key: step[key] for key in kept} for name, step in found["recipes"].items() if "as" not in step}
-    recorded = {"recipes": recipes, "sizes": found["sizes"]}
+    recorded = {"recipes": recipes, "sizes": found["sizes"], "parts": found["parts"]}
     page = PAGE.read_text()
     before = tables(json.loads(RECORD.read_text())).split("\n\n")
     for old, new in zip(before, tables(recorded).split("\n\n"), strict=True):

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "stub"
-RUNTIME_SOURCES = ("device.cpp", "runtime.cpp", "libraries.cpp", "collectives.cpp")
+RUNTIME_SOURCES = ("device.cpp", "runtime.cpp", "graphs.cpp", "libraries.cpp", "collectives.cpp")
 RUNTIME = "libcudastub.so"
 DRIVER = "libcuda.so.1"
 # A C++ library's own templates must not take the place of other libraries'.

@@ -25,4 +25,13 @@ def test_evaluation_between_epochs_compiles_nothing(found: Any, network: str) ->
 
 
 def test_inductor_and_triton_work_above_the_stub(found: Any) -> None:
-    assert found["inductor"] > 0
+    assert found["inductor"]["default"]["Triton"] > 0
+    assert found["inductor"]["default"]["graphs"] == 0
+    assert found["missing"] == []
+
+
+def test_cuda_graphs_are_a_launch_each(found: Any) -> None:
+    plain, replayed = (found["inductor"][mode] for mode in ("default", "reduce-overhead"))
+    assert replayed["graphs"] == 2  # forward and backward
+    assert replayed["Triton"] == 0
+    assert replayed["all"] < plain["all"]

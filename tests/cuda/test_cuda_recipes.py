@@ -51,6 +51,16 @@ def test_no_recipe_costs_more_than_was_recorded(found: Any, what: str) -> None:
     assert compared == {}, f"(recorded, found) {what}; {_RECORD}"
 
 
+def test_no_part_of_a_step_launches_more_than_was_recorded(found: Any) -> None:
+    before, now = (
+        {f"{name}: {part}": cost["launches"] for name, parts in every.items() for part, cost in parts.items()}
+        for every in (RECORDED["parts"], found["parts"])
+    )
+    assert now.keys() == before.keys(), _RECORD
+    apart = {key: (before[key], now[key]) for key in now if abs(now[key] - before[key]) > 5 + _TOLERANCE * before[key]}
+    assert apart == {}, f"(recorded, found) launches; {_RECORD}"
+
+
 def test_every_recipe_is_recorded(found: Any) -> None:
     assert set(RECORDED["recipes"]) == {name for name, steps in found["recipes"].items() if "as" not in steps}
 

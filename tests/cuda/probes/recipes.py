@@ -6,6 +6,7 @@ PyTorch's detector of synchronising operations is set to error inside the step.
 import gc
 import itertools
 import json
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,14 @@ SIZES = {
     "deit_base_patch16_224": ("--config-file=deit_configs/deit_base_maxsup.yaml", 224),
 }
 SMALL, LARGE = 64, 128
+# What a step asks of the host, part by part.
+PARTS = {
+    "resnet18, bf16": ("rn18_configs/rn18_16_epochs.yaml",),
+    "resnet50, bf16": ("rn50_configs/rn50_16_epochs.yaml",),
+    "resnet50, fp16": ("rn50_configs/rn50_16_epochs.yaml", "--training.amp=fp16"),
+    "deit_small_patch16_224, bf16": ("deit_configs/deit_small_official.yaml", "--training.global_batch_size=0"),
+}
+PARTS_BATCH, PARTS_STEPS = 128, 5
 
 
 def main() -> None:
@@ -94,7 +103,7 @@ def main() -> None:
         *(f"--data.train_dataset={beton}", f"--data.val_dataset={beton}", f"--logging.folder={card.folder()}"),
         *(f"--model.num_classes={CLASSES}", "--training.device=cuda"),
     ]
-    found: dict[str, dict[str, Any]] = {"recipes": {}, "options": {}, "sizes": {}}
+    found: dict[str, dict[str, Any]] = {"recipes": {}, "options": {}, "sizes": {}, "parts": {}}
     same: dict[str, str] = {}
     root = Path(card.arguments()["root"])
     for file in sorted(itertools.chain.from_iterable((root / folder).glob("*.yaml") for folder in FOLDERS)):
@@ -114,7 +123,52 @@ def main() -> None:
         found["options"][name] = _measured(load_config(RunConfig, [*common, *arguments, *more]))
     for name, (file, side) in SIZES.items():
         found["sizes"][name] = _share_per_image([file.replace("=", f"={root}/"), *common], side)
+    for name, (file, *more) in PARTS.items():
+        options = [f"--config-file={root / file}", *common, f"--training.batch_size={PARTS_BATCH}", *more]
+        found["parts"][name] = _by_part(load_config(RunConfig, options))
     card.report(found)
+
+
+def _by_part(config: RunConfig) -> dict[str, dict[str, float]]:
+    """Launches of each part of a step, and milliseconds of the host's cores, the least of some steps."""
+    run = trainer.Trainer(config, ALONE)
+    learner = run.learner
+    learner.wrapped.train()
+    learner.criterion.start_epoch(0)
+    learner.board.start_epoch()
+    launches: dict[str, list[int]] = {}
+    seconds: dict[str, list[float]] = {}
+
+    def measured(part: str, action: Any) -> Any:
+        def measure(*arguments: Any, **more: Any) -> Any:
+            card.reset_counters()
+            start = time.process_time()
+            result = action(*arguments, **more)
+            seconds[part][-1] += time.process_time() - start
+            counts = card.counters()
+            launches[part][-1] += counts.get("launches", 0) + counts.get("fills", 0)
+            return result
+
+        launches[part], seconds[part] = [], []
+        return measure
+
+    backward = torch.Tensor.backward
+    learner.augment = measured("augmentation", learner.augment)
+    learner.loss = measured("forward, criterion", learner.loss)
+    torch.Tensor.backward = measured("backward", backward)
+    for name in ("unscale_", "step", "update"):
+        setattr(learner.scaler, name, measured("optimizer", getattr(learner.scaler, name)))
+    if learner.ema is not None:
+        learner.ema.update = measured("averages", learner.ema.update)
+    try:
+        for step in range(PARTS_STEPS):
+            for values_of_parts, nothing in ((launches, 0), (seconds, 0.0)):
+                for found in values_of_parts.values():
+                    found.append(nothing)
+            run.train_step(0, step, iter([_batch(run, step)]))
+    finally:
+        torch.Tensor.backward = backward
+    return {part: {"launches": launches[part][-1], "host_ms": round(1e3 * min(seconds[part]), 1)} for part in launches}
 
 
 def _share_per_image(arguments: list[str], side: int) -> dict[str, float]:

@@ -72,4 +72,8 @@ Place place_of(const void* pointer);
 int device_of(const void* pointer);
 int current_device();
 
+void launch(const void* stream);
+// Whether a graph is being captured, which takes what would have been launched (graphs.cpp).
+bool note_in_graph();
+
 } // namespace stub

@@ -5,10 +5,6 @@
 
 #include "device.hpp"
 
-namespace stub {
-void launch(const void* stream);
-} // namespace stub
-
 using namespace stub;
 
 namespace {

@@ -140,6 +140,7 @@ int current_device() { return current; }
 
 void launch(const void* stream) {
     LOCKED;
+    if (note_in_graph()) return;
     count("launches");
     stream_of(stream)->push([] { return true; });
 }
@@ -300,18 +301,6 @@ API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t handle, uns
 
 API cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) {
     *priority = 0;
-    return cudaSuccess;
-}
-
-API cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-    *status = cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
-
-API cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* id,
-                                         cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
-    *status = cudaStreamCaptureStatusNone;
-    if (id) *id = 0;
     return cudaSuccess;
 }
 
