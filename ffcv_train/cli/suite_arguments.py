@@ -14,6 +14,7 @@ from ffcv_train.system.files import expand_path
 
 _TAKERS = {"calibrate_on": ("calibration",), "train_set": ("groups", "ood"), "ood_data": ("ood",)}
 _TAKERS |= {"corrupted_data": ("corruptions",), "frost_images": ("corruptions",)}
+_TAKERS |= {"variant_data": ("variants",), "real_labels": ("variants",)}
 """Which suites take an option"""
 
 
@@ -52,6 +53,10 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="corruptions: the authors' photographs of frost [package imagecorruptions]",
     )
+    group.add_argument(
+        "--variant-data", nargs="+", metavar="DATA", help="variants: ImageNet-V2, -A, -R, Sketch, matched by class name"
+    )
+    group.add_argument("--real-labels", metavar="FILE", help="variants: real.json, ReaL's labels of ImageNet's val set")
 
 
 def suite_options(options: Any, config: Mapping[str, Any]) -> SuiteOptions:
@@ -86,6 +91,8 @@ def suite_options(options: Any, config: Mapping[str, Any]) -> SuiteOptions:
         corrupted_data=options.corrupted_data or "",
         corruption_seed=whole(options.corruption_seed, "--corruption-seed"),
         frost_images=options.frost_images or "",
+        variant_data=tuple(options.variant_data or ()),
+        real_labels=options.real_labels or "",
         part_file=str(Path(options.output).with_suffix("")) + "_corruptions" if options.output else "",
     )
 
@@ -101,6 +108,8 @@ def suite_words(options: Any, out: SuiteOptions) -> list[str]:
     words += [f"--corrupted-data={out.corrupted_data}"] if out.corrupted_data else []
     words += [f"--frost-images={out.frost_images}"] if out.frost_images else []
     words += [f"--corruption-seed={out.corruption_seed}"]
+    words += [f"--real-labels={out.real_labels}"] if out.real_labels else []
+    words += ["--variant-data", *out.variant_data] if out.variant_data else []
     return words + (["--ood-data", *out.ood_data] if out.ood_data else [])
 
 

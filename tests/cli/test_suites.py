@@ -23,9 +23,11 @@ from ffcv_train.config.read import load_config, to_dict
 from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.corruptions import CORRUPTIONS, corrupt
+from ffcv_train.data.open import open_data_set
 from ffcv_train.evaluation.suites import corruptions
 from ffcv_train.evaluation.suites.run import check_suites, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
+from ffcv_train.evaluation.suites.variants import network_labels, real_accuracy, real_sets
 from ffcv_train.metrics.groups import group_accuracy
 from ffcv_train.metrics.logits_file import read_logits
 from ffcv_train.metrics.selective import confidence_scores, selective
@@ -213,6 +215,66 @@ def test_other_kinds_of_data_are_told_apart(
     assert list(missing["sets"][0]["scores"]) == ["probability", "logit", "energy"]
 
 
+def test_variants_are_matched_by_name_and_absent_classes_left_out(
+    suites: Callable[..., dict[str, Any]], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The layouts of ImageNet-A, some classes by name, and of ImageNet-V2, whose folders are labels."""
+    random = np.random.default_rng(5)
+    some, numbered = tmp_path / "imagenet-a", tmp_path / "v2"
+    images = [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(8)]
+    for number, image in enumerate(images):
+        for folder, names in ((some, ("class3", "class1")), (numbered, ("0", "1", "2", "3"))):
+            place = folder / names[number % len(names)]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{number}.png")
+    found = suites("--suite=variants", "--variant-data", some, numbered)["suites"]["variants"]
+    logits = by_hand(checkpoint, images)
+    labels = torch.tensor([(3, 1)[number % 2] for number in range(8)])
+    kept = logits[:, [1, 3]]
+    first, second = found["sets"]
+    assert (first["samples"], first["classes"], first["left_out"]) == (8, 2, 2)
+    expected = torch.nn.functional.cross_entropy(kept, (labels == 3).long()).item()
+    assert first["nll"] == pytest.approx(expected, rel=1e-4)
+    assert first["top_1"] == pytest.approx(((kept.argmax(1) == 1) == (labels == 3)).float().mean().item())
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(8) % 4).item()
+    assert second["nll"] == pytest.approx(expected, rel=1e-4) and second["left_out"] == 0
+    assert found["real"] is None
+    assert "imagenet-a" in capsys.readouterr().out
+
+
+def test_folders_called_by_numbers_are_labels_in_no_order_by_name(tmp_path: Path) -> None:
+    names = [str(label) for label in range(12)]
+    for name in names:
+        (tmp_path / "v2" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "v2" / name / "0.png")
+    data_set = open_data_set(tmp_path / "v2")
+    found = network_labels(data_set, None, 12)
+    assert data_set.class_names is not None
+    assert [str(label) for label in found] == list(data_set.class_names)
+    with pytest.raises(UserError, match="nothing names the network's classes"):
+        network_labels(data_set, None, 13)
+    with pytest.raises(UserError, match="two classes called 'crane'"):
+        network_labels(data_set, ("crane", "crane"), 2)
+
+
+def test_real_counts_any_of_its_labels(tmp_path: Path) -> None:
+    content = [[5], [], [1, 2], [3]]
+    (tmp_path / "real.json").write_text(json.dumps(content))
+    folder = tmp_path / "val"
+    for name, number in (("a", 3), ("a", 1), ("b", 4), ("b", 2)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / name / f"ILSVRC2012_val_{number:08}.png")
+    data_set = open_data_set(folder)
+    wanted = real_sets(tmp_path / "real.json", data_set)
+    order = [int(data_set.source.name(i).split("_")[-1].split(".")[0]) for i in range(4)]  # type: ignore[union-attr]
+    assert wanted == [set(content[number - 1]) for number in order]
+    predicted = [{1: 5, 2: 7, 3: 2, 4: 9}[number] for number in order]
+    assert real_accuracy(predicted, wanted) == {"samples": 3, "without_labels": 1, "top_1": pytest.approx(2 / 3)}
+    with pytest.raises(UserError, match=r"does not say which image of ImageNet's validation set"):
+        (folder / "a" / "x.png").write_bytes((folder / "a" / "ILSVRC2012_val_00000003.png").read_bytes())
+        real_sets(tmp_path / "real.json", open_data_set(folder))
+
+
 @pytest.fixture
 def frost(tmp_path: Path) -> Path:
     (tmp_path / "frost").mkdir()
@@ -386,6 +448,9 @@ def test_what_does_not_fit_is_one_sentence(
         (["--suite=corruptions", "--frost-images=none"], "none lacks a photograph of frost"),
         (["--suite=corruptions", "--corrupted-data=none"], "none has no folder gaussian_noise/1"),
         (["--corrupted-data=none"], "--corrupted-data is for --suite corruptions"),
+        (["--suite=variants"], "--variant-data DATA … or --real-labels real.json"),
+        (["--suite=variants", f"--variant-data={other}"], "1 classes that are none of the network's, such as 'cat'"),
+        (["--suite=variants", f"--real-labels={other}"], "has 4 classes, not 1000"),
         (["--keep-temperature"], "add the suite"),
         (["--suite=calibration", "--keep-temperature", "--tau=1"], "drop --keep-temperature or --tau"),
         (["--tau=much"], "--tau must be a number"),

@@ -231,12 +231,47 @@ def _draw_corruptions(inputs: Sequence[Named]) -> Figure:
     return figure
 
 
+def _variants_tables(inputs: Sequence[Named]) -> list[SuiteTable]:
+    header = ["", "samples", "classes", "logits left out", "top-1 %", "top-5 %", "NLL", "ECE"]
+    rows = []
+    for label, record in inputs:
+        head = f"{label}, " if label else ""
+        for one in record["sets"]:
+            counts = [f"{one[key]:,}" for key in ("samples", "classes", "left_out")]
+            values = [_percent(one["top_1"]), _percent(one["top_5"]), f"{one['nll']:.4f}", f"{one['ece']:.4f}"]
+            rows.append([f"{head}{Path(one['data_set']).name}", *counts, *values])
+        if record["real"] is not None:
+            real = record["real"]
+            rows.append([f"{head}ReaL", f"{real['samples']:,}", "", "", _percent(real["top_1"]), "", "", ""])
+    return [SuiteTable("", header, rows)]
+
+
+def _draw_variants(inputs: Sequence[Named]) -> Figure:
+    check_input_count(len(inputs))
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    names: list[str] = []
+    for (label, record), (color, _, marker) in zip(inputs, STYLES, strict=False):
+        values = [(Path(one["data_set"]).name, one["top_1"]) for one in record["sets"]]
+        values += [("ReaL", record["real"]["top_1"])] if record["real"] is not None else []
+        names = [name for name, _ in values]
+        heights = [100 * value for _, value in values]
+        axes.plot(range(len(values)), heights, color=color, marker=marker, linestyle="none", label=label or None)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=9)
+    axes.set(ylabel="top-1 (%)", ylim=(0, 100), xlim=(-0.5, len(names) - 0.5))
+    if any(label for label, _ in inputs):
+        axes.legend(frameon=False, fontsize=9)
+    tidy(axes)
+    return figure
+
+
 _TABLES: dict[str, Callable[[Sequence[Named]], list[SuiteTable]]] = {
     "calibration": _calibration_tables,
     "selective": _selective_tables,
     "groups": _groups_tables,
     "ood": _ood_tables,
     "corruptions": _corruptions_tables,
+    "variants": _variants_tables,
 }
 _FIGURES: dict[str, Callable[[Sequence[Named]], Figure]] = {
     "calibration": _draw_calibration,
@@ -244,4 +279,5 @@ _FIGURES: dict[str, Callable[[Sequence[Named]], Figure]] = {
     "groups": _draw_groups,
     "ood": _draw_ood,
     "corruptions": _draw_corruptions,
+    "variants": _draw_variants,
 }

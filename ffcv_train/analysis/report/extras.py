@@ -35,6 +35,7 @@ SUITE_TITLES = {
     "groups": "Often and seldom seen classes",
     "ood": "Out-of-distribution detection",
     "corruptions": "Corruptions",
+    "variants": "Other pictures of the classes",
 }
 _WORST = 20
 # What draw_computed draws anew where there are logits.

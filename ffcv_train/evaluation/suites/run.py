@@ -9,7 +9,7 @@ from ffcv_train.evaluation.collect import Collected, collect
 from ffcv_train.evaluation.extraction import class_names
 from ffcv_train.evaluation.run import load_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
-from ffcv_train.evaluation.suites import calibration, corruptions, groups, ood, selective
+from ffcv_train.evaluation.suites import calibration, corruptions, groups, ood, selective, variants
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
 from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
 from ffcv_train.models.network import Network
@@ -21,6 +21,7 @@ SUITES: dict[str, Callable[[Examined], dict[str, Any]]] = {
     "groups": groups.run,
     "ood": ood.run,
     "corruptions": corruptions.run,
+    "variants": variants.run,
 }
 """Name of each suite, and what makes its record"""
 _CHECKS: dict[str, Callable[[SuiteOptions, DataSet, int], None]] = {
@@ -28,6 +29,7 @@ _CHECKS: dict[str, Callable[[SuiteOptions, DataSet, int], None]] = {
     "groups": groups.check,
     "ood": ood.check,
     "corruptions": corruptions.check,
+    "variants": variants.check,
 }
 
 

@@ -38,6 +38,10 @@ class SuiteOptions:
     """corruptions: of what is made"""
     frost_images: str = ""
     """corruptions: folder of the authors' photographs of frost; empty: those of the package imagecorruptions"""
+    variant_data: tuple[str, ...] = ()
+    """variants: data sets of the network's classes or of some"""
+    real_labels: str = ""
+    """variants: the file of ReaL's labels"""
     part_file: str = ""
     """corruptions: beginning of the names of files in which sums are kept until all are there; empty: none"""
 
@@ -55,6 +59,10 @@ class SuiteOptions:
                 "few_under": self.few_under,
             },
             "corruptions": {"corrupted_data": whole(self.corrupted_data), "seed": self.corruption_seed},
+            "variants": {
+                "variant_data": [whole(path) for path in self.variant_data],
+                "real_labels": whole(self.real_labels),
+            },
             "ood": {
                 "ood_data": [whole(path) for path in self.ood_data],
                 "train_set": whole(self.train_set),

@@ -1,0 +1,134 @@
+"""`variants`: other pictures of the network's classes, or of some: ImageNet-V2, -A, -R, Sketch; and ReaL's labels."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffcv_train.data.format.beton import Beton
+from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.evaluation.collect import collect
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
+from ffcv_train.metrics.classification import MetricSums
+from ffcv_train.system.errors import UserError
+
+_NUMBER = re.compile(r"val_(\d{8})")
+
+
+def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
+    """Raise `UserError` where there is no variant, or its classes are not the network's."""
+    if not options.variant_data and not options.real_labels:
+        raise UserError(
+            "--suite variants needs other pictures of the classes, or other labels; give --variant-data DATA … or "
+            "--real-labels real.json"
+        )
+    for path in options.variant_data:
+        network_labels(open_data_set(path), data_set.class_names, num_classes)
+    if options.real_labels:
+        if num_classes != 1000:
+            raise UserError(f"--real-labels are ImageNet's, and the network has {num_classes} classes, not 1000")
+        real_sets(Path(options.real_labels), data_set)
+
+
+def run(examined: Examined) -> dict[str, Any]:
+    """Metrics per variant; with ReaL the accuracy by its labels."""
+    options, num_classes = examined.options, examined.network.num_classes
+    names = examined.class_names or examined.data_set.class_names
+    sets = []
+    for path in options.variant_data:
+        data_set = open_data_set(path)
+        own = torch.tensor(network_labels(data_set, names, num_classes))
+        found = collect(
+            examined.network, examined.config, data_set, examined.process, None, f"variant {data_set.path.name}"
+        )
+        labels = own[found.labels]
+        metrics = MetricSums()
+        metrics.update(without_absent(found.logits, own), labels)
+        result = metrics.compute()
+        sets.append(
+            {
+                "data_set": str(data_set.path),
+                "samples": len(data_set),
+                "classes": len(own),
+                "left_out": num_classes - len(own),
+                **{key: result[key] for key in ("top_1", "top_5", "nll", "ece")},
+            }
+        )
+    real = None
+    if options.real_labels:
+        wanted = real_sets(Path(options.real_labels), examined.data_set)
+        predicted = examined.outputs.logits.argmax(dim=1).tolist()
+        real = {"labels": options.real_labels, **real_accuracy(predicted, wanted)}
+    return {"sets": sets, "real": real}
+
+
+def network_labels(data_set: DataSet, names: tuple[str, ...] | None, num_classes: int) -> list[int]:
+    """The network's label for each label of `data_set`, by the classes' names.
+
+    Folders that are called 0 … K − 1, as ImageNet-V2's are, are the network's labels themselves, whatever their order
+    by name. Raises `UserError` where a class is none of the network's, or nothing names the classes.
+    """
+    theirs = data_set.class_names
+    if theirs is None:
+        raise UserError(
+            f"nothing names the classes of {data_set.path}; give a folder per class, or write its .beton so"
+        )
+    if set(theirs) == {str(label) for label in range(num_classes)}:
+        return [int(name) for name in theirs]
+    if names is None:
+        raise UserError(
+            f"nothing names the network's classes, by which those of {data_set.path} would be matched; give a "
+            "data.val_dataset whose classes have names"
+        )
+    places = {name: label for label, name in enumerate(names)}
+    if len(places) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"the network has two classes called {twice!r}; {data_set.path} cannot be matched by name")
+    unknown = [name for name in theirs if name not in places]
+    if unknown:
+        raise UserError(
+            f"{data_set.path} has {len(unknown)} classes that are none of the network's, such as {unknown[0]!r}; the "
+            f"network's are called such as {names[0]!r}"
+        )
+    return [places[name] for name in theirs]
+
+
+def without_absent(logits: Tensor, present: Tensor) -> Tensor:
+    """`logits` [N, K] with −∞ for classes that are not `present`, int64 labels: neither predictions nor probability."""
+    absent = torch.ones(logits.shape[1], dtype=torch.bool)
+    absent[present] = False
+    return logits.masked_fill(absent, -torch.inf)
+
+
+def real_accuracy(predicted: list[int], wanted: list[set[int]]) -> dict[str, Any]:
+    """The share of images with labels at all whose prediction is among them (Beyer et al., arXiv:2006.07159)."""
+    hits = [label in labels for label, labels in zip(predicted, wanted, strict=True) if labels]
+    return {"samples": len(hits), "without_labels": len(wanted) - len(hits), "top_1": sum(hits) / max(1, len(hits))}
+
+
+def real_sets(file: Path, data_set: DataSet) -> list[set[int]]:
+    """ReaL's labels of each sample: the file lists those of ILSVRC2012_val_00000001 … in order."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        listed = [{int(label) for label in labels} for labels in content]
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; give real.json of the ReaL labels") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is not a list of lists of labels; give real.json of the ReaL labels") from None
+    if isinstance(data_set, Beton):
+        names = list((data_set.sidecar or {}).get("files") or ())
+    else:
+        names = [data_set.source.name(index) for index in range(len(data_set))]
+    numbers = [_NUMBER.search(name) for name in names]
+    if len(names) != len(data_set) or not all(numbers):
+        raise UserError(
+            f"{data_set.path} does not say which image of ImageNet's validation set each sample is "
+            "(ILSVRC2012_val_00000001 …), by which ReaL's labels are listed; write it from those files"
+        )
+    places = [int(number[1]) - 1 for number in numbers if number]
+    if max(places) >= len(listed):
+        raise UserError(f"{file} has {len(listed)} images, and {data_set.path} has number {max(places) + 1}")
+    return [listed[place] for place in places]
