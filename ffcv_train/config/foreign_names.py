@@ -192,7 +192,7 @@ FOREIGN_NAMES = {
     "experiment": "logging.run",
     "eval_metric": "nothing: best.pt goes by top-1",
     "tta": "validation.lr_tta",
-    "log_wandb": "nothing: logging.tensorboard=1",
+    "log_wandb": "logging.tracker=wandb",
     "local_rank": _LAUNCH,
     "kd_model_name": "distill.teacher_arch, with distill.teacher=FILE",
     "kd_temperature": "distill.temperature",

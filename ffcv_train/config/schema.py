@@ -263,6 +263,12 @@ class LoggingConfig:
     folder: str = option("runs", "runs lie in folder/run", path=True)
     run: str = option("", "name of the run's folder; empty: date, time and architecture")
     tensorboard: bool = option(True, "write TensorBoard events")
+    tracker: str = option(
+        "none",
+        "a page of the run's numbers as well, where that is installed",
+        choices=("none", "wandb", "trackio", "mlflow"),
+    )
+    project: str = option("ffcv_train", "tracker: the project, or experiment, that the page belongs to")
     interval: int = option(
         50, "steps between losses shown; whether they are finite is checked every 5 steps, or as often", min=1
     )

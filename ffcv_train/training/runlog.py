@@ -16,6 +16,7 @@ import torch
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors, replace_text, sync_file, to_json_line, to_plain, write_json
 from ffcv_train.system.progress import ProgressLine, duration
+from ffcv_train.training.trackers import Tracking
 
 if TYPE_CHECKING:
     from ffcv_train.training.events import EventFile
@@ -34,6 +35,7 @@ class RunLog:
         self._line = line
         self._events = events
         self._lock = lock
+        self._tracking: Tracking | None = None
         self._start: tuple[float, float] | None = None  # time and training position (epochs) at the first progress
         self._images_per_s: float | None = None
         self._loss: float | None = None
@@ -95,6 +97,12 @@ class RunLog:
                 shutil.copy2(path, older)
         write_json(path, record)
 
+    def track(self, tracker: str, project: str, config: Mapping[str, Any]) -> None:
+        """Show the numbers of later epochs on a page of `tracker` too, described by `config`; "none": on none."""
+        if self._line is not None and tracker != "none":
+            self._tracking = Tracking(tracker, project, self.folder, self.message)
+            self._tracking.start(config)
+
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl (on the disk when this returns), add its numbers to TensorBoard, print a summary.
 
@@ -111,6 +119,8 @@ class RunLog:
         with self._without_tensorboard_rather_than_not():
             if self._events is not None:
                 self._events.add(int(record["epoch"]), _scalars(record))
+        if self._tracking is not None:
+            self._tracking.add(int(record["epoch"]), _scalars(record))
         self.message(epoch_summary(record))
 
     def progress(
@@ -179,7 +189,9 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._tracking is not None:
+            self._tracking.close(finished=kind is None)
         self.close()
 
 

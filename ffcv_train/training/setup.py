@@ -8,6 +8,7 @@ from ffcv_train.losses import CRITERIA
 from ffcv_train.system.errors import UserError
 from ffcv_train.training import distill, finetune, schedules
 from ffcv_train.training.ema import check_decay
+from ffcv_train.training.trackers import check_tracker
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def check_config(config: RunConfig) -> None:
             "model.compile=1 and model.grad_checkpointing=1 do not go together: a compiled network chooses by itself "
             "what is computed again; set one of them to 0"
         )
+    check_tracker(config.logging.tracker)
     distill.check(config.distill)
     finetune.check(config.finetune, config.model.weights)
 

@@ -358,6 +358,7 @@ class Trainer:
         """What the run is, to its folder and to the user."""
         params = describe.params(self.config, self.process, self.data, self.sizes, self.peak_lr, self.state)
         self.log.params(params)
+        self.log.track(self.config.logging.tracker, self.config.logging.project, params["config"])
         notes = [f"weights: {self.learner.loaded}"] if self.learner.loaded else []
         notes += self.learner.notes
         still = sum(not p.requires_grad for p in self.learner.model.parameters())
