@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format docs clean
+.PHONY: help setup quickstart test faults lint format docs clean
 
 # make PYTHON=/path/to/python3.12 … chooses the interpreter that .venv is made with.
 export PYTHON
@@ -8,6 +8,10 @@ PY := .venv/bin/python
 WORKERS ?= 2
 # More arguments for pytest, such as ARGS="-k schedules".
 ARGS ?=
+
+# What make faults draws, and how much of it.
+SEED ?= 0
+SHARE ?= 1
 
 help: ## print the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,6 +24,9 @@ quickstart: setup ## handwritten digits from images to a trained, evaluated chec
 
 test: lint ## linters, types and all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+faults: setup ## faults injected into real runs, counted: SHARE=0.1 of the trials of each kind, another SEED
+	OMP_NUM_THREADS=1 $(PY) -m faults.run --seed $(SEED) --share $(SHARE)
 
 lint: setup ## linters and types
 	$(PY) -m ruff check

@@ -22,6 +22,7 @@ from ffcv_train.losses.base import Criterion
 from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from_rank_0
 from ffcv_train.system.environment import peak_memory_gb
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.resources import give_back_memory
 from ffcv_train.system.signals import StopRequest
 from ffcv_train.system.watch import at
 from ffcv_train.training import describe, parallel, schedules, setup
@@ -144,6 +145,7 @@ class Trainer:
     def train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, Any]:
         """Train the rest of epoch `epoch`, from step `self.state.step`, and return its record for the log."""
         side = schedules.resolution(self.config.resolution, epoch)
+        give_back_memory()
         self.train_loader.set_resolution(side)
         self.train_loader.set_epoch(epoch, self.state.step * self.sizes.accumulate)
         self.learner.criterion.start_epoch(epoch)
