@@ -91,7 +91,7 @@ def parse_request(
         base.setdefault(section, {})[name] = value
     config, taken = load_config(RunConfig, rest, description, base=base), ""
     arch_given = any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest)
-    if not subject.ours and arch_given:
+    if not subject.ours and (arch_given or subject.named):
         preset = preset_of(dataclasses.replace(config.model, weights=subject.path))
         if preset is not None:
             config, taken = lay_preset(preset, rest, EVALUATION_KEYS, base)

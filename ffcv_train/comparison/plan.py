@@ -20,6 +20,7 @@ from ffcv_train.evaluation.transfer import common_classes
 from ffcv_train.losses import create_criterion
 from ffcv_train.models.factory import create_model
 from ffcv_train.models.inspect.last_layer import need_last_layer
+from ffcv_train.models.published import is_by_name
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors, write_json
 from ffcv_train.training import setup
@@ -83,7 +84,7 @@ class Plan:
             for name in names:
                 del content[section][name]
         for section, name in _FILES:
-            if content[section][name]:
+            if content[section][name] and not is_by_name(content[section][name]):
                 content[section][name] = str(Path(content[section][name]).resolve())
         return content
 

@@ -35,7 +35,7 @@ FOREIGN_NAMES = {
     "dist.port": "nothing: torchrun --master_port",
     "eval_only": _EVALUATE,
     "log_level": "nothing: logging.interval says how often a loss is shown",
-    "pretrained": "model.weights=FILE; nothing is downloaded",
+    "pretrained": "model.weights=torchvision:NAME, or a file",
     # MaxSup's Conv/ffcv: config.toml, and its command lines
     "experiment.name": "logging.run",
     "experiment_name": "logging.run",
@@ -97,7 +97,7 @@ FOREIGN_NAMES = {
     "clip_grad_norm": "training.clip_grad",
     "ra_sampler": "augment.repeats, above 1",
     "ra_reps": "augment.repeats",
-    "weights": "model.weights=FILE; nothing is downloaded",
+    "weights": "model.weights=torchvision:NAME, or a file",
     "backend": "nothing: images are decoded by TurboJPEG, and by Pillow where it cannot",
     "use_v2": "nothing: augmentation is this package's own",
     # timm's train.py

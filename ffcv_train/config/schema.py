@@ -44,7 +44,10 @@ class ModelConfig:
     )
     num_classes: int = option(0, "number of classes; 0 takes it from the data set's sidecar", min=0)
     weights: str = option(
-        "", "checkpoint to start from: ours, torchvision's, timm's, a state dict, safetensors", path=True
+        "",
+        "file to start from: ours, torchvision's, timm's, any state dict, safetensors; or weights by name: timm:NAME, "
+        "torchvision:NAME, hf:ORG/NAME[@REVISION][/FILE]",
+        path=True,
     )
     use_blurpool: bool = option(False, "low-pass filter before every strided convolution of 16 channels or more")
     channels_last: bool = option(True, "memory format of weights and activations")

@@ -155,7 +155,8 @@ def load_network(
             "data.std": std or (IMAGENET_STD if model is not None and not subject.ours else None),
         }
         content = to_dict(from_dict(RunConfig, subject.config, str(path)))
-        stated = preset_of(ModelConfig(arch, weights=str(path))) if arch and not subject.ours else None
+        named = arch or (subject.arch if subject.named and model is None else "")
+        stated = preset_of(ModelConfig(named, weights=str(path))) if named and not subject.ours else None
         taken = stated.untold([key for key, value in told.items() if value is not None]) if stated else {}
         taken = {key: taken[key] for key in EVALUATION_KEYS if key in taken}
         for key, value in [*taken.items(), *told.items()]:

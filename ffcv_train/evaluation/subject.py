@@ -10,6 +10,7 @@ from typing import Any
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import propose_arch
+from ffcv_train.models.published import arch_of, local_file
 from ffcv_train.models.weight_file import has_averaged, read_weight_file, stated_arch
 from ffcv_train.models.weights import read_state_dict
 from ffcv_train.system.errors import UserError
@@ -25,6 +26,8 @@ class Subject:
     has_ema: bool = False
     arch: str = ""
     """of a foreign checkpoint what it states, under its name here"""
+    named: bool = False
+    """Whether a foreign checkpoint is of `arch` beyond doubt: weights by name, or with timm's `config.json` beside"""
     num_classes: int = 0
     class_names: tuple[str, ...] | None = None
     epoch: int | None = None
@@ -51,16 +54,19 @@ class Request:
 
 def read_subject(path: str) -> Subject:
     """What a checkpoint says about itself. Raises `UserError` where the file is missing or is no checkpoint."""
-    if not Path(path).is_file():
+    if path.startswith("torchvision:"):
+        return Subject(path, False, {}, arch=arch_of(path), named=bool(arch_of(path)))
+    file = local_file(path)
+    if not file.is_file():
         raise UserError(f"the checkpoint {path} does not exist; a run writes last.pt, best.pt and final.pt")
     try:
-        state = load_checkpoint(path)
+        state = load_checkpoint(file)
     except UserError:
-        state = read_state_dict(path)  # says what is wrong with a file that is no checkpoint at all
-        content = read_weight_file(Path(path))
-        stated = stated_arch(content)
-        arch = propose_arch(stated, state) if stated else ""
-        return Subject(path, False, {}, has_ema=has_averaged(content), arch=arch)
+        weights = read_state_dict(path)  # says what is wrong with a file that is no checkpoint at all
+        content = read_weight_file(file)
+        named, stated = arch_of(path), stated_arch(content)
+        arch = named or (propose_arch(stated, weights) if stated else "")
+        return Subject(path, False, {}, has_ema=has_averaged(content), arch=arch, named=bool(named))
     try:
         names = state.get("class_names")
         return Subject(
@@ -83,7 +89,7 @@ def check_arch_is_given(subject: Subject, given: bool, otherwise: str = "") -> N
 
     `otherwise` is what else can be done.
     """
-    if subject.ours or given:
+    if subject.ours or subject.named or given:
         return
     if subject.arch:
         raise UserError(

@@ -5,7 +5,7 @@ import math
 import mmap
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import torchvision
 
 from ffcv_train.config.schema import ModelConfig
 from ffcv_train.models.factory import find_arch
-from ffcv_train.models.weight_file import read_weight_file
+from ffcv_train.models.published import arch_of, described, local_file, read_weights
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
 _TOGETHER = (("data.mean", "data.std"), ("resolution.min_res", "resolution.max_res"))
 EVALUATION_KEYS = (
+    "model.arch",
     "validation.resolution",
     "validation.crop",
     "validation.crop_ratio",
@@ -27,6 +28,7 @@ EVALUATION_KEYS = (
 )
 TRAINING_KEYS = (*EVALUATION_KEYS, "resolution.min_res", "resolution.max_res", "data.interpolation")
 _SHOWN = {
+    "model.arch": "architecture",
     "validation.resolution": "side",
     "validation.crop": "crop",
     "validation.crop_ratio": "crop ratio",
@@ -71,18 +73,25 @@ def preset_of(config: ModelConfig) -> Preset | None:
     """What is stated for `config.weights`, a file of `config.arch`'s weights; None without weights or statement.
 
     A checkpoint of ours says it. Of torchvision's weights the file name or the content, by its SHA-256, tells which
-    they are; of others is taken what all weights of this architecture have in common. timm states it for the name and
-    tag of the architecture: the side and crop of the test, and the side of training. Raises `UserError` for a file
-    that is no checkpoint.
+    they are; of others is taken what all weights of this architecture have in common. timm states it in `config.json`
+    beside the file, with the architecture, else for the name and tag of the architecture: the side and crop of the
+    test, and the side of training. Raises `UserError` for a file that is no checkpoint.
     """
     if not config.weights:
         return None
-    own = _of_checkpoint(config.weights, read_weight_file(Path(config.weights)))
+    own = _of_checkpoint(config.weights, read_weights(config.weights, config.arch))
     if own is not None:
         return own
-    library, name = find_arch(config.arch)
+    path = local_file(config.weights, config.arch)
+    stated = described(path)
+    if stated is not None:
+        preset = of_timm(stated)
+        return replace(preset, options={"model.arch": f"timm/{stated['architecture']}", **preset.options})
+    named = arch_of(config.weights) if config.weights.startswith("torchvision:") else ""
+    library, name = find_arch(named or config.arch)
     if library == "torchvision":
-        return _of_torchvision(name, Path(config.weights))
+        found = _of_torchvision(name, path)
+        return replace(found, options={"model.arch": named, **found.options}) if found and named else found
     if library == "timm":
         import timm
 
@@ -120,7 +129,7 @@ def _of_checkpoint(path: str, content: Mapping[str, Any]) -> Preset | None:
         return None
     options: dict[str, Any] = {}
     if isinstance(config, Mapping):
-        found = {key: _value(config, key) for key in (*EVALUATION_KEYS[:4], "data.interpolation")}
+        found = {key: _value(config, key) for key in (*EVALUATION_KEYS[1:5], "data.interpolation")}
         side = _value(config, "resolution.max_res")
         found |= {"resolution.min_res": side, "resolution.max_res": side}
         options = {key: value for key, value in found.items() if value is not None}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ffcv_train.models.blurpool import blurred_layers, with_filters
 from ffcv_train.models.checkpoint import check_tensors
-from ffcv_train.models.weight_file import read_weight_file, renamed, state_dicts, stated_arch
+from ffcv_train.models.published import read_weights
+from ffcv_train.models.weight_file import renamed, state_dicts, stated_arch
 from ffcv_train.system.errors import UserError
 
 # torchvision's published DenseNets say norm.1 where its code says norm1.
@@ -58,7 +59,7 @@ def read_state_dict(path: str | Path, ema: bool = False) -> OrderedDict[str, Ten
     not a checkpoint.
     """
     path = Path(path)
-    state, _ = next(state_dicts(read_weight_file(path), path, ema))
+    state, _ = next(state_dicts(read_weights(str(path)), path, ema))
     check_tensors(state, path)
     return state
 
@@ -74,7 +75,7 @@ def load_weights(model: nn.Module, path: str | Path, arch: str = "", *, ema: boo
     `model` has BlurPool.
     """
     path = Path(path)
-    content = read_weight_file(path)
+    content = read_weights(str(path), arch)
     name = arch or type(model).__name__
     own = model.state_dict()
     state, prefix, outside, averaged = _of_the_network(content, path, own, ema)
