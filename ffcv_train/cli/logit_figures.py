@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ffcv_train.analysis.figures.inputs import check_same_class_count
-from ffcv_train.analysis.figures.logits import draw_distributions, draw_near_zero, logit_table
+from ffcv_train.analysis.figures.logits import draw_distributions, draw_logit_density, draw_near_zero, logit_table
 from ffcv_train.analysis.figures.reliability import draw_reliability
 from ffcv_train.analysis.figures.style import save_both
 from ffcv_train.cli.figure_arguments import input_parser, progress_of, read_inputs
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
         for one, (_, statistics) in zip(inputs, named, strict=True)
     ]
     save_both(draw_near_zero(named), folder, "near_zero")
+    save_both(draw_logit_density(named), folder, "density")
     save_both(draw_distributions(named), folder, "distributions")
     save_both(draw_reliability(curves), folder, "reliability")
     records = [

@@ -15,6 +15,8 @@ from ffcv_train.system.errors import UserError
 THRESHOLD = 0.01
 """|z| below which the MaxSup paper's code (arXiv:2502.15798) calls a logit near zero"""
 
+_LOGIT_BINS = 200
+
 
 @dataclass(frozen=True, eq=False)
 class LogitStatistics:
@@ -35,6 +37,10 @@ class LogitStatistics:
     """What `MetricSums.compute` says of all samples"""
     num_classes: int
     threshold: float
+    logit_edges: np.ndarray
+    """Edges of bins over all logits, float64 [B + 1]: the multiples of a width that 1, 2 or 5 times a power of 10 is"""
+    logit_counts: np.ndarray
+    """int64 [B]: how many of the N K logits are in each bin, [edge, next edge)"""
 
     def __len__(self) -> int:
         return len(self.correct)
@@ -64,6 +70,7 @@ def logit_statistics(
     """
     count, classes = logits.shape
     sums = MetricSums()
+    edges, counts = logit_bins(logits), None
     columns = {key: np.empty(count) for key in ("near_zero", "confidence", "max_logit", "norm", "margin")}
     correct = np.empty(count, dtype=bool)
     for rows in row_blocks(count, classes):
@@ -72,6 +79,9 @@ def logit_statistics(
             first = rows.start + int((~torch.isfinite(z)).any(dim=1).nonzero()[0])
             raise ValueError(f"the logits of sample {first} are not finite")
         sums.update(logits[rows], y)
+        # A multiple of the width may round to the other side of a logit that is one.
+        block = np.histogram(z.numpy().clip(edges[0], edges[-1]), edges)[0]
+        counts = block if counts is None else counts + block
         largest, predicted = z.max(dim=1)
         columns["near_zero"][rows] = near_zero_share(z, threshold)
         columns["confidence"][rows] = torch.softmax(z, dim=1).amax(dim=1)
@@ -80,9 +90,35 @@ def logit_statistics(
         columns["margin"][rows] = margin(z)
         correct[rows] = predicted == y
         progress(rows.stop, count)
+    assert counts is not None
     return LogitStatistics(
-        **columns, correct=correct, metrics=sums.compute(), num_classes=classes, threshold=float(threshold)
+        **columns,
+        correct=correct,
+        metrics=sums.compute(),
+        num_classes=classes,
+        threshold=float(threshold),
+        logit_edges=edges,
+        logit_counts=counts,
     )
+
+
+def logit_bins(logits: Tensor, most: int = _LOGIT_BINS) -> np.ndarray:
+    """Edges of at most `most` bins that hold all of `logits` [N, K]: multiples of 1, 2 or 5 times a power of 10.
+
+    Logits that are not finite are not looked at.
+    """
+    low, high = np.inf, -np.inf
+    for rows in row_blocks(*logits.shape):
+        finite = logits[rows][torch.isfinite(logits[rows])].double()
+        if finite.numel():
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        low = high = 0.0
+    least = max(high - low, 1e-6) / (most - 2)
+    power = 10.0 ** np.floor(np.log10(least))
+    width = power * next(step for step in (1, 2, 5, 10) if step * power >= least)
+    first = np.floor(low / width)
+    return (first + np.arange(np.floor(high / width) - first + 2)) * width
 
 
 def statistics_of(

@@ -328,7 +328,7 @@ def test_what_else_lies_in_the_folder(tmp_path: Path) -> None:
     top_1 = 100 * float((logits.argmax(dim=1) == labels).double().mean())
     assert f"run 200 4 {top_1:.2f}" in texts(page)
     assert "run: near_zero" not in texts(page)  # drawn from the logits instead
-    assert page.count("<img ") == 6  # two of the folder, near zero, distributions, reliability, features
+    assert page.count("<img ") == 7  # two of the folder, near zero, density, distributions, reliability, features
     figures = [base64.b64decode(part).decode() for part in re.findall(r"svg\+xml;base64,([^\"]+)", page)]
     (reliability,) = [figure for figure in figures if "underconfident" in figure]
     assert re.findall(r"<!-- run: top-1 .*?%,", reliability) == [f"<!-- run: top-1 {top_1:.2f}%,"]  # once
@@ -336,7 +336,7 @@ def test_what_else_lies_in_the_folder(tmp_path: Path) -> None:
     torch.save({"logits": logits[:, :3].clone(), "labels": labels.clamp_max(2)}, tmp_path / "three.pt")
     page = page_of(run, "--logits", tmp_path / "three.pt", output=tmp_path / "r.html")
     assert "three 200 3" in texts(page)
-    assert page.count("<img ") == 8  # figures of other class counts are others
+    assert page.count("<img ") == 10  # figures of other class counts are others
 
 
 def test_pictures_have_their_size(tmp_path: Path) -> None:

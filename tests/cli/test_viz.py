@@ -210,7 +210,7 @@ def test_analysis(logits: tuple[Path, Path], tmp_path: Path, capsys: pytest.Capt
         "analysis.py", "--input", *logits, "--labels", "A", "B", "--threshold", 0.5, "--output", tmp_path / "new"
     )
     folder = tmp_path / "new"
-    for name in ("near_zero", "distributions", "reliability"):
+    for name in ("near_zero", "density", "distributions", "reliability"):
         check_figure(folder, name)
     report = json.loads((folder / "analysis.json").read_text())
     file = read_logits(logits[0])

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ffcv_train.analysis.figures.logits import draw_distributions, draw_near_zero, logit_table, share_edges
+from ffcv_train.analysis.figures.logits import (
+    draw_distributions,
+    draw_logit_density,
+    draw_near_zero,
+    logit_table,
+    share_edges,
+)
 from ffcv_train.metrics.logits import (
     LogitStatistics,
     logit_statistics,
@@ -49,6 +55,27 @@ def test_the_threshold_is_exclusive_and_symmetric() -> None:
     assert near_zero_share(logits, 0.5).tolist() == [0.5]
     assert near_zero_share(logits, 0.51).tolist() == [1.0]
     assert margin(torch.tensor([[1.0, 5.0, 3.0]])).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(2.0, 0.0), (1e-3, 5.0), (300.0, -1e3), (0.0, 0.7)])
+def test_all_logits_are_in_the_density(scale: float, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = cases(300, 7)
+    logits = scale * logits.double() + shift
+    monkeypatch.setattr(
+        "ffcv_train.metrics.logits.row_blocks", lambda n, k: (slice(i, min(i + 64, n)) for i in range(0, n, 64))
+    )
+    found = logit_statistics(logits, labels)
+    assert found.logit_counts.sum() == logits.numel()
+    assert len(found.logit_counts) <= 200
+    widths = np.diff(found.logit_edges)
+    np.testing.assert_allclose(widths, widths[0])
+    if scale:
+        assert len(found.logit_counts) >= 35  # widths are 1, 2 or 5 times a power of 10
+        inside = ((logits >= found.logit_edges[9]) & (logits < found.logit_edges[20])).sum().item()
+        assert found.logit_counts[9:20].sum() == inside
+    (curve,) = draw_logit_density([("one", found)]).axes[0].patches
+    values, edges, _ = curve.get_data()  # type: ignore[attr-defined]
+    assert (values * np.diff(edges)).sum() == pytest.approx(1)
 
 
 def test_equals_numpy_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

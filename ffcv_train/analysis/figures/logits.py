@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ffcv_train.analysis.figures.style import DENSITY, RIGHT, WRONG, check_input_count, tidy
+from ffcv_train.analysis.figures.style import DENSITY, RIGHT, STYLES, WRONG, check_input_count, tidy
 from ffcv_train.analysis.figures.tables import markdown_table
 from ffcv_train.metrics.logits import LogitStatistics
 
@@ -85,6 +85,23 @@ def draw_near_zero(inputs: Sequence[Named]) -> Figure:
     bar = figure.colorbar(mesh, ax=list(lower), pad=0.01, ticks=ticks_of_bar, format="%g")
     bar.minorticks_off()
     bar.set_label("samples per cell (%)")
+    return figure
+
+
+def draw_logit_density(inputs: Sequence[Named]) -> Figure:
+    """The density of all logits of all samples, of all inputs on one pair of axes, as in the MaxSup paper's notebook.
+
+    Raises `UserError` for too many inputs.
+    """
+    check_input_count(len(inputs))
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (label, s), (color, dash, _) in zip(inputs, STYLES, strict=False):
+        density = s.logit_counts / (s.logit_counts.sum() * np.diff(s.logit_edges))
+        axes.stairs(density, s.logit_edges, color=color, linestyle=dash, linewidth=1.6, label=label)
+    axes.set(xlabel="logit", ylabel="density of all logits", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=9)
+    tidy(axes)
     return figure
 
 

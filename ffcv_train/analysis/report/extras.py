@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ffcv_train.analysis.figures.confusion import classes_table, draw_confusion, pairs_table
 from ffcv_train.analysis.figures.features import draw_features, feature_table
-from ffcv_train.analysis.figures.logits import draw_distributions, draw_near_zero, logit_table
+from ffcv_train.analysis.figures.logits import draw_distributions, draw_logit_density, draw_near_zero, logit_table
 from ffcv_train.analysis.figures.reliability import draw_reliability
 from ffcv_train.analysis.figures.style import MAX_INPUTS
 from ffcv_train.analysis.figures.suites import draw_suite, suite_tables
@@ -39,7 +39,7 @@ SUITE_TITLES = {
 }
 _WORST = 20
 # What draw_computed draws anew where there are logits.
-_COMPUTED = ("near_zero", "distributions", "reliability", "features")
+_COMPUTED = ("near_zero", "density", "distributions", "reliability", "features")
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,7 @@ def _computed(
             continue
         items += tables_of(logit_table([(label, summarise(statistics)) for label, statistics in named]))
         items.append(_drawn("Near-zero logits", draw_near_zero(named)))
+        items.append(_drawn("Density of all logits", draw_logit_density(named)))
         items.append(_drawn("Distributions of logits", draw_distributions(named)))
         curves += [calibration_of(s.metrics, label, f"{len(s):,} samples") for label, s in named]
     if curves:
