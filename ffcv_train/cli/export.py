@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
     with process_group("cpu") as process:
         if process.world_size > 1:
             raise UserError("export runs in one process; start it without torchrun")
-        network = load_network(request, process.device, None)
+        network = load_network(request, process.device)
         classifier = Classifier(network, request.config, request.subject, process.device)
         images, source = real_images(request.config, options.images)
         path = Path(options.target)

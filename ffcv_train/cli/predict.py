@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
         if process.world_size > 1:
             raise UserError("predict runs in one process; start it without torchrun")
         pictures = open_pictures(request.options.images)
-        network = load_network(request, process.device, None)
+        network = load_network(request, process.device)
         classes = class_names(request, network.num_classes)
         predictions = predict_pictures(network, request.config, pictures, request.options.top, process)
     if request.output is None:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     with process_group("cpu") as process:
         if process.world_size > 1:
             raise UserError("push runs in one process; start it without torchrun")
-        network = load_network(request, process.device, None)
+        network = load_network(request, process.device)
         classifier = Classifier(network, request.config, request.subject, process.device)
         images, source = real_images(request.config, options.images)
         library, check = write_folder(

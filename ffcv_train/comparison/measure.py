@@ -15,6 +15,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.open import DataSet, open_data_set
 from ffcv_train.evaluation.collect import Collected
 from ffcv_train.evaluation.extraction import outputs as outputs_of
+from ffcv_train.evaluation.matching import matched
 from ffcv_train.evaluation.run import load_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites.run import check_suites, collect_for, run_suites
@@ -47,14 +48,16 @@ def measure(
     config = request.config
     side = config.validation.resolution[0]
     suites = suites or SuiteOptions()
-    val_set = open_data_set(config.data.val_dataset, config.data.format)
+    # Of a run of ours, whose checkpoint says how many classes it has.
+    val_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
+    val_set, _ = matched(val_set, request.subject, request.subject.num_classes)
     check_suites(suites, val_set, request.subject.num_classes)
     validation = dataclasses.replace(config.validation, resolution=(side,), lr_tta=True)
     report = run_evaluation(
         dataclasses.replace(request, config=dataclasses.replace(config, validation=validation)), process
     )
     result = report["results"][0]
-    network = load_network(request, process.device, val_set)
+    network = load_network(request, process.device)
     outputs = collect_for(suites, network, config, val_set, process)
     if samples is not None:
         write_samples(samples, outputs)
@@ -63,13 +66,13 @@ def measure(
         config, validation=validation, training=dataclasses.replace(config.training, amp="off")
     )
     request = dataclasses.replace(request, config=precise)
-    network = load_network(request, process.device, open_data_set(config.data.val_dataset, config.data.format))
+    network = load_network(request, process.device)
     layer = need_last_layer(network.model, side, config.model.arch, "features")
     features, metrics = {}, {}
     for name, path in (("train", config.data.train_dataset), ("val", config.data.val_dataset)):
-        features[name], metrics[name] = _features(
-            network, precise, open_data_set(path, config.data.format), process, layer, name
-        )
+        data_set = open_data_set(path, config.data.format, config.data.classes)
+        data_set, _ = matched(data_set, request.subject, network.num_classes)
+        features[name], metrics[name] = _features(network, precise, data_set, process, layer, name)
     found = None
     if request.options.transfer_train:
         files = (request.options.transfer_train, request.options.transfer_val)

@@ -29,7 +29,7 @@ from ffcv_train.training.resume import differences
 SETTINGS_FILE = "comparison.json"
 
 _FREE = {"loss": ["name"], "training": ["seed", "resume"], "data": ["num_workers", "batches_ahead", "cache"]}
-_FILES = (("data", "train_dataset"), ("data", "val_dataset"), ("model", "weights"))
+_FILES = (("data", "train_dataset"), ("data", "val_dataset"), ("data", "classes"), ("model", "weights"))
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ def summarise(plan: Plan, measures: Mapping[Run, Mapping[str, Any]], failures: S
     criteria: dict[str, Any] = {}
     num_classes, transfer_classes = 0, None
     if measures:
-        beton = open_data_set(plan.config.data.train_dataset, plan.config.data.format)
-        names = beton.class_names
-        num_classes = plan.config.model.num_classes or (len(names) if names is not None else 0)
+        data = plan.config.data
+        train = open_data_set(data.train_dataset, data.format, data.classes)
+        num_classes = plan.config.model.num_classes or train.num_classes
         transfer_classes = (
             open_data_set(str(plan.transfer[0]), plan.config.data.format).class_names if plan.transfer else None
         )

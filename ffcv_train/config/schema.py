@@ -75,6 +75,9 @@ class DataConfig:
     format: str = option(
         "beton", "zip: X.zip with X_map.txt beside it; folder: one folder per class", choices=("beton", "zip", "folder")
     )
+    classes: str = option(
+        "", "zip, folder: file of class names in label order, a line each, or a .beton with them", path=True
+    )
     cache: bool = option(False, "zip: hold the archives in memory, once per machine")
     num_workers: int = option(
         0, "decoding threads (processes for zip and folder); 0 shares the cores among the local ranks", min=0

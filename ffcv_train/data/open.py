@@ -1,17 +1,19 @@
 """Data sets of every format that data.format names."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.classes import check_labels
+from ffcv_train.data.classes import Classes, Match, check_labels, match_classes
 from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading.beton_loader import Loader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.sources.image_set import ImageSet, open_image_set
+from ffcv_train.system.class_names import filled
 from ffcv_train.system.distributed import Process, share_of_cores
 from ffcv_train.system.errors import UserError, speaking_of_arguments
 from ffcv_train.system.resources import available_bytes
@@ -20,12 +22,13 @@ DataSet = Beton | ImageSet
 FORMATS = ("beton", "zip", "folder")
 
 
-def open_data_set(path: str | Path, format: str | None = None) -> DataSet:
+def open_data_set(path: str | Path, format: str | None = None, classes: str | Path = "") -> DataSet:
     """Open a .beton file, a .zip of images with its map beside it, or a folder with a folder of images per class.
 
     `format`, "beton", "zip" or "folder" (data.format), is what `path` must be, or a .beton file, by name or content,
-    whatever it says; None takes what it is. Names, labels and places of all samples are read and checked, no image is.
-    Raises `UserError` for what is missing, damaged or does not fit, and `ValueError` for another `format`.
+    whatever it says; None takes what it is. `classes` names the classes of a zip or folder in label order: a text file
+    with a name a line, or a .beton that has them. Names, labels and places of all samples are read and checked, no
+    image is. Raises `UserError` for what is missing, damaged or does not fit, and `ValueError` for another `format`.
 
     >>> data_set = open_data_set("train.beton")
     >>> len(data_set), data_set.labels[:4]
@@ -33,19 +36,38 @@ def open_data_set(path: str | Path, format: str | None = None) -> DataSet:
     """
     if format not in (*FORMATS, None):
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, or None, not {format!r}")
-    path = str(path)
-    file = Path(path).is_file()
-    beton = file and (path.endswith(".beton") or is_beton(path))
-    found = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and file and not beton else ""
+    path, classes = str(path), str(classes)
+    beton = _is_beton(path)
+    found = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and Path(path).is_file() else ""
+    found = "" if beton else found
     if format is None:
         with speaking_of_arguments():
-            return open_image_set(path, found) if found else open_beton(path)
-    if format != "beton":
-        return open_beton(path) if beton else open_image_set(path, format)
+            return open_image_set(path, found, classes) if found else _open_beton(path, classes)
+    if format != "beton" and not beton:
+        return open_image_set(path, format, classes)
     if found:
         raise UserError(
             f"the data set {path} is a {found} of images; train from it with --data.format={found}, or convert it with "
             "ffcv-train write and give the .beton file"
+        )
+    return _open_beton(path, classes)
+
+
+def relabelled(data_set: DataSet, match: Match, names: tuple[str, ...] | None) -> DataSet:
+    """`data_set` with the labels that `match` gives it, which are those of `names` where they are known."""
+    labels = data_set.labels if match.labels is None else match.labels[data_set.labels]
+    return dataclasses.replace(data_set, labels=labels, class_names=names or data_set.class_names)
+
+
+def _is_beton(path: str) -> bool:
+    return Path(path).is_file() and (path.endswith(".beton") or is_beton(path))
+
+
+def _open_beton(path: str, classes: str) -> Beton:
+    if classes:
+        raise UserError(
+            f"data.classes={classes} names classes of a zip or folder, and {path} is a .beton file, which names its own"
+            "; leave --data.classes out, or write the file anew with --cfg.classes"
         )
     return open_beton(path)
 
@@ -65,8 +87,11 @@ class DataSets:
 
     train: DataSet
     val: DataSet
+    """With the labels of `train`"""
     num_classes: int
     class_names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+    """What the user should know about them"""
 
     @property
     def class_counts(self) -> list[int]:
@@ -79,34 +104,41 @@ def open_data_sets(config: RunConfig) -> DataSets:
     for name in ("train_dataset", "val_dataset"):
         if not getattr(config.data, name):
             raise UserError(f"data.{name} is not set; give the .beton file with --data.{name}=FILE")
-    train, val = (
-        open_data_set(path, config.data.format) for path in (config.data.train_dataset, config.data.val_dataset)
-    )
+    data = config.data
+    paths = (data.train_dataset, data.val_dataset)
+    # A .beton beside a zip or folder has its own names, and is matched by them.
+    listed = ["" if _is_beton(path) and not all(map(_is_beton, paths)) else data.classes for path in paths]
+    train, val = (open_data_set(path, data.format, classes) for path, classes in zip(paths, listed, strict=True))
     names = train.class_names
-    if names is not None and val.class_names is not None and names != val.class_names:
-        longer = max(names, val.class_names, key=len)
-        first = next(
-            (i for i, pair in enumerate(zip(names, val.class_names, strict=False)) if pair[0] != pair[1]),
-            min(len(names), len(val.class_names)),
-        )
-        raise UserError(
-            f"{train.path} and {val.path} have different classes, from label {first} ({longer[first]}) on; "
-            f"write both from the same set of classes"
-        )
-    num_classes = config.model.num_classes or (len(names) if names is not None else 0)
+    num_classes = config.model.num_classes or train.num_classes
     if not num_classes:
         raise UserError(f"nothing names the classes of {train.path}; set --model.num_classes")
-    if names is not None and num_classes < len(names):
+    if num_classes < train.num_classes:
         raise UserError(
-            f"model.num_classes={num_classes}, but {train.path} has {len(names)} classes; leave it at 0 to take theirs"
+            f"model.num_classes={num_classes}, but {train.path} has {train.num_classes} classes; leave it at 0 to take "
+            "theirs"
         )
-    for data_set in (train, val):
-        check_labels(data_set, num_classes)
-    if config.data.in_memory and isinstance(train, Beton):
+    check_labels(train, num_classes)
+    val, note = match_val(train, val, num_classes)
+    if data.in_memory and isinstance(train, Beton):
         check_fits(train, available_bytes())
     if names is not None:  # outputs beyond the classes that the data has
-        names += tuple(str(label) for label in range(len(names), num_classes))
-    return DataSets(train, val, num_classes, names)
+        names = filled(dict(enumerate(names)), num_classes)
+    notes = (*train.notes, *val.notes, *([note] if note else []))
+    return DataSets(train, val, num_classes, names, tuple(dict.fromkeys(notes)))
+
+
+def match_val(train: DataSet, val: DataSet, num_classes: int) -> tuple[DataSet, str]:
+    """`val` with the labels of `train`, matched by the names of the classes, and a note for the user, or "".
+
+    Raises `UserError` where `val` has other classes, or where nothing says whether they are the same.
+    """
+    classes = Classes(str(train.path), train.class_names, num_classes, ignorable=False)
+    if val.class_names is None and train.class_names is None:
+        check_labels(val, num_classes)
+        return val, f"nothing names the classes of {train.path} and {val.path}: their labels are taken as they are"
+    match = match_classes(val, classes)
+    return relabelled(val, match, train.class_names), match.note
 
 
 def train_loader(config: RunConfig, data_set: DataSet, batch_size: int, process: Process) -> Loader | ImageLoader:

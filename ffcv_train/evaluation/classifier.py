@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ffcv_train.config.read import from_dict, to_dict
 from ffcv_train.config.schema import ModelConfig, RunConfig
-from ffcv_train.data.classes import check_labels
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.open import DataSet, open_data_set, val_loader
 from ffcv_train.data.sources.image_file import ImageError, rgb_of
@@ -21,6 +20,7 @@ from ffcv_train.data.sources.image_set import ImageSet
 from ffcv_train.evaluation import predict as predicting
 from ffcv_train.evaluation import run
 from ffcv_train.evaluation.gradcam_images import centre_crops, read_image
+from ffcv_train.evaluation.matching import matched
 from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
 from ffcv_train.evaluation.suites.run import SUITES, check_suites, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
@@ -166,7 +166,7 @@ def load_network(
         config = from_dict(RunConfig, content, "the arguments")
         used = choose_weights(subject, weights)
         request = Request(subject, config, used, None, False)
-        network = run.load_network(request, chosen, None, model)
+        network = run.load_network(request, chosen, model)
     network.model.eval()
     return Classifier(network, config, subject, chosen, used)
 
@@ -187,8 +187,8 @@ def evaluate(
     `flip` also of the logits averaged over both mirror images, under `flip_averaged`. Under torchrun, with
     `torch.distributed` initialised, every rank takes its share and all return the same. `batch_size` is per device;
     `num_workers` 0 is this process's share of the cores. `suites` names what `ffcv-train eval --suite` does, or is a
-    `SuiteOptions`; their records are under `suites`. Raises `UserError` where the classes are not the network's,
-    unless `ignore_class_names`.
+    `SuiteOptions`; their records are under `suites`. Classes are matched by name, and what is to be known of that are
+    texts under `notes`. Raises `UserError` where they are not the network's, unless `ignore_class_names`.
 
     >>> metrics = evaluate(load_network("final.pt", device="cpu"), "val.beton")
     >>> metrics["count"], 0 <= metrics["top_1"] <= 1
@@ -216,9 +216,7 @@ def evaluate(
     )
     side = validation.resolution[0]
     with speaking_of_arguments():
-        if network.subject.ours and not ignore_class_names:
-            run.check_classes(network.subject, data_set)
-        check_labels(data_set, network.network.num_classes)
+        data_set, notes = matched(data_set, network.subject, network.network.num_classes, ignore=ignore_class_names)
         check_suites(wanted, data_set, network.network.num_classes)
         with (
             contextlib.closing(val_loader(config, data_set, side, process)) as loader,
@@ -227,9 +225,10 @@ def evaluate(
         ):
             metrics = predicting.evaluate(network.network, batches, tta=flip, num_samples=len(data_set))
         if not wanted.suites:
-            return metrics
+            return {**metrics, "notes": notes}
         names = network.class_names or data_set.class_names
-        return {**metrics, "suites": run_suites(wanted, network.network, config, data_set, process, names)}
+        records = run_suites(wanted, network.network, config, data_set, process, names)
+        return {**metrics, "notes": notes, "suites": records}
 
 
 class _Images:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.open import DataSet, open_data_set, val_loader
+from ffcv_train.evaluation.matching import matched, say
 from ffcv_train.evaluation.predict import out_of_memory, predict, shown
 from ffcv_train.evaluation.run import load_network
 from ffcv_train.evaluation.subject import Request
@@ -64,8 +65,10 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
     """
     config, path = request.config, request.output
     assert path is not None
-    data_set = open_data_set(config.data.val_dataset, config.data.format)
-    network = load_network(request, process.device, data_set)
+    data_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
+    network = load_network(request, process.device)
+    data_set, notes = matched(data_set, request.subject, network.num_classes, ignore=request.ignore_class_names)
+    say(notes, process)
     side = config.validation.resolution[0]
     if request.options.features:
         layer: LastLayer | None = need_last_layer(network.model, side, config.model.arch, "features")
@@ -78,6 +81,7 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
         "arch": config.model.arch,
         "loss": config.loss.name if request.subject.ours else None,
         "data_set": str(data_set.path),
+        "notes": notes,
         "resolution": side,
         "crop_ratio": config.validation.crop_ratio,
         "crop": config.validation.crop,

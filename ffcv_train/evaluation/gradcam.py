@@ -1,5 +1,6 @@
 """Grad-CAM (Selvaraju et al., arXiv:1610.02391) of checkpoints on a few images: what ffcv-train gradcam does."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,16 @@ from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.evaluation.gradcam_images import Images, open_images
+from ffcv_train.evaluation.gradcam_images import FolderImages, Images, open_images
+from ffcv_train.evaluation.matching import are_imagenets, matched, say
 from ffcv_train.evaluation.run import load_network
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.metrics.maps import Cell, Row
-from ffcv_train.models.class_names import ClassNames
+from ffcv_train.models.class_names import ClassNames, imagenet_names
 from ffcv_train.models.inspect.feature_map import FeatureMap, need_feature_map
 from ffcv_train.models.inspect.trace import evaluation_mode
 from ffcv_train.models.network import Network
+from ffcv_train.system.class_names import check_same_classes
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
 
@@ -51,10 +54,13 @@ def run_gradcam(request: GradcamRequest, process: Process) -> list[Row]:
         raise UserError(f"--output {request.output} would replace an image that is read; name another file")
     networks, layers = [], []
     for one in request.requests:
-        network = load_network(one, process.device, images.data_set)
+        network = load_network(one, process.device)
         networks.append(network)
         layers.append(need_feature_map(network.model, one.config.validation.resolution[0], one.config.model.arch))
-    names = _class_names(request, networks, images)
+    _check_same(request, networks)
+    images, notes = _matched(request, networks[0].num_classes, images)
+    say(notes, process)
+    names = _class_names(request, networks[0].num_classes, images)
     true = images.labels(names)
     wish = _wish(options.class_, names, networks[0].num_classes, any(label is not None for label in true))
     rows = []
@@ -143,29 +149,45 @@ class _Function(nn.Module):
         return self.function(x)
 
 
-def _class_names(request: GradcamRequest, networks: Sequence[Network], images: Images) -> ClassNames | None:
-    """The names of the classes, which all checkpoints must share. Raises `UserError`."""
+def _check_same(request: GradcamRequest, networks: Sequence[Network]) -> None:
+    """Raise `UserError` where the checkpoints have not the same classes."""
     first, counts = request.requests[0].subject.path, [network.num_classes for network in networks]
     for one, count in zip(request.requests[1:], counts[1:], strict=True):
         if count != counts[0]:
             raise UserError(
                 f"{first} has {counts[0]} classes, {one.subject.path} has {count}; give checkpoints of the same classes"
             )
+    if request.names is not None and len(request.names.shown) != counts[0]:
+        raise UserError(
+            f"--names {request.options.names} has {len(request.names.shown)} names, {first} has {counts[0]} classes; "
+            "give the names of the model's classes"
+        )
+    named = [(one.subject.path, one.subject.class_names) for one in request.requests if one.subject.class_names]
+    for path, names in named[1:]:
+        check_same_classes(*named[0], path, names, "give checkpoints of the same classes")
+
+
+def _matched(request: GradcamRequest, num_classes: int, images: Images) -> tuple[Images, list[str]]:
+    """`images` with the labels of the checkpoints' classes, and notes for the user. Raises `UserError`."""
+    if isinstance(images, FolderImages):
+        return images, []
+    subjects = [one.subject for one in request.requests]
+    subject = next((one for one in subjects if one.class_names), subjects[0])
+    if subject.class_names is None and request.names is not None and set(images.used_names) <= set(request.names.keys):
+        subject = dataclasses.replace(subject, class_names=request.names.keys)
+    data_set, notes = matched(images.data_set, subject, num_classes, ignore=request.requests[0].ignore_class_names)
+    return dataclasses.replace(images, data_set=data_set), notes  # type: ignore[arg-type]
+
+
+def _class_names(request: GradcamRequest, num_classes: int, images: Images) -> ClassNames | None:
+    """The names of the checkpoints' classes, as far as they are known."""
     if request.names is not None:
-        if len(request.names.shown) != counts[0]:
-            raise UserError(
-                f"--names {request.options.names} has {len(request.names.shown)} names, {first} has {counts[0]} classes"
-                "; give the names of the model's classes"
-            )
         return request.names
-    known = [(one.subject.path, one.subject.class_names) for one in request.requests if one.subject.class_names]
-    for path, names in known[1:]:
-        if names != known[0][1]:
-            raise UserError(
-                f"{known[0][0]} and {path} name their classes differently; give checkpoints of the same classes"
-            )
-    found = known[0][1] if known else images.class_names
-    return ClassNames(found, found) if found is not None and len(found) == counts[0] else None
+    names = next((one.subject.class_names for one in request.requests if one.subject.class_names), None)
+    if names is None and num_classes == len(imagenet_names().keys) and are_imagenets(images.used_names):
+        return imagenet_names()
+    names = names or images.class_names
+    return ClassNames(names, names) if names is not None and len(names) == num_classes else None
 
 
 def _wish(text: str | None, names: ClassNames | None, count: int, any_true: bool) -> str | int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.classes import used_names
 from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import crop_parameters
 from ffcv_train.data.kernels.cut import Cutter
@@ -19,7 +20,8 @@ from ffcv_train.data.sources.archives import Blob, ZipBlob
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
 from ffcv_train.data.sources.image_set import ImageSet, open_image_set
 from ffcv_train.data.sources.walk import is_hidden, is_image
-from ffcv_train.models.class_names import ClassNames
+from ffcv_train.models.class_names import ClassNames, imagenet_names
+from ffcv_train.system.class_names import alike, shown_apart
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
 
@@ -40,6 +42,11 @@ class BetonImages:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         return self.data_set.class_names
+
+    @property
+    def used_names(self) -> tuple[str, ...]:
+        """Names of the classes that images are of."""
+        return used_names(self.data_set)
 
     def labels(self, names: ClassNames | None) -> list[int | None]:
         """The true labels."""
@@ -63,7 +70,11 @@ class FolderImages:
     texts: tuple[str, ...]
     """The folder's name; empty for files without"""
     class_names: tuple[str, ...] | None = None
-    data_set: None = None
+
+    @property
+    def used_names(self) -> tuple[str, ...]:
+        """Names of the classes that images are of."""
+        return tuple(dict.fromkeys(text for text in self.texts if text))
 
     def labels(self, names: ClassNames | None) -> list[int | None]:
         """The true labels; None where a file lies in no class folder, or the names of the classes are not known.
@@ -73,7 +84,13 @@ class FolderImages:
         found: list[int | None] = []
         for file, text in zip(self.files, self.texts, strict=True):
             label = names.find(text) if names is not None and text else None
+            if label is None and names is not None and names.keys == imagenet_names().keys and text.isdecimal():
+                label = int(text) if int(text) < len(names.keys) else None  # ImageNetV2's folders
             if names is not None and text and label is None:
+                twin = next((name for name in names.keys if alike(name, text)), None)
+                if twin is not None:
+                    here, there = shown_apart(text, twin)
+                    raise UserError(f"the folder {file.parent} is called {here}, the class {there}; rename it")
                 raise UserError(
                     f"the folder {file.parent} is named after no class of the model, such as "
                     f"{', '.join(names.keys[:3])}; rename it, or put its files directly into --images, where they have "
@@ -101,6 +118,11 @@ class ArchiveImages:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         return self.data_set.class_names
+
+    @property
+    def used_names(self) -> tuple[str, ...]:
+        """Names of the classes that images are of."""
+        return used_names(self.data_set)
 
     def labels(self, names: ClassNames | None) -> list[int | None]:
         """The true labels."""

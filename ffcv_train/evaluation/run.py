@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_train.data.classes import check_labels
-from ffcv_train.data.open import DataSet, open_data_set, val_loader
+from ffcv_train.data.open import open_data_set, val_loader
+from ffcv_train.evaluation.matching import matched, say
 from ffcv_train.evaluation.predict import Prediction, evaluate, out_of_memory, shown
-from ffcv_train.evaluation.subject import Request, Subject
+from ffcv_train.evaluation.subject import Request
 from ffcv_train.metrics.per_class import SampleResults
 from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.inspect.last_layer import need_last_layer
@@ -25,16 +25,13 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
 
 
-def load_network(
-    request: Request, device: torch.device, data_set: DataSet | None, model: nn.Module | None = None
-) -> Network:
-    """The network that `request` names, checked against every resolution asked for and the classes of `data_set`.
+def load_network(request: Request, device: torch.device, model: nn.Module | None = None) -> Network:
+    """The network that `request` names, with the checkpoint's classes, checked against every resolution asked for.
 
-    Without `data_set`, for features of other classes, the class count is the checkpoint's; then `model` may stand in
-    place of the network that the configuration names. Raises `UserError`.
+    `model` may stand in place of the network that the configuration names. Raises `UserError`.
     """
     config = request.config
-    model = _load_model(request, data_set, model)
+    model = _load_model(request, model)
     for resolution in config.validation.resolution:
         num_classes = check_resolution(model, resolution, config.model.arch)
     if request.tau is not None:
@@ -60,8 +57,10 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
     Everything that can be wrong is checked before the first batch. Raises `UserError`.
     """
     subject, config = request.subject, request.config
-    data_set = open_data_set(config.data.val_dataset, config.data.format)
-    network = load_network(request, process.device, data_set)
+    data_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
+    network = load_network(request, process.device)
+    data_set, notes = matched(data_set, subject, network.num_classes, ignore=request.ignore_class_names)
+    say(notes, process)
     environment = describe_environment(process.device)
 
     results = []
@@ -100,6 +99,7 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         "use_blurpool": config.model.use_blurpool,
         "num_classes": network.num_classes,
         "data_set": str(data_set.path),
+        "notes": notes,
         "samples": len(data_set),
         "taken": request.taken or None,
         "normalisation": {"mean": network.normalise.mean, "std": network.normalise.std},
@@ -119,36 +119,22 @@ def _recorder(samples: SampleResults) -> Callable[[Prediction], None]:
     return lambda batch: samples.update(batch.logits, batch.labels, batch.indices)
 
 
-def _load_model(request: Request, data_set: DataSet | None, model: nn.Module | None) -> nn.Module:
-    """The network with the checkpoint's weights on the CPU, its class count checked against the data set's."""
-    subject, config = request.subject, request.config
-    if data_set is None:
-        expected = subject.num_classes or config.model.num_classes or 1
-        loaded, file_classes = _load(request, expected, model)
-        if model is not None and file_classes != expected:
-            raise UserError(f"{subject.path} has {file_classes} classes; pass a model with as many outputs")
-        return loaded if file_classes == expected else _load(request, file_classes)[0]
-    names = data_set.class_names
-    if subject.ours:
-        num_classes = subject.num_classes
-        if not request.ignore_class_names:
-            check_classes(subject, data_set)
-        check_labels(data_set, num_classes)
-        return _load(request, num_classes)[0]
-    # Only the file's tensors know its class count, so a head that does not fit tells it.
-    expected = config.model.num_classes or (len(names) if names else int(data_set.labels.max()) + 1)
-    model, file_classes = _load(request, expected)
-    if file_classes != expected:
-        if config.model.num_classes:
-            raise UserError(f"{subject.path} has {file_classes} classes, but model.num_classes is {expected}")
-        if names and not request.ignore_class_names:
-            raise UserError(
-                f"{subject.path} has {file_classes} classes, {data_set.path} has {expected}; if the data set's labels "
-                f"are nevertheless the model's, pass --model.num_classes={file_classes}"
-            )
-        model, _ = _load(request, file_classes)
-    check_labels(data_set, file_classes)
-    return model
+def _load_model(request: Request, model: nn.Module | None) -> nn.Module:
+    """The network with the checkpoint's weights, on the CPU."""
+    subject, wanted = request.subject, request.config.model.num_classes
+    # Only a foreign file's tensors know its class count, so a head that does not fit tells it.
+    expected = subject.num_classes or wanted or 1000
+    loaded, file_classes = _load(request, expected, model)
+    if file_classes == expected:
+        return loaded
+    if model is not None:
+        raise UserError(f"{subject.path} has {file_classes} classes; pass a model with as many outputs")
+    if wanted:
+        raise UserError(
+            f"{subject.path} has {file_classes} classes, but model.num_classes is {wanted}; leave it out, or set it to "
+            f"{file_classes}"
+        )
+    return _load(request, file_classes)[0]
 
 
 def _load(request: Request, num_classes: int, model: nn.Module | None = None) -> tuple[nn.Module, int]:
@@ -160,23 +146,3 @@ def _load(request: Request, num_classes: int, model: nn.Module | None = None) ->
     if request.weights == "ema" and not report.averaged:
         raise UserError(f"the averaged weights in {request.subject.path} are no {config.arch}'s; use --weights model")
     return model, report.file_classes if report.replaced else num_classes
-
-
-def check_classes(subject: Subject, data_set: DataSet) -> None:
-    """Raise `UserError` where the classes of `data_set` are not those of the checkpoint, or its first."""
-    known, found = subject.class_names, data_set.class_names
-    way_out = "if its labels are nevertheless the model's, pass --ignore-class-names"
-    # A data set that has the first of the model's classes only is as good.
-    if found is None or (known is not None and found == known[: len(found)]):
-        return
-    if len(found) != subject.num_classes:
-        raise UserError(
-            f"{subject.path} has {subject.num_classes} classes, {data_set.path} has {len(found)}; choose the data set "
-            f"that belongs to the model, or {way_out}"
-        )
-    if known is not None and known != found:
-        label = next(i for i, (a, b) in enumerate(zip(known, found, strict=True)) if a != b)
-        raise UserError(
-            f"{data_set.path} calls label {label} {found[label]!r}, {subject.path} calls it {known[label]!r}; write "
-            f"the data set with the model's classes, or {way_out}"
-        )

@@ -13,6 +13,7 @@ from ffcv_train.models.factory import propose_arch
 from ffcv_train.models.published import arch_of, local_file
 from ffcv_train.models.weight_file import has_averaged, read_weight_file, stated_arch
 from ffcv_train.models.weights import read_state_dict
+from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
 
 
@@ -72,11 +73,11 @@ def read_subject(path: str) -> Subject:
         return Subject(
             path=path,
             ours=True,
-            config=state["config"],
+            config=_without_class_list(state["config"]),
             has_ema=state.get("ema") is not None,
             arch=state["arch"],
             num_classes=state["num_classes"],
-            class_names=tuple(names) if names is not None else None,
+            class_names=tuple(map(tidy, names)) if names is not None else None,
             epoch=state.get("epoch"),
             temperature=_temperature(state.get("temperature")),
         )
@@ -120,3 +121,8 @@ def _temperature(kept: Any) -> Mapping[str, Any] | None:
     if not (isinstance(value, float) and math.isfinite(value) and value > 0 and isinstance(kept["weights"], str)):
         raise TypeError(f"its temperature is {value!r}")
     return kept
+
+
+def _without_class_list(config: dict[str, Any]) -> dict[str, Any]:
+    """What the training's data were called in is no other data set's business: the network's names are in the file."""
+    return {**config, "data": {key: value for key, value in config["data"].items() if key != "classes"}}

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import check_labels
-from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.data.open import DataSet, match_val, open_data_set
 from ffcv_train.evaluation.extraction import outputs
+from ffcv_train.evaluation.matching import say
 from ffcv_train.evaluation.run import load_network
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.metrics.linear_probe import HELD_OUT, Probe, linear_probe
 from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
 from ffcv_train.models.network import Network
+from ffcv_train.system.class_names import largest_unnamed_label
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
@@ -29,8 +31,9 @@ def run_transfer(request: Request, process: Process) -> dict[str, Any]:
     options, config = request.options, request.config
     if process.world_size > 1:
         raise UserError("linear transfer runs in one process; start it without torchrun")
-    train, val = (open_data_set(path, config.data.format) for path in (options.train, options.val))
-    network = load_network(request, process.device, None)
+    data = config.data
+    train, val = (open_data_set(path, data.format, data.classes) for path in (options.train, options.val))
+    network = load_network(request, process.device)
     layer = need_last_layer(network.model, config.validation.resolution[0], config.model.arch, "frozen features")
     start = time.perf_counter()
     result = transfer(network, layer, config, train, val, process, held_out=options.held_out, seed=options.split_seed)
@@ -76,9 +79,10 @@ def transfer(
 ) -> Probe:
     """`linear_probe` on the features that `layer` reads, of centre crops of `train` and `val`, with a progress line.
 
-    Raises `UserError` where the two do not have the same classes, `train` is too small, or memory is too small.
+    Raises `UserError` where `val` has other classes than `train`, `train` is too small, or memory is too small.
     """
-    num_classes = common_classes(train, val)
+    num_classes, val, notes = common_classes(train, val)
+    say(notes, process)
     _check_memory(len(train), len(val), layer.weight.shape[1])
     data = [gather(network, config, data_set, process, layer) for data_set in (train, val)]
     line = ProgressLine()
@@ -115,17 +119,23 @@ def gather(
     return features, labels
 
 
-def common_classes(train: DataSet, val: DataSet) -> int:
-    """The number of classes of a probe. Raises `UserError` where `train` and `val` do not have the same, or but one."""
-    if train.class_names is not None and val.class_names is not None and train.class_names != val.class_names:
-        raise UserError(f"{train.path} and {val.path} name different classes; write both from the same set of classes")
-    names = train.class_names or val.class_names
-    count = len(names) if names is not None else int(train.labels.max()) + 1
+def common_classes(train: DataSet, val: DataSet) -> tuple[int, DataSet, list[str]]:
+    """The number of classes of a probe, `val` with the labels of `train`, and notes for the user.
+
+    Raises `UserError` where `val` has other classes than `train`, or `train` has images of one class only.
+    """
+    last = int(train.labels.max())
+    count = train.num_classes or val.num_classes or last + 1
+    if not (train.num_classes or val.num_classes) and last > largest_unnamed_label(len(train)):
+        raise UserError(
+            f"{train.describe(int(train.labels.argmax()))} has the label {last}, far beyond the number of images; give "
+            "a data set whose labels number its classes from 0 on"
+        )
     check_labels(train, count)
-    check_labels(val, count)
+    val, note = match_val(train, val, count)
     if len(set(train.labels.tolist())) < 2:
         raise UserError(f"{train.path} has samples of one class only, and a probe tells classes apart; give another")
-    return count
+    return count, val, list(dict.fromkeys([*train.notes, *val.notes, *([note] if note else [])]))
 
 
 def _check_memory(train: int, val: int, width: int) -> None:

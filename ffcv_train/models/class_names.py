@@ -1,8 +1,10 @@
 """Names of classes from a file, or ImageNet's."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from ffcv_train.system.class_names import parse_list
 from ffcv_train.system.errors import UserError
 
 
@@ -31,9 +33,9 @@ def read_names(source: str | None) -> ClassNames | None:
     if source is None:
         return None
     if source == "imagenet":
-        return _imagenet()
+        return imagenet_names()
     try:
-        names = tuple(line.strip() for line in Path(source).read_text(encoding="utf-8").rstrip().splitlines())
+        names = parse_list(Path(source).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError):
         raise UserError(f"--names {source} cannot be read; give a text file with a class name a line") from None
     if not all(names) or not names:
@@ -41,10 +43,12 @@ def read_names(source: str | None) -> ClassNames | None:
     return ClassNames(names, names)
 
 
-def _imagenet() -> ClassNames:
+@cache
+def imagenet_names() -> ClassNames:
+    """Those of ImageNet-1k: WordNet IDs, and the first synonym of each."""
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
-    # The first synonym: "tench" of "tench, Tinca tinca".
+    # "tench" of "tench, Tinca tinca"
     shown = tuple(text.split(",")[0] for text in info.label_descriptions(detailed=False))
     return ClassNames(tuple(info.label_names()), shown)

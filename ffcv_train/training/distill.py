@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from ffcv_train.config.read import from_dict
 from ffcv_train.config.schema import DistillConfig, ModelConfig, RunConfig
 from ffcv_train.models.checkpoint import load_checkpoint
+from ffcv_train.models.class_names import imagenet_names
 from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.network import place
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
 from ffcv_train.models.preset import preset_of
 from ffcv_train.models.weights import load_weights
+from ffcv_train.system.class_names import check_same_classes, whole_numbers
 from ffcv_train.system.errors import UserError
 
 
@@ -50,12 +52,11 @@ class Teacher:
         Raises `UserError` for a teacher that does not fit.
         """
         model_config, stated, names = _describe(config)
-        if names is not None and class_names is not None and names != class_names and len(names) == len(class_names):
-            label = next(i for i, pair in enumerate(zip(names, class_names, strict=True)) if pair[0] != pair[1])
-            raise UserError(
-                f"the teacher {config.teacher} calls label {label} {names[label]!r}, the data set calls it "
-                f"{class_names[label]!r}; choose a teacher of the same classes in the same order"
-            )
+        if names is None and class_names is not None and len(class_names) == len(imagenet_names().keys):
+            names = _imagenets_order(class_names)
+        if names is not None and class_names is not None:
+            advice = "choose a teacher of the same classes in the same order"
+            check_same_classes(f"the teacher {config.teacher}", names, "the data set", class_names, advice)
         model = create_model(model_config, num_classes)
         report = load_weights(model, config.teacher, model_config.arch)
         if report.replaced:
@@ -122,6 +123,14 @@ def _describe(config: DistillConfig) -> _Description:
     names = content.get("class_names")
     stated = (tuple(normalisation["mean"]), tuple(normalisation["std"]))
     return _Description(model, stated, tuple(names) if names is not None else None)
+
+
+def _imagenets_order(class_names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """`class_names` as a teacher with ImageNet's weights has them in order; None where they are not ImageNet's."""
+    if sorted(numbers := whole_numbers(class_names) or ()) == list(range(len(class_names))):
+        return tuple(name for _, name in sorted(zip(numbers, class_names, strict=True)))
+    imagenet = imagenet_names().keys
+    return imagenet if set(class_names) == set(imagenet) else None
 
 
 def _columns(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:

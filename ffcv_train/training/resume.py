@@ -91,7 +91,7 @@ def comparable(config: dict[str, Any], *, files_may_move: bool = False) -> dict[
         "validation": ["batch_size"],
     }
     if files_may_move:
-        free["data"] += ["train_dataset", "val_dataset"]
+        free["data"] += ["train_dataset", "val_dataset", "classes"]
         free["model"] += ["weights"]
         free["distill"] = ["teacher"]
     for section, names in free.items():

@@ -14,6 +14,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.losses import Criterion
 from ffcv_train.models.blurpool import with_filters
 from ffcv_train.models.checkpoint import DamagedCheckpointError, check_tensors, load_checkpoint, save_checkpoint
+from ffcv_train.system.class_names import check_same_classes, tidy
 from ffcv_train.system.environment import versions
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.watch import at
@@ -134,11 +135,12 @@ class TrainState:
         for name, value in self.facts.plain().items():
             if name == "data":
                 continue
+            if name == "class_names":
+                if state[name] and value:
+                    advice = "continue on the data set that the run began with"
+                    check_same_classes(str(path), list(map(tidy, state[name])), "the data set", value, advice)
+                continue
             if state[name] != value:
-                if name == "class_names":
-                    raise UserError(
-                        f"{path} was trained with other class names than those of the data set; use the same"
-                    )
                 hint = ""
                 if name == "global_batch":
                     hint = f"; set --training.global_batch_size={state[name]}, and --training.accumulate where "

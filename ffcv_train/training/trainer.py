@@ -84,7 +84,7 @@ class Trainer:
             learner.ema,
         )
         self.finished = False
-        self.notes: list[str] = []
+        self.notes: list[str] = [f"note: {note}" for note in self.data.notes]
         self.run = self._resume()
         learner.prepare()
         self.train_loader = train_loader(config, self.data.train, self.sizes.per_device, process)

@@ -289,20 +289,19 @@ def test_a_timm_safetensors_file_with_more_classes(
     safetensors.torch.save_file(model.state_dict(), path)
     arguments = ["--checkpoint", path, f"--data.val_dataset={small_betons[1]}", *SETTINGS[1:]]
     arguments += ["--model.arch=timm/test_resnet", "--validation.lr_tta=0"]
-    message = error_of(*arguments)
-    assert "has 7 classes" in message
-    assert "has 4" in message
-    assert "--model.num_classes=7" in message
+    for extra in ([], ["--model.num_classes=7"]):
+        message = error_of(*arguments, *extra)
+        assert "has 7 classes without names" in message
+        assert "has 4; list all 7" in message
     assert "model.num_classes is 6" in error_of(*arguments, "--model.num_classes=6")
 
     cfg = timm.get_pretrained_cfg("test_resnet")
     logits = logits_of(model, val_images[0], cfg.mean, cfg.std)
-    for extra in ("--model.num_classes=7", "--ignore-class-names"):
-        report = evaluate(*arguments, extra)
-        assert report["num_classes"] == 7
-        assert report["normalisation"]["mean"] == list(cfg.mean)
-        expected = nn.functional.cross_entropy(logits, torch.from_numpy(val_images[1])).item()
-        assert report["results"][0]["nll"] == pytest.approx(expected, rel=1e-4)
+    report = evaluate(*arguments, "--ignore-class-names")
+    assert report["num_classes"] == 7
+    assert report["normalisation"]["mean"] == list(cfg.mean)
+    expected = nn.functional.cross_entropy(logits, torch.from_numpy(val_images[1])).item()
+    assert report["results"][0]["nll"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_a_sidecar_the_checkpoint_decides(
@@ -337,20 +336,23 @@ def test_class_names_that_differ(
     evaluate: Callable[..., dict],
     error_of: Callable[..., str],
     small_betons: tuple[Path, Path],
+    val_images: Any,
     tmp_path: Path,
 ) -> None:
     other = with_names(small_betons[1], tmp_path, ["class0", "class2", "class1", "class3"])
-    message = error_of("--checkpoint", checkpoint, f"--data.val_dataset={other}")
-    assert "label 1 'class2'" in message
-    assert "'class1'" in message
-    report = evaluate("--checkpoint", checkpoint, f"--data.val_dataset={other}", "--ignore-class-names")
-    assert report["samples"] == 50
-    first = with_names(small_betons[1], tmp_path, ["class0", "class1", "class2"])
-    assert evaluate("--checkpoint", checkpoint, f"--data.val_dataset={first}")["samples"] == 50
+    logits = logits_of(network(0), val_images[0], MEAN, STD)
+    for extra, labels in (([], np.array([0, 2, 1, 3])[val_images[1]]), (["--ignore-class-names"], val_images[1])):
+        report = evaluate("--checkpoint", checkpoint, f"--data.val_dataset={other}", "--validation.lr_tta=0", *extra)
+        check(report["results"][0], logits, labels)
+        assert len(report["notes"]) == 1
+    strange = with_names(small_betons[1], tmp_path, ["class0", "dog", "class1", "class3"])
+    message = error_of("--checkpoint", checkpoint, f"--data.val_dataset={strange}")
+    assert "has the class 'dog', which " in message
+    assert "pass --ignore-class-names" in message
     fewer = with_names(small_betons[1], tmp_path, ["class0", "class2", "class1"])
     message = error_of("--checkpoint", checkpoint, f"--data.val_dataset={fewer}")
-    assert "has 4 classes" in message
-    assert "has 3" in message
+    assert "sample 3 " in message
+    assert "has the label 3, but 3 classes are named" in message
 
 
 def test_a_label_out_of_range(make_checkpoint: Callable[..., Path], error_of: Callable[..., str]) -> None:

@@ -425,7 +425,7 @@ def test_what_does_not_fit_is_one_sentence(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = write_stock_beton(tmp_path / "o.beton", Samples(crops_of_photographs(8, 32, 32), [0] * 8), "raw", 4)
+    other = write_stock_beton(tmp_path / "o.beton", Samples(crops_of_photographs(8, 32, 32), [0, 1] * 4), "raw", 4)
     names = {**json.loads(Path(f"{other}.json").read_text()), "class_names": ["class0", "cat", "class2", "class3"]}
     Path(f"{other}.json").write_text(json.dumps(names))
     cases: list[tuple[list[str], str]] = [
@@ -436,8 +436,8 @@ def test_what_does_not_fit_is_one_sentence(
         (["--suite=groups,groups"], "twice"),
         (["--calibrate-on=x.beton"], "--calibrate-on is for --suite calibration"),
         (["--suite=calibration", "--calibrate-on=none.beton"], "none.beton does not exist"),
-        (["--suite=calibration", f"--calibrate-on={other}"], "calls label 1 'cat'"),
         (["--suite=groups", "--train-set=none.beton"], "--train-set FILE"),
+        (["--suite=calibration", f"--calibrate-on={other}"], "has the class 'cat'"),
         (["--suite=groups", "--few-under=300"], "overlap"),
         (["--suite=calibration", "--split-seed=-1"], "--split-seed must be a whole number"),
         (["--suite=ood"], "--ood-data FILE"),

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ffcv_train.data.convert.make_zip import make_zips
 from ffcv_train.data.sources.class_files import read_class_names
 from ffcv_train.data.sources.image_file import decode_rgb
+from ffcv_train.data.sources.indexed import IndexedSource
 from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import Request, Source
 from ffcv_train.data.sources.walk import image_suffixes
@@ -130,7 +133,7 @@ def test_validation_takes_the_labels_of_train(tmp_path: Path, data_dir: str) -> 
     source = open_source("imagenet", Request(str(tmp_path / data_dir), "val"))
     assert content(source) == [("b/1.jpg", 1), ("c/1.jpg", 2)]
     assert source.class_names == ("a", "b", "c")
-    assert "1 of 3 classes have no images: a" in source.notes[0]
+    assert source.notes == ("1 of 3 classes has no images: 'a', label 0",)
     put(tmp_path, "val/d/1.jpg")
     with pytest.raises(UserError, match=r"'d', which .*train does not know"):
         open_source("imagenet", Request(str(tmp_path / data_dir), "val"))
@@ -186,6 +189,27 @@ def test_unreadable_class_names(tmp_path: Path) -> None:
             read_class_names(tmp_path / name)
 
 
+def test_white_space_around_a_name_is_no_part_of_it(tmp_path: Path) -> None:
+    """A list of names cannot hold it, so that a folder, the zip and the .beton made from it would differ."""
+    put(tmp_path / "images", "train/ dog /1.jpg", "train/cat\u2028/1.jpg", "train/a\u2028b/1.jpg", "val/dog/1.jpg")
+    names = ("dog", "a\u2028b", "cat")
+    assert open_source("imagenet", Request(str(tmp_path / "images"), "train")).class_names == names
+    assert content(open_source("imagenet", Request(str(tmp_path / "images"), "val"))) == [("dog/1.jpg", 0)]
+    make_zips(tmp_path / "images", tmp_path / "zips")
+    (tmp_path / "zips" / "listed.txt").write_text(" dog \r\na\u2028b\ncat\n\n", newline="")
+    assert read_class_names(tmp_path / "zips" / "listed.txt") == names
+    for with_list in (True, False):
+        if not with_list:
+            (tmp_path / "zips" / "classes.txt").unlink()
+        assert open_source("zip", Request(str(tmp_path / "zips"), "val")).class_names == names
+    put(tmp_path / "images", "train/dog/1.jpg")
+    with pytest.raises(UserError, match="' dog ' and 'dog', whose names differ in nothing but white space"):
+        open_source("imagenet", Request(str(tmp_path / "images"), "train"))
+    put(tmp_path / "blank", " /1.jpg")
+    with pytest.raises(UserError, match="' ', which has no name"):
+        open_source("imagenet", Request(str(tmp_path / "blank"), "train"))
+
+
 # The zipped layout
 
 PATHS = st.text(st.characters(exclude_characters="\n\r\t", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -239,7 +263,82 @@ def test_zip(tmp_path: Path, compression: int, prefix: str | None) -> None:
 
 def test_zip_without_class_folders_numbers_the_classes(tmp_path: Path) -> None:
     write_zip(tmp_path, "val", {"1.jpg": 1, "2.jpg": 3})
-    assert open_source("zip", Request(str(tmp_path), "val")).class_names == ("0", "1", "2", "3")
+    source = open_source("zip", Request(str(tmp_path), "val"))
+    assert source.class_names == ("0", "1", "2", "3") and not source.named
+    assert source.notes == ("2 of 4 classes have no images: '0', label 0, …",)
+
+
+def test_a_list_of_the_class_folders_in_another_order_gives_the_labels(tmp_path: Path) -> None:
+    """As it does for a folder; val, flat, has its labels' folders from the map of train."""
+    write_zip(tmp_path, "train", {"a/1.jpg": 0, "b/2.jpg": 1, "c/3.jpg": 2})
+    write_zip(tmp_path, "val", {"4.jpg": 2, "5.jpg": 0})
+    (tmp_path / "classes.txt").write_text("c\nz\nb\na\n")
+    train, val = (open_source("zip", Request(str(tmp_path), split)) for split in ("train", "val"))
+    assert train.labels.tolist() == [3, 2, 0] and val.labels.tolist() == [0, 3]
+    assert train.class_names == val.class_names == ("c", "z", "b", "a")
+    assert "images are labelled by the list" in train.notes[0]
+    (tmp_path / "classes.txt").write_text("cat\nb\na\n")  # other names for the map's labels
+    assert open_source("zip", Request(str(tmp_path), "train")).labels.tolist() == [0, 1, 2]
+
+
+def test_labels_from_one(tmp_path: Path) -> None:
+    """Class folders 0, 1, 2 with the labels 1, 2, 3: what stands for the name of label 0 is in use."""
+    write_zip(tmp_path, "train", {f"{label}/{image}.jpg": label + 1 for label in range(3) for image in "ab"})
+    source = open_source("zip", Request(str(tmp_path), "train"))
+    assert source.class_names == ("unnamed 0", "0", "1", "2") and source.named
+    assert source.notes == ("1 of 4 classes has no images: 'unnamed 0', label 0",)
+    (tmp_path / "t.beton.json").write_text(json.dumps({"class_names": source.class_names}))
+    put(tmp_path / "images", "0/1.jpg", "2/1.jpg")
+    folders = open_source("imagenet", Request(str(tmp_path / "images"), "train", str(tmp_path / "t.beton")))
+    assert content(folders) == [("0/1.jpg", 1), ("2/1.jpg", 3)]
+
+
+def test_a_label_far_beyond_the_number_of_images_takes_no_memory(tmp_path: Path) -> None:
+    far = {"a/1.jpg": 0, "b/2.jpg": 999_999_999}
+    write_zip(tmp_path, "train", far)
+    write_zip(tmp_path / "val", "val", {"1.jpg": 0, "2.jpg": 30_000})
+    write_shard(tmp_path / "x.tar", [("k", {"jpg": picture(0), "cls": b"999999999"})])
+
+    def open_all() -> None:
+        with pytest.raises(UserError, match=r"line 2 of .*train_map.txt has the label 999999999, far beyond"):
+            open_source("zip", Request(str(tmp_path), "train"))
+        with pytest.raises(UserError, match=r"x.tar/k has the label 999999999, far beyond"):
+            open_source("webdataset", Request(str(tmp_path), "train"))
+        with pytest.raises(UserError, match=r"list\[1\] has the label 999999999, far beyond"):
+            IndexedSource([(None, 0), (None, 999_999_999)])
+
+    tracemalloc.start()
+    open_all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+    assert len(open_source("zip", Request(str(tmp_path / "val"), "val")).class_names) == 30_001
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(UserError, match=r"line 2 of .*train_map.txt has the label 999999999, but 2 classes are named"):
+        open_source("zip", Request(str(tmp_path), "train"))
+
+
+def test_an_image_with_two_labels_is_said(tmp_path: Path) -> None:
+    write_zip(tmp_path, "train", TRAIN)
+    with (tmp_path / "train_map.txt").open("a") as file:
+        file.write("tabby/1.jpg\t0\ntabby/2.jpg\t2\n")
+    (note, _) = open_source("zip", Request(str(tmp_path), "train")).notes
+    assert "lists 1 image with several labels: tabby/1.jpg with 2 and 0; each counts under all of them" in note
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["cat/a/1.jpg", "cat/2.jpg", "dog/b/c/3.jpg"], ("cat", "dog/b/c")),  # sub-folders of a class
+        (["train/cat/1.jpg", "train/cat/2.jpg", "train/dog/3.jpg"], ("cat", "dog")),
+        (["all/1.jpg", "all/2.jpg", "all/3.jpg"], None),
+        (["x/1/1.jpg", "y/2/2.jpg", "dog/3.jpg"], ("0", "dog")),
+    ],
+)
+def test_class_folders_of_a_map(tmp_path: Path, paths: list[str], names: tuple[str, ...] | None) -> None:
+    write_zip(tmp_path, "train", dict(zip(paths, (0, 0, 1), strict=True)))
+    source = open_source("zip", Request(str(tmp_path), "train"))
+    assert source.named == (names is not None) and source.class_names == (names or ("0", "1"))
 
 
 def test_zip_bad_input(tmp_path: Path) -> None:

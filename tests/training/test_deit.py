@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import DistillConfig, LrConfig, ModelConfig, RunConfig
 from ffcv_train.losses import CRITERIA
+from ffcv_train.models.class_names import imagenet_names
 from ffcv_train.models.factory import create_model
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.errors import UserError
@@ -200,6 +201,19 @@ def test_a_teacher_of_other_class_order_is_refused(small_betons: Betons, tmp_pat
     names = tuple(reversed(torch.load(run / "final.pt", weights_only=True)["class_names"]))
     with pytest.raises(UserError, match="calls label 0 'class0', the data set calls it 'class3'"):
         Teacher(settings, 4, names, {32}, ((0.5,) * 3, (0.5,) * 3), torch.device("cpu"), channels_last=False)
+
+
+@pytest.mark.parametrize("named", ["numbers", "wordnet"])
+def test_a_foreign_teacher_of_imagenet_has_its_order(tmp_path: Path, named: str) -> None:
+    """Folders 0 … 999 stand in the order of text, in which an ImageNet teacher's tenth class is the data's third."""
+    torch.save(create_model(ModelConfig(arch="cifar_resnet20"), 1000).state_dict(), tmp_path / "teacher.pt")
+    settings = DistillConfig(type="hard", teacher=str(tmp_path / "teacher.pt"), teacher_arch="cifar_resnet20")
+    in_order = tuple(map(str, range(1000))) if named == "numbers" else imagenet_names().keys
+    other = tuple(sorted(in_order)) if named == "numbers" else in_order[::-1]
+    student = ((0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UserError, match="choose a teacher of the same classes in the same order"):
+        Teacher(settings, 1000, other, {32}, student, torch.device("cpu"), channels_last=False)
+    Teacher(settings, 1000, in_order, {32}, student, torch.device("cpu"), channels_last=False)
 
 
 @pytest.mark.parametrize("loss", [name for name, criterion in CRITERIA.items() if criterion.takes_soft_targets])

@@ -229,8 +229,8 @@ def test_bad_input_is_refused_before_any_step(
 
 
 def test_data_sets_that_do_not_fit_each_other_are_refused(small_betons: Betons, tmp_path: Path) -> None:
-    other = write_stock_beton(tmp_path / "o.beton", Samples(crops_of_photographs(8, 32, 32), [0] * 8), "raw", 3)
-    with pytest.raises(UserError, match="different classes"):
+    other = write_stock_beton(tmp_path / "o.beton", Samples(crops_of_photographs(8, 32, 32), [4] * 8), "raw", 5)
+    with pytest.raises(UserError, match=r"has the class 'class4', which .*; make both of the same classes"):
         train((small_betons[0], other), tmp_path)
     bare = write_stock_beton(tmp_path / "b.beton", Samples(crops_of_photographs(40, 32, 32), [9] * 40), "raw")
     with pytest.raises(UserError, match=r"nothing names the classes of .*num_classes"):

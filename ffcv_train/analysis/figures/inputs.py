@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ffcv_train.metrics.logits_file import LogitsFile
+from ffcv_train.system.class_names import check_same_classes as check_same_names
 from ffcv_train.system.errors import UserError
 
 
@@ -40,9 +41,8 @@ def check_same_classes(inputs: Sequence[Input]) -> tuple[str, ...] | None:
     check_same_class_count(inputs)
     named = [one for one in inputs if one.file.class_names is not None]
     for other in named[1:]:
-        if other.file.class_names != named[0].file.class_names:
-            raise UserError(
-                f"{named[0].file.path} and {other.file.path} name their classes differently; give files of models with "
-                "the same classes"
-            )
+        paths, names = zip(
+            *((str(one.file.path), one.file.class_names or ()) for one in (named[0], other)), strict=True
+        )
+        check_same_names(paths[0], names[0], paths[1], names[1], "give files of models with the same classes")
     return named[0].file.class_names if named else None

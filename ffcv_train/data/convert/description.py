@@ -57,6 +57,7 @@ def sidecar_of(
         "format": 1,
         "num_samples": len(written.indices),
         "class_names": list(source.class_names),
+        "named": source.named,
         "class_counts": np.bincount(written.labels(source), minlength=len(source.class_names)).tolist(),
         "split": split,
         "source": origin,

@@ -73,7 +73,7 @@ def archive_names(source: Source, split: str) -> list[str]:
     for names that a map's line cannot hold.
     """
     names = [source.name(index) for index in range(len(source))]
-    for name in names:
+    for name in (*names, *source.class_names):
         if any(character in name for character in "\t\n\r") or not _is_text(name):
             raise UserError(f"the file name {name!r} holds a tab, a line break or no UTF-8 text; rename it")
     if split == "train":

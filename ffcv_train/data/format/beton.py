@@ -20,6 +20,7 @@ from ffcv_train.data.format.layout import (
     PAIR_MARK,
     SAMPLE,
 )
+from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
 
 _FIELD_NAMES = ("image", "label")
@@ -33,12 +34,14 @@ class Beton:
     """The checked tables of a .beton file with fields `image` and `label`, one entry per sample.
 
     `labels` int64; `modes` uint8 (0 JPEG, 1 raw RGB); `heights`, `widths` int64 in pixels; `ptrs`, `sizes` int64 in
-    bytes from the start of the file. `class_names` stand in label order; None without a sidecar.
+    bytes from the start of the file. `class_names` stand in label order; None where nothing names the classes, as
+    without a sidecar.
     """
 
     path: Path
     page_size: int
     labels: np.ndarray
+    class_names: tuple[str, ...] | None
     modes: np.ndarray
     heights: np.ndarray
     widths: np.ndarray
@@ -53,8 +56,19 @@ class Beton:
         return len(self.labels)
 
     @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return None if self.sidecar is None else tuple(self.sidecar["class_names"])
+    def num_classes(self) -> int:
+        """The number of classes that are named, or that the sidecar counts; else 0."""
+        return len(self.class_names or (self.sidecar or {}).get("class_names", ()))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about what was found: said when the file was written."""
+        return ()
+
+    @property
+    def how_to_list(self) -> str:
+        """How a list of class names is given to it, in words."""
+        return f"write {self.path.name} anew with --cfg.classes=FILE"
 
     def digest(self) -> str:
         """A SHA-256 of labels, sizes and places of all samples, and of their checksums where the sidecar has them.
@@ -148,6 +162,7 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
         path=path,
         page_size=page_size,
         labels=labels,
+        class_names=_class_names(sidecar),
         modes=images["mode"].copy(),
         heights=images["height"].astype(np.int64),
         widths=images["width"].astype(np.int64),
@@ -264,6 +279,12 @@ def _read_sidecar(path: Path, num_samples: int, pair: str) -> dict[str, Any] | N
             f"{file} does not describe {path.name}; {advice}, or write the data set again so that both belong together"
         )
     return sidecar
+
+
+def _class_names(sidecar: dict[str, Any] | None) -> tuple[str, ...] | None:
+    if sidecar is None or not sidecar.get("named", True):
+        return None
+    return tuple(map(tidy, sidecar["class_names"]))
 
 
 def _tables_checksum(sidecar: dict[str, Any]) -> int | None:

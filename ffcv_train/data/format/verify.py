@@ -67,9 +67,9 @@ def verify(file: str | Path, progress: ProgressLine | None = None) -> None:
 
 def _check_sidecar(beton: Beton) -> np.ndarray | None:
     """The samples' CRC-32 (uint32 [N]) from the sidecar, if any; raises `UserError` where tables do not fit it."""
-    if beton.sidecar is None or beton.class_names is None:
+    if beton.sidecar is None:
         return None
-    file, num_classes = sidecar_path(beton.path), len(beton.class_names)
+    file, num_classes = sidecar_path(beton.path), beton.num_classes
     advice = "copy both files again, or make them again"
     outside = np.flatnonzero(beton.labels >= num_classes)
     if len(outside):
@@ -90,7 +90,7 @@ def _check_sidecar(beton: Beton) -> np.ndarray | None:
         samples, tables = np.empty(0, ">u4"), -1
     if len(samples) != len(beton) or tables < 0:
         raise UserError(f"{file} holds damaged checksums; {advice}")
-    if beton.pair and pair_digest(beton.labels, samples, beton.class_names) != beton.pair:
+    if beton.pair and pair_digest(beton.labels, samples, beton.sidecar["class_names"]) != beton.pair:
         raise UserError(f"class names or checksums in {file} are no longer those that it was written with; {advice}")
     if tables != tables_crc(beton.path):
         raise UserError(f"the tables of {beton.path} differ from their checksum in {file}; {advice}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from ffcv_train.data.sources.class_files import read_class_names
 from ffcv_train.data.sources.source import FileSource, Request, Source
 from ffcv_train.data.sources.walk import find_images, is_hidden
+from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
 
 _SPLITS = ("train", "val")
@@ -29,29 +30,27 @@ def class_folders(request: Request) -> Source:
             f"--cfg.data_dir or in its sub-folder {request.split}"
         )
     beside = root.parent / "train"
+    names = _names(root, folders)
     if request.classes:
         class_names, origin = read_class_names(request.classes), request.classes
-        if len(set(class_names)) != len(class_names):
-            raise UserError(f"{origin} names a class twice; every class folder must stand in it once")
+        double = next((name for name in names if class_names.count(name) > 1), None)
+        if double is not None:
+            raise UserError(f"{origin} names the class {double!r} twice; every class folder must stand in it once")
     elif request.split != "train" and root.name == request.split and _folders(beside):
-        class_names, origin = tuple(_folders(beside)), str(beside)
+        class_names, origin = _names(beside, _folders(beside)), str(beside)
     else:
-        class_names, origin = tuple(folders), str(root)
+        class_names, origin = names, str(root)
     label_of = {name: label for label, name in enumerate(class_names)}
-    unknown = [folder for folder in folders if folder not in label_of]
+    unknown = [name for name in names if name not in label_of]
     if unknown:
         raise UserError(
             f"{root} holds the class folder {unknown[0]!r}{_and_more(unknown)}, which {origin} does not know; "
-            f"remove it, or give another order of labels with --cfg.classes"
+            f"remove it, or list all classes in label order in a file, a line each, and pass {request.option}=FILE"
         )
 
     found, notes = find_images(root, folders)
     files = [file for folder in folders for file in found[folder]]
-    labels = [label_of[folder] for folder in folders for _ in found[folder]]
-    present = set(labels)
-    empty = [name for label, name in enumerate(class_names) if label not in present]
-    if empty:
-        notes.append(f"{len(empty)} of {len(class_names)} classes have no images: {empty[0]}{_and_more(empty)}")
+    labels = [label_of[name] for name, folder in zip(names, folders, strict=True) for _ in found[folder]]
     return FileSource(root, files, class_names, labels, notes=notes)
 
 
@@ -68,6 +67,21 @@ def _folders(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     return sorted(entry.name for entry in root.iterdir() if not is_hidden(entry.name) and entry.is_dir())
+
+
+def _names(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """The classes that `folders` of `root` are, in their order. Raises `UserError` where two are one."""
+    folder_of: dict[str, str] = {}
+    for folder in folders:
+        other = folder_of.setdefault(tidy(folder), folder)
+        if other != folder:
+            raise UserError(
+                f"{root} holds the class folders {other!r} and {folder!r}, whose names differ in nothing but white "
+                "space; rename one"
+            )
+        if not tidy(folder):
+            raise UserError(f"{root} holds the class folder {folder!r}, which has no name; rename it")
+    return tuple(folder_of)
 
 
 def _and_more(items: Sequence[str]) -> str:

@@ -25,13 +25,25 @@ class ImageSet:
     """The archive, or the folder"""
     source: Source
     map_file: Path | None
+    labels: np.ndarray
+    """int64 [N]"""
     class_names: tuple[str, ...] | None
     """In label order; None where nothing names them"""
 
     @property
-    def labels(self) -> np.ndarray:
-        """int64 [N]"""
-        return self.source.labels
+    def num_classes(self) -> int:
+        """The number of classes that are named; 0 where none is."""
+        return len(self.class_names or ())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about what was found."""
+        return self.source.notes
+
+    @property
+    def how_to_list(self) -> str:
+        """How a list of class names is given to it, in words."""
+        return "pass --data.classes=FILE"
 
     def __len__(self) -> int:
         return len(self.source)
@@ -56,11 +68,12 @@ class ImageSet:
         return f"{name} (line {map_line(self.map_file, name)} of {self.map_file}) in {self.path}"
 
 
-def open_image_set(path: str | Path, kind: str) -> ImageSet:
+def open_image_set(path: str | Path, kind: str, classes: str = "") -> ImageSet:
     """Open what `data.format` calls a zip or a folder.
 
     A zip X.zip comes with X_map.txt beside it, whose lines are a path within the archive, or within its folder X, a
-    tab and a label. A folder holds a folder per class. Raises `UserError` for what is missing or does not fit.
+    tab and a label. A folder holds a folder per class. `classes` is a file of class names in label order, or empty.
+    Raises `UserError` for what is missing or does not fit.
     """
     path = Path(path)
     if kind == "folder":
@@ -72,14 +85,11 @@ def open_image_set(path: str | Path, kind: str) -> ImageSet:
                 raise UserError(f"the data set {path} holds several splits; name one of them, such as {path / split}")
         # The labels of a folder called val come from train beside it.
         split = path.name if path.name in ("train", "val") else "train"
-        source: Source = class_folders(Request(str(path), split))
-        return _filled(ImageSet(path, source, None, source.class_names))
+        return _image_set(path, class_folders(Request(str(path), split, classes, option="--data.classes")), None)
     if path.is_dir() or path.suffix != ".zip":
         raise UserError(f"the data set {path} is no .zip file; --data.format=zip wants one, with its map beside it")
     map_file = path.with_name(f"{path.stem}_map.txt")
-    source = open_zip(path, map_file)
-    names = None if all(name == str(label) for label, name in enumerate(source.class_names)) else source.class_names
-    return _filled(ImageSet(path, source, map_file, names))
+    return _image_set(path, open_zip(path, map_file, classes, "--data.classes"), map_file)
 
 
 class Places:
@@ -113,7 +123,7 @@ def archive_of(images: ImageSet) -> Path | None:
     return images.path if isinstance(images.source.place(0), ZipBlob) else None
 
 
-def _filled(images: ImageSet) -> ImageSet:
-    if not len(images):
-        raise UserError(f"{images.map_file or images.path} lists no images")
-    return images
+def _image_set(path: Path, source: Source, map_file: Path | None) -> ImageSet:
+    if not len(source):
+        raise UserError(f"{map_file or path} lists no images")
+    return ImageSet(path, source, map_file, source.labels, source.class_names if source.named else None)

@@ -6,8 +6,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ffcv_train.data.sources.class_files import names_of_labels
 from ffcv_train.data.sources.image_file import ImageError, rgb_of
 from ffcv_train.data.sources.source import Source
+from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
 
 
@@ -35,10 +37,12 @@ class IndexedSource(Source):
             raise UserError(f"the labels of {self.kind} must be whole numbers from 0, one per sample")
         if class_names is None:
             class_names = getattr(data_set, "classes", None)
-        count = int(labels.max()) + 1 if len(labels) else 0
-        names = [str(label) for label in range(count)] if class_names is None else [str(name) for name in class_names]
-        if count > len(names):
-            raise UserError(f"{self.kind} has the label {count - 1}, but class_names has {len(names)} names")
+        if class_names is None:
+            super().__init__(names_of_labels(labels, self.name), labels, named=False)
+            return
+        names = [tidy(str(name)) for name in class_names]
+        if len(labels) and labels.max() >= len(names):
+            raise UserError(f"{self.kind} has the label {labels.max()}, but class_names has {len(names)} names")
         super().__init__(names, labels)
 
     def _labels(self) -> np.ndarray:

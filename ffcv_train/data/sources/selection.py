@@ -19,7 +19,7 @@ class Selection(Source):
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, notes: Sequence[str] = ()) -> None:
         self.origin = source
         self._indices = np.asarray(indices, np.int64)
-        super().__init__(source.class_names, source.labels[self._indices], notes)
+        super().__init__(source.class_names, source.labels[self._indices], notes, source.named)
 
     def name(self, index: int) -> str:
         return self.origin.name(int(self._indices[index]))

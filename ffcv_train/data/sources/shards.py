@@ -7,7 +7,7 @@ from pathlib import Path
 import braceexpand
 
 from ffcv_train.data.sources.archives import Blob, ZipBlob, index_tar
-from ffcv_train.data.sources.class_files import _check_labels, _listed_classes
+from ffcv_train.data.sources.class_files import _check_labels, _listed_classes, names_of_labels
 from ffcv_train.data.sources.folders import (
     _SPLITS,
 )
@@ -36,11 +36,10 @@ def tar_shards(request: Request) -> Source:
                 raise UserError(f"{name} has no {', '.join(_SHARD_IMAGES)} beside its {', '.join(parts)} in {shard}")
             members.append((name, image))
             labels.append(_shard_label(name, parts))
-    class_names = _listed_classes(request, shards[0].parent)
-    if class_names is None:
-        class_names = tuple(map(str, range(max(labels, default=-1) + 1)))
-    _check_labels(labels, class_names, request.data_dir)
-    return ArchiveSource(members, class_names, labels)
+    listed = _listed_classes(request, shards[0].parent)
+    class_names = listed or names_of_labels(labels, lambda index: members[index][0])
+    _check_labels(labels, class_names, request.data_dir, request.option)
+    return ArchiveSource(members, class_names, labels, named=listed is not None)
 
 
 def _shards(request: Request) -> list[Path]:

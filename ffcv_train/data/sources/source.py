@@ -16,23 +16,35 @@ Place = Blob | ZipBlob | np.ndarray
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for: options of ffcv-train write. `classes` is "" or a file that fixes the label order."""
+    """What the user asks for: options of ffcv-train write. `classes` is "" or a file that fixes the label order.
+
+    `option` is what the user knows `classes` as.
+    """
 
     data_dir: str
     split: str
     classes: str = ""
     download: bool = False
+    option: str = "--cfg.classes"
 
 
 class Source(ABC):
-    """Samples 0 … len − 1; `class_names` stand in label order, `labels` are int64 [len] and index them."""
+    """Samples 0 … len − 1; `class_names` stand in label order, `labels` are int64 [len] and index them.
+
+    With `named` false nothing names the classes: what stands for their names are the labels themselves.
+    """
 
     def __init__(
-        self, class_names: Sequence[str], labels: Sequence[int] | np.ndarray, notes: Sequence[str] = ()
+        self,
+        class_names: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        notes: Sequence[str] = (),
+        named: bool = True,
     ) -> None:
         self.class_names = tuple(class_names)
         self.labels = np.asarray(labels, np.int64)
-        self.notes = tuple(notes)
+        self.named = named
+        self.notes = (*notes, *_empty_classes(self.class_names, self.labels))
         """What the user should know about what was found."""
 
     def __len__(self) -> int:
@@ -72,8 +84,10 @@ class FileSource(Source):
 class ArchiveSource(Source):
     """Members of archives."""
 
-    def __init__(self, members: Sequence[tuple[str, Blob | ZipBlob]], class_names: Sequence[str], labels: Any) -> None:
-        super().__init__(class_names, labels)
+    def __init__(
+        self, members: Sequence[tuple[str, Blob | ZipBlob]], class_names: Sequence[str], labels: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(class_names, labels, **kwargs)
         self._members = members
 
     def name(self, index: int) -> str:
@@ -96,3 +110,14 @@ class ArraySource(Source):
 
     def place(self, index: int) -> np.ndarray:
         return self._pixels[index]
+
+
+def _empty_classes(class_names: Sequence[str], labels: np.ndarray) -> list[str]:
+    without = np.setdiff1d(np.arange(len(class_names)), labels)
+    if not len(without) or not len(labels):
+        return []
+    verb = "has" if len(without) == 1 else "have"
+    first = f"{class_names[without[0]]!r}, label {without[0]}"
+    return [
+        f"{len(without)} of {len(class_names)} classes {verb} no images: {first}{', …' if len(without) > 1 else ''}"
+    ]

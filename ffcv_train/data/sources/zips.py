@@ -1,13 +1,15 @@
 """The zipped data set layout: images in a zip, labels in a map beside it."""
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ffcv_train.data.sources.archives import index_zip
-from ffcv_train.data.sources.class_files import _check_labels, _listed_classes, _read_text
+from ffcv_train.data.sources.class_files import _check_labels, _listed_classes, _read_text, names_of_labels
 from ffcv_train.data.sources.folders import _existing_folder
 from ffcv_train.data.sources.source import ArchiveSource, Request, Source
+from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
 
 REPLACING = "make-zip.unfinished"
@@ -23,10 +25,12 @@ def zipped(request: Request) -> Source:
     return open_zip(root / f"{request.split}.zip", root / f"{request.split}_map.txt", request.classes)
 
 
-def open_zip(archive: Path, map_file: Path, classes: str = "") -> "ArchiveSource":
+def open_zip(archive: Path, map_file: Path, classes: str = "", option: str = "--cfg.classes") -> "ArchiveSource":
     """The images that `map_file` lists, in `archive` by these paths or within a folder of the archive's name.
 
-    Class names as `zipped` takes them. Raises `UserError`, for a line of the map with its number.
+    Class names as `zipped` takes them; `option` is what the user knows `classes` as. Where a list has the class folders
+    in another order than the map's labels, it gives the labels, as it does for a folder.
+    Raises `UserError`, for a line of the map with its number.
     """
     for file in (archive, map_file):
         if not file.is_file():
@@ -50,14 +54,22 @@ def open_zip(archive: Path, map_file: Path, classes: str = "") -> "ArchiveSource
             )
         members.append((path, member))
     labels = [label for _, label in entries]
-    class_names = _listed_classes(Request("", "", classes), archive.parent)
-    if class_names is None:
-        train_map = archive.with_name("train_map.txt")
-        class_names = _classes_from_map(read_map(train_map) if train_map.is_file() else entries, max(labels, default=0))
-    beyond = next((path for path, label in entries if label >= len(class_names)), None)
+    notes = _contradictions(entries, map_file)
+    train_map = archive.with_name("train_map.txt")
+    folders = _class_folders(*((read_map(train_map), "train") if train_map.is_file() else (entries, archive.stem)))
+    listed = _listed_classes(Request("", "", classes), archive.parent)
+    class_names = listed or names_of_labels(labels, lambda index: _line(map_file, entries[index]), folders)
+    if listed and _in_another_order(folders, listed) and set(labels) <= set(folders):
+        label_of = {name: label for label, name in enumerate(listed)}
+        labels = [label_of[folders[label]] for label in labels]
+        notes.append(
+            f"{map_file} has the classes in another order than their list; images are labelled by the list, by the "
+            "names of their class folders"
+        )
+    beyond = next((path for (path, _), label in zip(entries, labels, strict=True) if label >= len(class_names)), None)
     origin = f"line {map_line(map_file, beyond)} of {map_file}" if beyond is not None else str(map_file)
-    _check_labels(labels, class_names, origin)
-    return ArchiveSource(members, class_names, labels)
+    _check_labels(labels, class_names, origin, option)
+    return ArchiveSource(members, class_names, labels, named=bool(listed or folders), notes=notes)
 
 
 def read_map(file: Path) -> list[tuple[str, int]]:
@@ -84,13 +96,44 @@ def map_line(file: Path, path: str) -> int:
     return next((number for number, line in lines if line.rpartition("\t")[0] == path), 0)
 
 
-def _classes_from_map(entries: Sequence[tuple[str, int]], last_label: int) -> tuple[str, ...]:
-    """Each label's class folder, where a map has exactly one for it, else the label itself."""
+def _line(file: Path, entry: tuple[str, int]) -> str:
+    lines = enumerate(_read_text(file).split("\n"), 1)
+    return f"line {next(number for number, line in lines if parse_map(line, '') == [entry])} of {file}"
+
+
+def _contradictions(entries: Sequence[tuple[str, int]], file: Path) -> list[str]:
+    """A note where the map lists an image with several labels."""
+    first: dict[str, int] = {}
+    double = [path for path, label in entries if first.setdefault(path, label) != label]
+    if not double:
+        return []
+    labels = " and ".join(str(label) for label in dict.fromkeys(label for path, label in entries if path == double[0]))
+    what = "1 image" if len(set(double)) == 1 else f"{len(set(double))} images"
+    return [f"{file} lists {what} with several labels: {double[0]} with {labels}; each counts under all of them"]
+
+
+def _class_folders(entries: Sequence[tuple[str, int]], split: str) -> dict[int, str]:
+    """The folder that a map has for each label, sub-folders not counted; empty where one holds several classes.
+
+    All paths may lie in a folder `split`, which is then no part of the name.
+    """
+    prefix = f"{split}/" if all(path.startswith(f"{split}/") for path, _ in entries) else ""
     folders: dict[int, set[str]] = {}
     for path, label in entries:
-        folders.setdefault(label, set()).add(path.rpartition("/")[0])
-    count = max(last_label, *folders, 0) + 1
-    named = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
+        folders.setdefault(label, set()).add(path.removeprefix(prefix).rpartition("/")[0])
+    named = {label: tidy(_common_folder(found)) for label, found in folders.items()}
     if len(set(named.values())) < len(named):
-        named = {}  # one folder holds several classes, and its name is none of theirs
-    return tuple(named.get(label) or str(label) for label in range(count))
+        return {}
+    return {label: name for label, name in named.items() if name}
+
+
+def _in_another_order(folders: Mapping[int, str], listed: Sequence[str]) -> bool:
+    """Whether `listed` names the class folders, but not at their labels."""
+    if not set(folders.values()) <= set(listed) or len(set(listed)) < len(listed):
+        return False
+    return any(label >= len(listed) or listed[label] != folder for label, folder in folders.items())
+
+
+def _common_folder(paths: Iterable[str]) -> str:
+    columns = zip(*(path.split("/") for path in paths), strict=False)
+    return "/".join(parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, columns))

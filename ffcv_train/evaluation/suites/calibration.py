@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.data.open import DataSet
 from ffcv_train.evaluation.collect import collect
-from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, check_same_classes
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.temperature import calibration, fit_temperature, split_halves
 from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
 from ffcv_train.system.errors import UserError
@@ -14,7 +14,7 @@ from ffcv_train.system.errors import UserError
 def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
     """Raise `UserError` where the temperature cannot be fitted."""
     if options.calibrate_on:
-        check_same_classes(open_data_set(options.calibrate_on), data_set, num_classes)
+        open_with_classes_of(data_set, options.calibrate_on, num_classes)
     elif len(data_set) < 2:
         raise UserError(f"{data_set.path} has one sample, too few to fit a temperature to; give --calibrate-on FILE")
 
@@ -24,7 +24,7 @@ def run(examined: Examined) -> dict[str, Any]:
     options, outputs = examined.options, examined.outputs
     logits, labels = outputs.logits, outputs.labels
     if options.calibrate_on:
-        other = open_data_set(options.calibrate_on)
+        other = open_with_classes_of(examined.data_set, options.calibrate_on, examined.network.num_classes)
         fitted = collect(
             examined.network, examined.config, other, examined.process, None, f"calibration on {other.path.name}"
         )

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ffcv_train.data.kernels.corruptions import CORRUPTIONS, SEVERITIES, SMALL_SIDE, corrupt, read_frost
 from ffcv_train.data.loading.batch import Batch
-from ffcv_train.data.open import DataSet, open_data_set, val_loader
+from ffcv_train.data.open import DataSet, val_loader
 from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.gradcam_images import centre_crops
 from ffcv_train.evaluation.predict import out_of_memory, predict
-from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, check_same_classes
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.metrics.corruption import summarise_corruptions
 from ffcv_train.system.distributed import all_reduce_sum, share_of_cores
@@ -54,7 +54,7 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
                 raise UserError(f"{folder} lacks {name}.npy; unpack CIFAR-10-C whole")
         return
     for name, severity in _ALL:
-        check_same_classes(open_data_set(_folder_of(folder, name, severity)), data_set, num_classes)
+        open_with_classes_of(data_set, str(_folder_of(folder, name, severity)), num_classes)
 
 
 def run(examined: Examined) -> dict[str, Any]:
@@ -230,7 +230,8 @@ def _folder_of(folder: Path, name: str, severity: int) -> Path:
 def _imagenet_c(examined: Examined) -> dict[Key, MetricSums]:
     sums = {}
     for name, severity in _ALL:
-        data_set = open_data_set(_folder_of(Path(examined.options.corrupted_data), name, severity))
+        path = str(_folder_of(Path(examined.options.corrupted_data), name, severity))
+        data_set = open_with_classes_of(examined.data_set, path, examined.network.num_classes)
         one = MetricSums(examined.process.device)
         head = f"{name} {severity}"
         with contextlib.closing(

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ffcv_train.data.open import DataSet, open_data_set
-from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, check_same_classes
+from ffcv_train.data.open import DataSet
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.groups import group_accuracy
 from ffcv_train.system.errors import UserError
 
@@ -23,12 +23,12 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
             f"--suite groups counts the classes of the training set {options.train_set}, which does not exist; give "
             "it with --train-set FILE"
         )
-    check_same_classes(open_data_set(options.train_set), data_set, num_classes)
+    open_with_classes_of(data_set, options.train_set, num_classes)
 
 
 def run(examined: Examined) -> dict[str, Any]:
     """What `group_accuracy` says, with the classes' names."""
-    train = open_data_set(examined.options.train_set)
+    train = open_with_classes_of(examined.data_set, examined.options.train_set, examined.network.num_classes)
     found = group_accuracy(
         examined.outputs.correct.numpy(),
         examined.outputs.labels.numpy(),

@@ -6,7 +6,7 @@ from typing import Any
 
 from ffcv_train.data.open import DataSet, open_data_set
 from ffcv_train.evaluation.collect import Collected, collect
-from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, check_same_classes
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.detection import detection, energy, nearest_similarity
 from ffcv_train.metrics.selective import confidence_scores
 from ffcv_train.system.errors import UserError
@@ -24,8 +24,7 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
     for path in options.ood_data:
         open_data_set(path)
     if has_training_set(options):
-        train = open_data_set(options.train_set)
-        check_same_classes(train, data_set, num_classes)
+        train = open_with_classes_of(data_set, options.train_set, num_classes)
         if len(train) < options.neighbour:
             raise UserError(
                 f"{train.path} has {len(train)} samples, too few for the {options.neighbour}th neighbour; lower --knn-k"

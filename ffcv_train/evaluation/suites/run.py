@@ -7,6 +7,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.open import DataSet, open_data_set
 from ffcv_train.evaluation.collect import Collected, collect
 from ffcv_train.evaluation.extraction import class_names
+from ffcv_train.evaluation.matching import matched
 from ffcv_train.evaluation.run import load_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites import calibration, corruptions, groups, ood, selective, variants
@@ -83,8 +84,9 @@ def evaluate_with_suites(request: Request, process: Process, options: SuiteOptio
     if not options.suites:
         return run_evaluation(request, process)
     config = request.config
-    data_set = open_data_set(config.data.val_dataset, config.data.format)
-    network = load_network(request, process.device, data_set)
+    data_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
+    network = load_network(request, process.device)
+    data_set, _ = matched(data_set, request.subject, network.num_classes, ignore=request.ignore_class_names)
     check_suites(options, data_set, network.num_classes)
     report = run_evaluation(request, process)
     names = class_names(request, data_set, network.num_classes)

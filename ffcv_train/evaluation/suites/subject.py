@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.classes import check_labels
-from ffcv_train.data.open import DataSet
+from ffcv_train.data.classes import Classes, match_classes
+from ffcv_train.data.open import DataSet, open_data_set, relabelled
 from ffcv_train.evaluation.collect import Collected
 from ffcv_train.metrics.groups import FEW_UNDER, MANY_OVER
 from ffcv_train.models.inspect.last_layer import LastLayer
 from ffcv_train.models.network import Network
 from ffcv_train.system.distributed import Process
-from ffcv_train.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,11 @@ class Examined:
     options: SuiteOptions = field(default_factory=SuiteOptions)
 
 
-def check_same_classes(other: DataSet, data_set: DataSet, num_classes: int) -> None:
-    """Raise `UserError` where `other` has labels that are none of the network's, or other names for them."""
-    check_labels(other, num_classes)
-    names, known = other.class_names, data_set.class_names
-    if names is None or known is None:
-        return
-    for label, (name, expected) in enumerate(zip(names, known, strict=False)):
-        if name != expected:
-            raise UserError(
-                f"{other.path} calls label {label} {name!r}, {data_set.path} calls it {expected!r}; give a data set "
-                "with the classes of the validation set"
-            )
+def open_with_classes_of(data_set: DataSet, path: str, num_classes: int) -> DataSet:
+    """The data set at `path`, with the labels of `data_set`, whose classes are the network's `num_classes`.
+
+    Raises `UserError` where it has other classes.
+    """
+    classes = Classes(str(data_set.path), data_set.class_names, num_classes, ignorable=False)
+    other = open_data_set(path)
+    return relabelled(other, match_classes(other, classes), classes.names)
