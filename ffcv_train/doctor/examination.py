@@ -43,6 +43,15 @@ class Request:
     json: Path | None
     seconds: float
     devices: int
+    overfit: bool = False
+    find_lr: Path | None = None
+    """The figure"""
+    fit_batch: bool = False
+
+    @property
+    def tries(self) -> bool:
+        """Whether trials are asked for, in place of the examination."""
+        return self.overfit or self.fit_batch or self.find_lr is not None
 
 
 def examine(request: Request, process: Process) -> dict[str, Any]:
