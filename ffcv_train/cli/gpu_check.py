@@ -14,7 +14,7 @@ from ffcv_train.cli.doctor import check_output
 from ffcv_train.doctor.gpu.check import check, names
 from ffcv_train.doctor.gpu.table import print_findings
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import write_json
+from ffcv_train.system.files import expand_path, write_json
 
 DESCRIPTION = """Prove on synthetic images that loading, training and evaluation work on this GPU, and how fast.
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the findings to this file")
+    parser.add_argument("--json", metavar="FILE", type=expand_path, help="also write the findings to this file")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="what is checked [cuda]")
     parser.add_argument("--rows", metavar="NAME,…", help=f"these rows only, of: {', '.join(names())}")
     options = parser.parse_args(list(argv))
