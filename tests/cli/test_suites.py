@@ -253,8 +253,11 @@ def test_folders_called_by_numbers_are_labels_in_no_order_by_name(tmp_path: Path
     assert [str(label) for label in found] == list(data_set.class_names)
     with pytest.raises(UserError, match="nothing names the network's classes"):
         network_labels(data_set, None, 13)
-    with pytest.raises(UserError, match="two classes called 'crane'"):
-        network_labels(data_set, ("crane", "crane"), 2)
+    in_order_of_text = tuple(sorted(names))  # a network that was trained on such folders
+    assert network_labels(data_set, in_order_of_text, 12) == list(range(12))
+    assert network_labels(data_set, tuple("abcdefghijkl"), 12) == found
+    with pytest.raises(UserError, match="calls two classes '1', which cannot be told apart"):
+        network_labels(data_set, (*names, "1"), 13)
 
 
 def test_real_counts_any_of_its_labels(tmp_path: Path) -> None:
@@ -449,7 +452,7 @@ def test_what_does_not_fit_is_one_sentence(
         (["--suite=corruptions", "--corrupted-data=none"], "none has no folder gaussian_noise/1"),
         (["--corrupted-data=none"], "--corrupted-data is for --suite corruptions"),
         (["--suite=variants"], "--variant-data DATA … or --real-labels real.json"),
-        (["--suite=variants", f"--variant-data={other}"], "1 classes that are none of the network's, such as 'cat'"),
+        (["--suite=variants", f"--variant-data={other}"], "has the class 'cat', which "),
         (["--suite=variants", f"--real-labels={other}"], "has 4 classes, not 1000"),
         (["--keep-temperature"], "add the suite"),
         (["--suite=calibration", "--keep-temperature", "--tau=1"], "drop --keep-temperature or --tau"),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffcv_train.data.classes import Classes, match_classes
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.open import DataSet, open_data_set
 from ffcv_train.evaluation.collect import collect
@@ -52,8 +53,8 @@ def run(examined: Examined) -> dict[str, Any]:
             {
                 "data_set": str(data_set.path),
                 "samples": len(data_set),
-                "classes": len(own),
-                "left_out": num_classes - len(own),
+                "classes": int((own >= 0).sum()),
+                "left_out": num_classes - int((own >= 0).sum()),
                 **{key: result[key] for key in ("top_1", "top_5", "nll", "ece")},
             }
         )
@@ -66,40 +67,39 @@ def run(examined: Examined) -> dict[str, Any]:
 
 
 def network_labels(data_set: DataSet, names: tuple[str, ...] | None, num_classes: int) -> list[int]:
-    """The network's label for each label of `data_set`, by the classes' names.
+    """The network's label for each label of `data_set`, by the classes' names; −1 for classes without images.
 
-    Folders that are called 0 … K − 1, as ImageNet-V2's are, are the network's labels themselves, whatever their order
-    by name. Raises `UserError` where a class is none of the network's, or nothing names the classes.
+    Folders that are called by numbers, as ImageNet-V2's are, are the network's labels themselves, whatever their order
+    by name, unless the network's classes are called by numbers too. Raises `UserError` where a class is none of the
+    network's, or nothing names the classes.
     """
     theirs = data_set.class_names
     if theirs is None:
         raise UserError(
             f"nothing names the classes of {data_set.path}; give a folder per class, or write its .beton so"
         )
-    if set(theirs) == {str(label) for label in range(num_classes)}:
+    if names is None and set(theirs) == {str(label) for label in range(num_classes)}:
         return [int(name) for name in theirs]
     if names is None:
         raise UserError(
             f"nothing names the network's classes, by which those of {data_set.path} would be matched; give a "
             "data.val_dataset whose classes have names"
         )
-    places = {name: label for label, name in enumerate(names)}
-    if len(places) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"the network has two classes called {twice!r}; {data_set.path} cannot be matched by name")
-    unknown = [name for name in theirs if name not in places]
-    if unknown:
-        raise UserError(
-            f"{data_set.path} has {len(unknown)} classes that are none of the network's, such as {unknown[0]!r}; the "
-            f"network's are called such as {names[0]!r}"
-        )
-    return [places[name] for name in theirs]
+    network = Classes("the network", names, num_classes, numbered=True, ignorable=False)
+    labels = match_classes(data_set, network).labels
+    if labels is not None:
+        return labels.tolist()
+    present = set(data_set.labels.tolist())
+    return [label if label in present else -1 for label in range(len(theirs))]
 
 
 def without_absent(logits: Tensor, present: Tensor) -> Tensor:
-    """`logits` [N, K] with −∞ for classes that are not `present`, int64 labels: neither predictions nor probability."""
+    """`logits` [N, K] with −∞ for classes that are not `present`, int64 labels: neither predictions nor probability.
+
+    Negative ones are of no class.
+    """
     absent = torch.ones(logits.shape[1], dtype=torch.bool)
-    absent[present] = False
+    absent[present[present >= 0]] = False
     return logits.masked_fill(absent, -torch.inf)
 
 
