@@ -164,8 +164,15 @@ def _check_folder(plan: Plan) -> None:
             raise UserError(f"--out {out} holds other files than a comparison's; name a new folder")
         return
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))["settings"]
-        differing = differences(before, plan.settings())
+        written = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        # Options that came later had their defaults.
+        defaults, now = to_dict(RunConfig()), plan.settings()
+        added = {
+            section: {name: defaults[section][name] for name in options if name not in written.get(section, {})}
+            for section, options in now.items()
+        }
+        before = {section: {**written.get(section, {}), **options} for section, options in added.items()}
+        differing = differences(before, now)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} cannot be read as a comparison's settings; name a new folder with --out") from None
     if differing:

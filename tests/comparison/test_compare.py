@@ -112,6 +112,19 @@ def test_plan_and_commands(tmp_path: Path, settings: list[str]) -> None:
     assert measure_command(plan, Run("ce", 0))[-2:] == ["--transfer-train=a", "--transfer-val=b"]
 
 
+def test_a_comparison_from_before_an_option_goes_on(tmp_path: Path, settings: list[str]) -> None:
+    plan = parse_plan(["--losses=ce", "--seeds=0", f"--out={tmp_path / 'out'}", *settings])
+    claim_folder(plan)
+    file = tmp_path / "out" / "comparison.json"
+    content = json.loads(file.read_text())
+    del content["settings"]["data"]["flip"], content["settings"]["finetune"]
+    file.write_text(json.dumps(content))
+    check_plan(plan)
+    other = parse_plan(["--losses=ce", "--seeds=0", f"--out={tmp_path / 'out'}", *settings, "--data.flip=0.1"])
+    with pytest.raises(UserError, match=r"data\.flip was 0\.5, is 0\.1"):
+        check_plan(other)
+
+
 def test_checks_before_the_first_run(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--losses=ce,ls", "--seeds=0", f"--out={tmp_path / 'o'}", *settings]
     plan = parse_plan(words)
