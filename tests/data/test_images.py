@@ -322,6 +322,15 @@ def test_tiles_change_no_pixel_and_form_a_grid(width: int) -> None:
     assert len(tiled) < 1.04 * len(plain) + 16
 
 
+@pytest.mark.parametrize("tiles", [False, True])
+def test_optimised_huffman_tables_change_no_pixel(tiles: bool) -> None:
+    photo = crops_of_photographs(1, 300, 400)[0]
+    plain, optimised = (encode_jpeg(photo, 90, tiles, optimize) for optimize in (False, True))
+    assert np.array_equal(decode_rgb(plain), decode_rgb(optimised))
+    assert len(optimised) < 0.99 * len(plain)
+    assert encode_image(Encoding("jpg", tiles=tiles, optimize=True), 0, photo)[0] == optimised
+
+
 def test_sides_beyond_the_format_are_refused() -> None:
     thin = np.zeros((1, 65536, 3), np.uint8)
     with pytest.raises(ImageError, match="65535"):

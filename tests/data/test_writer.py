@@ -24,6 +24,7 @@ from PIL import Image
 
 from ffcv_train.cli.write import main as command
 from ffcv_train.config.read import load_config
+from ffcv_train.data.convert import write as write_module
 from ffcv_train.data.convert.make_zip import make_zips
 from ffcv_train.data.convert.worker import write_samples
 from ffcv_train.data.convert.write import WriteConfig, WriterRun, convert
@@ -31,8 +32,11 @@ from ffcv_train.data.format.beton import open_beton, sidecar_path
 from ffcv_train.data.format.layout import PAIR_MARK, EncodedSample
 from ffcv_train.data.format.pagefile import PageFile
 from ffcv_train.data.format.verify import verify
+from ffcv_train.data.kernels.crops import RandomResizedCrop
+from ffcv_train.data.loader import Loader
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
+from tests.support.kills import InProcess
 from tests.support.limits import no_hang
 from tests.support.photographs import ROOT, Samples, crops_of_photographs, decode_rgb, write_stock_beton
 
@@ -191,6 +195,22 @@ def test_sidecar(folder: Path, tmp_path: Path) -> None:
     assert {"python", "ffcv", "pillow", "simplejpeg", "opencv"} <= set(sidecar["versions"])
     assert sidecar["files"] == [f"{('ape', 'bee', 'cat')[LABELS[i]]}/{i:03d}.png" for i in range(7)]
     only(tmp_path, "a.beton", "a.beton.json")
+
+
+def test_crops_of_optimised_jpegs_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are cut from them too, with the tables of the whole image."""
+    monkeypatch.setattr(write_module, "WorkerPool", InProcess)
+    (tmp_path / "f").mkdir()
+    save_folder(tmp_path / "f", crops_of_photographs(10, 200, 300))
+    batches = []
+    for optimize in (False, True):
+        path = write(tmp_path / "f", tmp_path / f"{optimize}.beton", write_mode="jpg", optimize=optimize)
+        verify(path)
+        with Loader(path, 10, crop=RandomResizedCrop((0.1, 0.4)), resolution=48, device="cpu", num_workers=1) as loader:
+            batches.append([batch.images.clone() for batch in loader])
+    assert all(bool((a == b).all()) for a, b in zip(*batches, strict=True))
+    sizes = [int(open_beton(tmp_path / f"{optimize}.beton").sizes.sum()) for optimize in (False, True)]
+    assert sizes[1] < 0.99 * sizes[0]
 
 
 def test_smart_stores_large_images_as_jpeg(folder: Path, tmp_path: Path) -> None:

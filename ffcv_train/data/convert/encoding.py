@@ -36,6 +36,7 @@ class Encoding:
     seed: int = 0
     tiles: bool = True
     level: float = 0.0
+    optimize: bool = False
     on_error: str = "stop"
     max_megapixels: int = 179
 
@@ -80,7 +81,7 @@ def encode_image(encoding: Encoding, index: int, image: np.ndarray) -> tuple[byt
     if max(height, width) > MAX_SIDE:
         raise ImageError(f"has {width} × {height} pixels, but a side is at most {MAX_SIDE}; set --cfg.max_resolution")
     if stores_jpeg(encoding, index, image.nbytes):
-        jpeg = encode_jpeg(image, encoding.jpeg_quality, encoding.tiles)
+        jpeg = encode_jpeg(image, encoding.jpeg_quality, encoding.tiles, encoding.optimize)
         if encoding.level:
             jpeg = _add_level(jpeg, image, encoding)
         return jpeg, MODE_JPG, height, width
@@ -167,17 +168,19 @@ def _add_level(jpeg: bytes, image: np.ndarray, encoding: Encoding) -> bytes:
 
     # Bicubic keeps what the loader's own filter is to see: an area's mean would blur a crop twice.
     smaller = resize(image, *level_size(image.shape[0], image.shape[1], encoding.level), "bicubic")
-    return with_level(jpeg, encode_jpeg(smaller, encoding.jpeg_quality, encoding.tiles))
+    return with_level(jpeg, encode_jpeg(smaller, encoding.jpeg_quality, encoding.tiles, encoding.optimize))
 
 
-def encode_jpeg(image: np.ndarray, quality: int, tiles: bool = True) -> bytes:
+def encode_jpeg(image: np.ndarray, quality: int, tiles: bool = True, optimize: bool = False) -> bytes:
     """`image` (uint8 [H, W, 3], RGB) as a baseline JPEG with 4:2:0 chroma, as FFCV encodes.
 
     With `tiles`, restart markers cut it into a grid of tiles of `restart_interval`, of which a loader decodes only
-    those that a crop needs; the pixels are the same.
+    those that a crop needs; with `optimize`, Huffman tables are made for the image, which takes a second pass. The
+    pixels are the same.
     """
     interval = restart_interval(image.shape[1]) if tiles else 0
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, interval]
+    options += [cv2.IMWRITE_JPEG_OPTIMIZE, int(optimize)]
     bgr = image[:, :, ::-1] if _is_bgr(image) else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     try:
         encoded, data = cv2.imencode(".jpg", bgr, options)

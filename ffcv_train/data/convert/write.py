@@ -81,6 +81,9 @@ class WriteConfig:
     level: float = option(
         0.0, "JPEGs keep a smaller one of this share of their sides, for crops that need no more; 0: none", max=0.95
     )
+    optimize: bool = option(
+        False, "JPEGs with Huffman tables of their own: 4% smaller and decoded 4% faster, converted 1.4 times as long"
+    )
     on_error: str = option(
         "stop",
         "at an unreadable image or damaged JPEG; keep: damaged JPEGs as far as they decode, listed in the sidecar",
@@ -288,6 +291,7 @@ def _encoding(config: WriteConfig) -> Encoding:
         config.seed,
         config.tiles,
         config.level,
+        config.optimize,
         config.on_error,
         config.max_megapixels,
     )

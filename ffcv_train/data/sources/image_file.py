@@ -187,8 +187,7 @@ def _is_bgr(image: np.ndarray) -> bool:
 
 def _decode_jpeg(data: bytes, image: Image.Image, bgr: bool) -> tuple[np.ndarray | None, str]:
     """The pixels of `data`, which Pillow opened as `image`, None where Pillow should have the last word; the damage."""
-    # Cheap, and only then exact: the two bytes may also stand in what follows an image.
-    if data.count(b"\xff\xda") > _MAX_SCANS and (scans := count_scans(data)) > _MAX_SCANS:
+    if (scans := count_scans(data)) > _MAX_SCANS:
         raise ImageError(f"has {scans} scans, which may take hours to decode; {_MAX_SCANS} are allowed")
     layout = "CMYK" if image.mode not in ("RGB", "L") else "BGR" if bgr else "RGB"
     pixels, warning = _decode_strictly(data, layout)

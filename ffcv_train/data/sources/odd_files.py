@@ -86,13 +86,21 @@ _MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]", re.DOTALL)
 
 
 def count_scans(data: bytes) -> int:
-    """The scans of a JPEG, those of previews in its metadata not counted."""
-    count, position = 0, 2
+    """The scans of a JPEG, those of previews in its metadata not counted; 1 where the first one holds all there is.
+
+    Decoders stop behind that one, and so does this: to walk through its data would take long for all files.
+    """
+    count, position, progressive, components = 0, 2, False, 0
     while (found := _MARKER.search(data, position)) is not None:
         marker, start = data[found.start() + 1], found.end()
-        if marker == 0xD9 or start + 2 > len(data):
+        if marker == 0xD9 or start + 8 > len(data):
             break
-        count += marker == 0xDA
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            progressive, components = marker & 3 == 2, data[start + 7]
+        if marker == 0xDA:
+            count += 1
+            if not progressive and data[start + 2] == components:
+                break
         position = start + int.from_bytes(data[start : start + 2], "big")
     return count
 
