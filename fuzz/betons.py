@@ -14,6 +14,7 @@ from ffcv_train.data.classes import check_labels
 from ffcv_train.data.format.beton import Beton, open_beton, sidecar_path
 from ffcv_train.data.format.verify import verify
 from ffcv_train.data.kernels.crops import CenterCrop, crop_parameters
+from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
 from fuzz.beton_mutations import Damaged, Layout, mutate
@@ -157,11 +158,11 @@ class BetonFuzzer:
             columns = ("labels", "modes", "heights", "widths", "ptrs", "sizes")
             if len(beton) != len(known) or any(getattr(beton, c)[index] != getattr(known, c)[index] for c in columns):
                 return f"sample {index} is not as its row was written, though there is a checksum"
-        if index < len(known) and stored == seed.stored[index] and request.mode == 0:
+        if index < len(known) and stored == seed.stored[index] and request.mode == MODE_JPG:
             return "" if np.array_equal(image, seed.images[index]) else f"sample {index} has other pixels"
-        if len(stored) > 200 and stored in seed.stored and request.mode == 0:
+        if len(stored) > 200 and stored in seed.stored and request.mode == MODE_JPG:
             return f"sample {index} shows the image of sample {seed.stored.index(stored)}"
-        if request.mode == 0 and (bad := self._opinion.of(request, image)):
+        if request.mode == MODE_JPG and (bad := self._opinion.of(request, image)):
             return f"sample {index}: {bad}"
         return ""
 
@@ -231,7 +232,7 @@ def _table_fault(beton: Beton, damaged: Damaged) -> str:
         height, width = int(beton.heights[index]), int(beton.widths[index])
         if not 0 <= ptr < ptr + size <= len(damaged.content):
             return f"sample {index} lies outside the file"
-        if beton.modes[index] == 0 and height * width > _MAX_PIXELS_PER_BYTE * size:
+        if beton.modes[index] == MODE_JPG and height * width > _MAX_PIXELS_PER_BYTE * size:
             return f"sample {index} claims {width} × {height} pixels in {size} bytes"
         if beton.modes[index] == 1 and height * width * 3 != size:
             return f"sample {index} is raw and not of its size"

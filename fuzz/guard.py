@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ffcv_train.data.kernels.decode import Scratch, decode_samples
+from ffcv_train.data.kernels.modes import MODE_JPG
 
 _CANARY = 0xA5
 _CANARY_BYTES = 64
@@ -98,7 +99,7 @@ class GuardedDecoder:
             source = self._source.at_end((len(data),), np.dtype(np.uint8))
             source[:] = data
         side = max(request.height, request.width)
-        is_jpeg = request.mode == 0
+        is_jpeg = request.mode == MODE_JPG
         image_bytes = request.height * request.width * 3 if is_jpeg else 0
         scratch = Scratch(image_bytes, len(data) if is_jpeg else 0, side, resolution)
         for name, memory in self._memory.items():
@@ -109,17 +110,19 @@ class GuardedDecoder:
             setattr(scratch, name, guarded)
         target = self._target.at_end((1, resolution, resolution, 3), np.dtype(np.uint8))
         position, problem = decode_samples(
-            np.array([source.ctypes.data], np.uint64),
-            np.array([len(data)], np.int64),
-            np.array([request.mode], np.uint8),
-            np.array([request.height], np.int64),
-            np.array([request.width], np.int64),
-            np.array([request.index], np.int64),
+            (
+                np.array([source.ctypes.data], np.uint64),
+                np.array([len(data)], np.int64),
+                np.array([request.mode], np.uint8),
+                np.array([request.height], np.int64),
+                np.array([request.width], np.int64),
+                np.array([request.index], np.int64),
+            ),
             0,
             0,
             request.parameters,
             target,
-            *scratch.arguments,
+            scratch.arguments,
         )
         for name, memory in (*self._memory.items(), ("the stored bytes", self._source), ("the target", self._target)):
             memory.check(name)

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.loading.contenders import Files
 from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.format.beton import open_beton
-from ffcv_train.data.format.layout import MODE_JPG
+from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.system.errors import UserError
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png"}

@@ -14,7 +14,7 @@ from rich.console import Console
 from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton, open_beton
-from ffcv_train.data.format.layout import MODE_JPG
+from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.open import open_data_sets, train_loader
 from ffcv_train.doctor import balance
 from ffcv_train.doctor.balance import Facts, Forecast, Stage

@@ -20,10 +20,9 @@ from ffcv_train.data.format.layout import (
     HEADER,
     IMAGE_TYPE_ID,
     INT_TYPE_ID,
-    MODE_JPG,
-    MODE_RAW,
     SAMPLE,
 )
+from ffcv_train.data.kernels.modes import MODE_JPG, MODE_RAW
 from ffcv_train.system.errors import UserError
 
 

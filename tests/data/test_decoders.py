@@ -253,17 +253,12 @@ def loaded(jpgs: list[np.ndarray], crop: RandomResizedCrop, size: int) -> np.nda
     addresses = np.array([jpg.ctypes.data for jpg in jpgs], np.uint64)
     modes, indices = np.zeros(len(jpgs), np.uint8), np.arange(len(jpgs))
     found = decode.decode_samples(
-        addresses,
-        sizes,
-        modes,
-        heights,
-        widths,
-        indices,
+        (addresses, sizes, modes, heights, widths, indices),
         0,
         0,
         crop_parameters(crop),
         target,
-        *scratch.arguments,
+        scratch.arguments,
     )
     assert found == (-1, 0)
     return target

@@ -41,7 +41,7 @@ def decoded(data: bytes, shape: tuple[int, ...], crop: RandomResizedCrop | Cente
     target = np.zeros((n, size, size, 3), np.uint8)
     table = (np.full(n, sample.ctypes.data, np.uint64), np.full(n, len(data)), np.zeros(n, np.uint8))
     sides = (np.full(n, height), np.full(n, width))
-    found = decode_samples(*table, *sides, np.arange(n), 0, 0, crop_parameters(crop), target, *scratch.arguments)
+    found = decode_samples((*table, *sides, np.arange(n)), 0, 0, crop_parameters(crop), target, scratch.arguments)
     return target, found[1]
 
 

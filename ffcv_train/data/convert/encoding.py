@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from ffcv_train.data.format.layout import MAX_SAMPLE_BYTES, MODE_JPG, MODE_RAW, EncodedSample
+from ffcv_train.data.format.layout import MAX_SAMPLE_BYTES, EncodedSample
+from ffcv_train.data.kernels.modes import MODE_JPG, MODE_RAW
 from ffcv_train.data.sources.archives import Blob, ZipBlob
 from ffcv_train.data.sources.image_file import (
     MAX_SIDE,

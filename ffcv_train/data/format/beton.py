@@ -16,10 +16,10 @@ from ffcv_train.data.format.layout import (
     HEADER,
     IMAGE_TYPE_ID,
     INT_TYPE_ID,
-    MODE_RAW,
     PAIR_MARK,
     SAMPLE,
 )
+from ffcv_train.data.kernels.modes import MODE_RAW
 from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
 

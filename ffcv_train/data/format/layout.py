@@ -25,8 +25,6 @@ class EncodedSample:
 FORMAT_VERSION = 2
 IMAGE_TYPE_ID = 2
 INT_TYPE_ID = 1
-MODE_JPG = 0
-MODE_RAW = 1
 
 HEADER = np.dtype(
     [

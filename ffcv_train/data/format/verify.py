@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ffcv_train.data.format.beton import Beton, open_beton, sidecar_path
-from ffcv_train.data.format.layout import MODE_JPG, pair_digest
+from ffcv_train.data.format.layout import pair_digest
 from ffcv_train.data.format.pagefile import tables_crc
 from ffcv_train.data.kernels.jpeg import frame_size, unsupported_kind
 from ffcv_train.data.kernels.level import is_smaller, level_of, level_size
+from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.turbojpeg import decode_jpeg
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine

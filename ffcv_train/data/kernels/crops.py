@@ -68,22 +68,35 @@ def _check_interpolation(name: str) -> None:
         raise ValueError(f"interpolation must be {' or '.join(FILTERS)}, not {name!r}")
 
 
+# Where `crop_parameters` puts what: of every crop, of random ones, of centre crops.
+IS_RANDOM, FILTER = 0, 1
+SCALE_LOW, SCALE_HIGH, LOG_RATIO_LOW, LOG_RATIO_HIGH, FLIP, DCT_SCALING = 2, 3, 4, 5, 6, 7
+RATIO, RULE = 2, 3
+_FFCV = RULES.index("ffcv")
+
+
 def crop_parameters(crop: RandomResizedCrop | CenterCrop) -> np.ndarray:
     """The crop as the float64 vector that `decode_samples` takes."""
-    kind = FILTERS[crop.interpolation]
+    vector = np.zeros(8)
+    vector[FILTER] = FILTERS[crop.interpolation]
     if isinstance(crop, CenterCrop):
-        return np.array([0.0, kind, crop.ratio, RULES.index(crop.rule), 0, 0, 0, 0])
-    return np.array([1.0, kind, *crop.scale, *(math.log(bound) for bound in crop.ratio), crop.flip, crop.dct_scaling])
+        vector[RATIO], vector[RULE] = crop.ratio, RULES.index(crop.rule)
+        return vector
+    vector[IS_RANDOM] = 1.0
+    vector[SCALE_LOW], vector[SCALE_HIGH] = crop.scale
+    vector[LOG_RATIO_LOW], vector[LOG_RATIO_HIGH] = (math.log(bound) for bound in crop.ratio)
+    vector[FLIP], vector[DCT_SCALING] = crop.flip, crop.dct_scaling
+    return vector
 
 
 @compiled(nogil=True, error_model="numpy")
 def random_crop(height: int, width: int, parameters: np.ndarray, state: np.ndarray) -> tuple[int, int, int, int, bool]:
     """(top, left, crop height, crop width, flip) drawn from the stream `state`."""
-    flip = uniform(state, 0.0, 1.0) < parameters[6]
+    flip = uniform(state, 0.0, 1.0) < parameters[FLIP]
     area = height * width
-    low, high = parameters[4], parameters[5]
+    low, high = parameters[LOG_RATIO_LOW], parameters[LOG_RATIO_HIGH]
     for _ in range(10):
-        target = area * uniform(state, parameters[2], parameters[3])
+        target = area * uniform(state, parameters[SCALE_LOW], parameters[SCALE_HIGH])
         aspect = math.exp(uniform(state, low, high))
         w = round(math.sqrt(target * aspect))
         h = round(math.sqrt(target / aspect))
@@ -107,8 +120,8 @@ def center_crop(
     """(top, left, height, width) of the pixels that the central square of `side` × `side` is made from, and the
     square itself (y, x, height, width) within them, in pixels."""
     height, width = int(height), int(width)
-    ratio = parameters[2]
-    if parameters[3] == 1.0:
+    ratio = parameters[RATIO]
+    if parameters[RULE] == _FFCV:
         crop = max(1, int(ratio * min(height, width)))
         return (height - crop) // 2, (width - crop) // 2, crop, crop, 0.0, 0.0, float(crop), float(crop)
     short = int(side / ratio + 1e-6)  # 224 / (224 / 232) is a hair less than 232
@@ -119,8 +132,8 @@ def center_crop(
         wide = int(short * width / height)
     y, x = round((tall - side) / 2.0) * height / tall, round((wide - side) / 2.0) * width / wide
     box_height, box_width = side * height / tall, side * width / wide
-    top, rows = reach(int(parameters[1]), y, box_height, height, side)
-    left, columns = reach(int(parameters[1]), x, box_width, width, side)
+    top, rows = reach(int(parameters[FILTER]), y, box_height, height, side)
+    left, columns = reach(int(parameters[FILTER]), x, box_width, width, side)
     return top, left, rows, columns, y - top, x - left, box_height, box_width
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from ffcv_train.data.kernels.decode import Scratch, decode_samples
+from ffcv_train.data.kernels.modes import MODE_RAW
 
-_RAW = np.ones(1, np.uint8)
+_RAW = np.full(1, MODE_RAW, np.uint8)
 
 
 class Cutter:
@@ -23,17 +24,19 @@ class Cutter:
         height, width = pixels.shape[:2]
         target = np.empty((1, side, side, 3), np.uint8)
         position, _ = decode_samples(
-            np.array([pixels.ctypes.data], np.uint64),
-            np.array([pixels.nbytes]),
-            _RAW,
-            np.array([height]),
-            np.array([width]),
-            np.array([key]),
+            (
+                np.array([pixels.ctypes.data], np.uint64),
+                np.array([pixels.nbytes]),
+                _RAW,
+                np.array([height]),
+                np.array([width]),
+                np.array([key]),
+            ),
             seed,
             epoch,
             self._parameters,
             target,
-            *self._scratch_for(max(height, width), side).arguments,
+            self._scratch_for(max(height, width), side).arguments,
         )
         assert position < 0
         return target[0]

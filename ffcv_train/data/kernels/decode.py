@@ -10,11 +10,12 @@ from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
-from ffcv_train.data.kernels import compile_cache, jpeg, level, native, random, resample, turbojpeg
+from ffcv_train.data.kernels import compile_cache, jpeg, level, modes, native, random, resample, turbojpeg
 from ffcv_train.data.kernels.compile_cache import compiled
-from ffcv_train.data.kernels.crops import center_crop, random_crop, scaled_box
+from ffcv_train.data.kernels.crops import DCT_SCALING, FILTER, IS_RANDOM, center_crop, random_crop, scaled_box
 from ffcv_train.data.kernels.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header
 from ffcv_train.data.kernels.level import is_smaller, level_of
+from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.native import address_of
 from ffcv_train.data.kernels.random import seed_stream
 from ffcv_train.data.kernels.resample import resize_crop, scratch_sizes
@@ -53,7 +54,7 @@ class Scratch:
 
     @property
     def arguments(self) -> tuple:
-        """The last arguments of `decode_samples`."""
+        """As `decode_samples` takes it."""
         return (self.image, self.row, self.weights, self.spans, self.state, self.tiles, self.header, self.region)
 
 
@@ -69,44 +70,37 @@ def as_pointer(typing_context: Any, address: Any) -> Any:
 
 @compiled(nogil=True, error_model="numpy")
 def decode_samples(
-    addresses: np.ndarray,
-    sizes: np.ndarray,
-    modes: np.ndarray,
-    heights: np.ndarray,
-    widths: np.ndarray,
-    indices: np.ndarray,
+    samples: tuple,
     seed: int,
     epoch: int,
     parameters: np.ndarray,
     target: np.ndarray,
-    image: np.ndarray,
-    row: np.ndarray,
-    weights: np.ndarray,
-    spans: np.ndarray,
-    state: np.ndarray,
-    tiles: np.ndarray,
-    header: np.ndarray,
-    region: np.ndarray,
+    scratch: tuple,
 ) -> tuple[int, int]:
     """Decode, crop, resize and flip samples into `target` (uint8 [n, R, R, 3]).
 
-    `addresses` (uint64) and `sizes` (int64) say where each sample's bytes lie in memory; `indices` (int64) key the
-    random draw. Returns (position, problem) of the first sample that failed, or (−1, OK).
+    `samples`: where each one's bytes lie in memory, uint64 [n], and how many there are, int64 [n]; modes, uint8 [n];
+    heights and widths, int64 [n]; the numbers that key the random draw, int64 [n]. `parameters` are those of
+    `crop_parameters`, `scratch` the `arguments` of a `Scratch`. Returns (position, problem) of the first sample that
+    failed, or (−1, OK).
     """
-    kind, size = int(parameters[1]), target.shape[1]
-    for i in range(len(indices)):
+    # Plain tuples: numba looks at the fields of a named one in Python at each call, and holds the GIL meanwhile.
+    addresses, sizes, stored_as, heights, widths, keys = samples
+    image, row, weights, spans, state, tiles, header, region = scratch
+    kind, size = int(parameters[FILTER]), target.shape[1]
+    for i in range(len(keys)):
         height, width = heights[i], widths[i]
         data = carray(as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
-        drawn = parameters[0] != 0.0
+        drawn = parameters[IS_RANDOM] != 0.0
         if drawn:
-            seed_stream(state, seed, epoch, indices[i])
+            seed_stream(state, seed, epoch, keys[i])
             top, left, h, w, flip = random_crop(height, width, parameters, state)
             y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
         else:
             top, left, h, w, y, x, box_h, box_w = center_crop(height, width, parameters, size)
             flip = False
         pixels, stride = data, width
-        if modes[i] == 0:
+        if stored_as[i] == MODE_JPG:
             stored, rows, columns = data, height, width
             smaller = level_of(data)
             if drawn and len(smaller) > 0:
@@ -121,7 +115,7 @@ def decode_samples(
             address, used = np.uint64(address_of(stored)), np.uint64(len(stored))
             # A crop of at least twice the target is decoded at a half, a quarter, an eighth, where that is wished.
             reduction = 1
-            while parameters[7] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * size:
+            while parameters[DCT_SCALING] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * size:
                 reduction *= 2
             # A pixel of the reduced image, which upsampling may look at, is as many of the whole.
             cut = cut_tiles(stored, header, top, left, h, w, tiles, region, max(MARGIN, reduction))
@@ -144,5 +138,5 @@ def decode_samples(
 
 
 compile_cache.forget_outdated(
-    (random_crop, center_crop, scaled_box, decode_samples), (jpeg, level, native, random, resample, turbojpeg)
+    (random_crop, center_crop, scaled_box, decode_samples), (jpeg, level, modes, native, random, resample, turbojpeg)
 )

@@ -23,6 +23,7 @@ from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
 from ffcv_train.data.kernels.decode import BAD_JPEG, Scratch, decode_samples, problem_of
 from ffcv_train.data.kernels.jpeg import HEADER_FIELDS
+from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.pieces import FIELDS, cut_samples
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.device_decode import DamagedSampleError, check_decoder, decode_batch
@@ -349,17 +350,19 @@ class Loader:
         if target is None:
             target = np.empty((0, 1, 1, 3), np.uint8)
         position, problem = decode_samples(
-            addresses,
-            beton.sizes[samples],
-            beton.modes[samples],
-            beton.heights[samples],
-            beton.widths[samples],
-            keys,
+            (
+                addresses,
+                beton.sizes[samples],
+                beton.modes[samples],
+                beton.heights[samples],
+                beton.widths[samples],
+                keys,
+            ),
             self._seed,
             epoch,
             self._parameters,
             target,
-            *scratch.arguments,
+            scratch.arguments,
         )
         if position >= 0:
             self._refuse_at(addresses[position], int(samples[position]), problem)
@@ -367,7 +370,7 @@ class Loader:
     def _scratch(self) -> Scratch:
         if getattr(self._threads, "generation", -1) != self._generation:
             beton = self._beton
-            compressed = beton.modes == 0
+            compressed = beton.modes == MODE_JPG
             image_bytes = int((beton.heights * beton.widths * 3 * compressed).max())
             stored_bytes = int((beton.sizes * compressed).max())
             side = int(max(beton.heights.max(), beton.widths.max()))

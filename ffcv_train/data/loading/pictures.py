@@ -14,6 +14,7 @@ from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, crop_parameters
 from ffcv_train.data.kernels.cut import Cutter
 from ffcv_train.data.kernels.decode import Scratch, decode_samples, problem_of
+from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.loading.image_worker import Failure
 from ffcv_train.data.sources.archives import Blob, ZipBlob, index_zip
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
@@ -119,21 +120,23 @@ def _cut_sample(sample: Sample, parameters: np.ndarray, side: int) -> np.ndarray
     beton, index = sample.beton, sample.index
     height, width, size = int(beton.heights[index]), int(beton.widths[index]), int(beton.sizes[index])
     stored = np.frombuffer(Blob(str(beton.path), int(beton.ptrs[index]), size).read(), np.uint8)
-    compressed = beton.modes[index] == 0
+    compressed = beton.modes[index] == MODE_JPG
     target = np.empty((1, side, side, 3), np.uint8)
     scratch = Scratch(height * width * 3 if compressed else 0, size if compressed else 0, max(height, width), side)
     position, problem = decode_samples(
-        np.array([stored.ctypes.data], np.uint64),
-        np.array([size]),
-        beton.modes[index : index + 1],
-        np.array([height]),
-        np.array([width]),
-        np.array([index]),
+        (
+            np.array([stored.ctypes.data], np.uint64),
+            np.array([size]),
+            beton.modes[index : index + 1],
+            np.array([height]),
+            np.array([width]),
+            np.array([index]),
+        ),
         0,
         0,
         parameters,
         target,
-        *scratch.arguments,
+        scratch.arguments,
     )
     if position >= 0:
         raise ImageError(problem_of(problem, stored.tobytes()))
