@@ -146,7 +146,7 @@ def dali(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
     from nvidia.dali.plugin.base_iterator import LastBatchPolicy
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 
-    @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None)
+    @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None)  # type: ignore[untyped-decorator]
     def pipeline() -> Any:
         stored, labels = fn.readers.file(file_root=str(files.images), random_shuffle=True, name="files")
         images = fn.decoders.image_random_crop(stored, device="cpu", random_area=[0.08, 1.0])

@@ -40,7 +40,10 @@ class Contender:
     ) -> None:
         self.name = name
         self._watched = watched
-        order = {"name": name, "files": {key: str(path.resolve()) for key, path in asdict(files).items()}}
+        order: dict[str, Any] = {
+            "name": name,
+            "files": {key: str(path.resolve()) for key, path in asdict(files).items()},
+        }
         order |= {"resolution": resolution, "batch_size": batch_size, "workers": workers}
         start = time.perf_counter()
         self._process = subprocess.Popen(

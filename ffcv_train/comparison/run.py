@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ffcv_train.comparison.measure import is_measured
 from ffcv_train.comparison.plan import Plan, Run, devices, measure_command, train_command
@@ -53,7 +53,7 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 class _Job:
     run: Run
     stage: str
-    process: subprocess.Popen
+    process: subprocess.Popen[Any]
     log: IO[bytes]
     log_start: int
     asked: bool = False
@@ -242,7 +242,7 @@ class _Watch:
         return sum(_last_record(log).get("epoch", -1) + 1 for log in logs)
 
 
-def _last_record(log: Path) -> dict:
+def _last_record(log: Path) -> dict[str, Any]:
     """The last whole line of a run's log, {} where there is none."""
     with contextlib.suppress(OSError):
         for text in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):

@@ -115,7 +115,7 @@ def from_dict(schema: type[T], content: Mapping[str, Any], origin: str) -> T:
     return _build(schema, sections)
 
 
-def parse_value(spec: dataclasses.Field, value: Any) -> Any:
+def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
     """`value` (a string of the command line, or what YAML gave) as the type of the field, within its bounds.
 
     Raises `ValueError` with what the value must be.
@@ -136,7 +136,7 @@ def parse_value(spec: dataclasses.Field, value: Any) -> Any:
     return _parse_scalar(typing.cast(type, hint), value, metadata)
 
 
-def _parse_scalar(kind: type, value: Any, metadata: Mapping[str, Any] | types.MappingProxyType) -> Any:
+def _parse_scalar(kind: type, value: Any, metadata: Mapping[str, Any] | types.MappingProxyType[Any, Any]) -> Any:
     parsed: Any
     if isinstance(value, Plain):
         value = _unquoted(kind, value, metadata["choices"])
@@ -195,10 +195,10 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "fals
 _TYPE_NAMES = {bool: "1 or 0", int: "a whole number", float: "a number", str: "a text"}
 
 
-class FieldChecker(fastargs.validation.Checker):
+class FieldChecker(fastargs.validation.Checker):  # type: ignore[misc]
     """Lets fastargs check a value by our schema."""
 
-    def __init__(self, spec: dataclasses.Field) -> None:
+    def __init__(self, spec: dataclasses.Field[Any]) -> None:
         self.spec = spec
 
     def check(self, value: Any) -> Any:
@@ -227,7 +227,7 @@ def _fastargs_face(schema: type) -> fastargs.Config:
     return face
 
 
-def _augment_help(face: fastargs.Config, parser: argparse.ArgumentParser, schema_fields: Mapping) -> None:
+def _augment_help(face: fastargs.Config, parser: argparse.ArgumentParser, schema_fields: Mapping[str, Any]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--config-file", "-C", action="append", default=[], type=expand_path, metavar="YAML", help="may be repeated"
@@ -244,7 +244,7 @@ def _augment_help(face: fastargs.Config, parser: argparse.ArgumentParser, schema
         group.add_argument(f"--{key}", dest=key, default=None, metavar="…", help=text.replace("%", "%%"))
 
 
-def _fields_by_key(schema: type) -> dict[str, dataclasses.Field]:
+def _fields_by_key(schema: type) -> dict[str, dataclasses.Field[Any]]:
     return {
         f"{section.name}.{spec.name}": spec
         for section in dataclasses.fields(schema)

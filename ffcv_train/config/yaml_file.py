@@ -1,6 +1,6 @@
 """A YAML file of options, with what stands there word for word."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def read_yaml(file: str) -> Mapping[str, Any]:
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error, and which remembers how a value was written."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:

@@ -14,6 +14,7 @@ from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading import beton_loader
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.image_loader import ImageLoader
+from ffcv_train.data.loading.plan import Order
 from ffcv_train.data.open import DataSet, open_data_set
 from ffcv_train.data.sources.image_set import ImageSet
 from ffcv_train.system.distributed import choose_device, local_process, share_of_cores
@@ -56,7 +57,7 @@ class Loader:
         crop: RandomResizedCrop | CenterCrop,
         resolution: int,
         device: torch.device | str | None = None,
-        order: beton_loader.Order | None = None,
+        order: Order | None = None,
         num_workers: int | None = None,
         seed: int = 0,
         rank: int | None = None,
@@ -76,8 +77,8 @@ class Loader:
             _check_counts(num_workers=num_workers)
         if order is None:
             order = "random" if isinstance(crop, RandomResizedCrop) else "sequential"
-        if order not in get_args(beton_loader.Order):
-            raise ValueError(f"order must be one of {', '.join(get_args(beton_loader.Order))}, not {order!r}")
+        if order not in get_args(Order):
+            raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
         if repeats > 1 and order == "sequential":
             raise ValueError(f"repeats={repeats} is for training, and order is sequential; leave it at 1")
         process = local_process(choose_device(device), rank, world_size)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +69,7 @@ def synchronise_batchnorm(model: nn.Module, process: Process) -> None:
     convert_sync_batchnorm(model)
 
 
-def gradients_stay_local(wrapped: nn.Module, local: bool) -> contextlib.AbstractContextManager:
+def gradients_stay_local(wrapped: nn.Module, local: bool) -> contextlib.AbstractContextManager[Any]:
     """While the context lasts and `local` is true, ranks do not send each other their gradients."""
     inner = getattr(wrapped, "_orig_mod", wrapped)
     if local and isinstance(inner, nn.parallel.DistributedDataParallel):

@@ -33,7 +33,7 @@ def recompute_blocks(model: nn.Module, arch: str = "") -> list[str]:
 
 
 def _recomputed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return contextlib.nullcontext(), _statistics_stay(block)
 
     def run(*inputs: Any, **more: Any) -> Any:

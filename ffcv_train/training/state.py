@@ -11,7 +11,7 @@ from torch import nn
 
 from ffcv_train.config.read import from_dict, to_dict
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.losses import Criterion
+from ffcv_train.losses.base import Criterion
 from ffcv_train.models.blurpool import with_filters
 from ffcv_train.models.checkpoint import DamagedCheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from ffcv_train.system.class_names import check_same_classes, tidy

@@ -24,8 +24,8 @@ _MAX_LISTED_FILES = 2_000_000
 class Written:
     """What the sidecar says of the samples: indices in the source, the CRC-32 of each, what is missing or damaged."""
 
-    indices: array = field(default_factory=lambda: array("q"))
-    crcs: array = field(default_factory=lambda: array("I"))
+    indices: "array[int]" = field(default_factory=lambda: array("q"))
+    crcs: "array[int]" = field(default_factory=lambda: array("I"))
     skipped: list[tuple[int, str]] = field(default_factory=list)
     damaged: list[tuple[int, str]] = field(default_factory=list)
 

@@ -53,7 +53,7 @@ class Scratch:
         self.region = np.empty(4, np.int64)
 
     @property
-    def arguments(self) -> tuple:
+    def arguments(self) -> tuple[Any, ...]:
         """As `decode_samples` takes it."""
         return (self.image, self.row, self.weights, self.spans, self.state, self.tiles, self.header, self.region)
 
@@ -70,12 +70,12 @@ def as_pointer(typing_context: Any, address: Any) -> Any:
 
 @compiled(nogil=True, error_model="numpy")
 def decode_samples(
-    samples: tuple,
+    samples: tuple[Any, ...],
     seed: int,
     epoch: int,
     parameters: np.ndarray,
     target: np.ndarray,
-    scratch: tuple,
+    scratch: tuple[Any, ...],
 ) -> tuple[int, int]:
     """Decode, crop, resize and flip samples into `target` (uint8 [n, R, R, 3]).
 

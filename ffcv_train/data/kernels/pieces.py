@@ -12,6 +12,7 @@ from ffcv_train.data.kernels.crops import random_crop, scaled_box
 from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG, BAD_LEVEL, OK, as_pointer
 from ffcv_train.data.kernels.jpeg import HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header, scans_are_whole
 from ffcv_train.data.kernels.level import TRAILER_BYTES, is_smaller, level_of
+from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.random import seed_stream
 
 # Columns of a piece's description (float64 [n, FIELDS]).
@@ -53,7 +54,7 @@ def cut_samples(
         seed_stream(state, seed, epoch, indices[i])
         top, left, h, w, flip = random_crop(height, width, parameters, state)
         y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
-        if modes[i] == 0:
+        if modes[i] == MODE_JPG:
             stored, rows, columns = data, height, width
             smaller = level_of(data)
             if len(smaller) > 0:
@@ -89,7 +90,7 @@ def cut_samples(
         piece[END], piece[ROWS], piece[COLUMNS] = used, rows, columns
         piece[TOP], piece[LEFT], piece[TALL], piece[WIDE] = top, left, h, w
         piece[Y], piece[X], piece[BOX_HEIGHT], piece[BOX_WIDTH] = y, x, box_h, box_w
-        piece[FLIP], piece[RAW] = flip, modes[i] != 0
+        piece[FLIP], piece[RAW] = flip, modes[i] != MODE_JPG
     return -1, OK
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class _Task:
     target: np.ndarray | None
     keys: np.ndarray
     pages: np.ndarray | None
-    futures: list[Future]
+    futures: list[Future[Any]]
 
 
 @dataclass
@@ -275,7 +275,7 @@ class Loader:
         return _Task(slot, target, keys, pages, futures)
 
     def _cut(
-        self, epoch: int, keys: np.ndarray, addresses: np.ndarray, resolution: int, reads: list[Future] | None
+        self, epoch: int, keys: np.ndarray, addresses: np.ndarray, resolution: int, reads: list[Future[Any]] | None
     ) -> _Cut:
         self._wait_for_file(reads)
         beton = self._beton
@@ -303,7 +303,9 @@ class Loader:
             self._refuse_at(addresses[position], int(samples[position]), problem)
         return cut
 
-    def _make(self, cuts: list[Future], keys: np.ndarray, resolution: int) -> tuple[Batch, torch.cuda.Event | None]:
+    def _make(
+        self, cuts: list[Future[Any]], keys: np.ndarray, resolution: int
+    ) -> tuple[Batch, torch.cuda.Event | None]:
         """The batch of what was cut, on the device; called by its thread."""
         found: list[_Cut] = [future.result() for future in cuts]
         samples = keys % len(self._beton)
@@ -329,7 +331,7 @@ class Loader:
             f"run ffcv-train write --verify {self._beton.path} to list all such samples"
         )
 
-    def _wait_for_file(self, reads: list[Future] | None) -> None:
+    def _wait_for_file(self, reads: list[Future[Any]] | None) -> None:
         for read in reads or ():
             read.result()
         if self._file is not None:
@@ -341,7 +343,7 @@ class Loader:
         keys: np.ndarray,
         addresses: np.ndarray,
         target: np.ndarray | None,
-        reads: list[Future] | None,
+        reads: list[Future[Any]] | None,
     ) -> None:
         self._wait_for_file(reads)
         scratch = self._scratch()
@@ -433,7 +435,7 @@ class Loader:
                 self._free.append(task.slot)
 
 
-def _ends(future: Future) -> bool:
+def _ends(future: Future[Any]) -> bool:
     try:
         future.exception(timeout=_ENDING_SECONDS)
     except CancelledError:

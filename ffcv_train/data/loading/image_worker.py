@@ -40,7 +40,7 @@ class Failure:
     sentence: str
 
 
-class ImageFiles(Dataset):
+class ImageFiles(Dataset[Any]):
     """uint8 [side, side, 3] or `Failure` for a `SampleKey`; nothing depends on the worker that does it.
 
     `parameters` is `crop_parameters` of the crop. With `archive`, members are read from that file instead of their own.

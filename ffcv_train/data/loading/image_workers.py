@@ -26,7 +26,7 @@ _DYING_SECONDS = 1.0
 _Asked = queue.SimpleQueue[bool]
 
 
-class ImageWorkers(DataLoader):
+class ImageWorkers(DataLoader[Any]):
     """A DataLoader of persistent worker processes, ended by `close`.
 
     Raises `UserError` where processes do not start or have ended, and what `wait` raises.

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class PageCache:
         self._file = SourceFile(path, file_size)
         self._pool = Threads(num_threads, "pages")
         self._free: list[np.ndarray] = []
-        self._pages: dict[int, tuple[np.ndarray, Future]] = {}
+        self._pages: dict[int, tuple[np.ndarray, Future[Any]]] = {}
         self._uses: Counter[int] = Counter()
 
     def begin(self, pages_of_batches: list[np.ndarray]) -> None:
@@ -34,7 +35,7 @@ class PageCache:
         self._reset()
         self._uses = Counter(int(page) for pages in pages_of_batches for page in pages)
 
-    def acquire(self, pages: np.ndarray) -> list[Future]:
+    def acquire(self, pages: np.ndarray) -> list[Future[Any]]:
         """Start reading those of a batch's pages that are not here yet; the futures end when they are."""
         for page in map(int, pages):
             if page not in self._pages:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ffcv_train.system.errors import UserError
 
-_Tasks = queue.SimpleQueue[tuple[Future, Callable[..., Any], tuple[Any, ...]] | None]
+_Tasks = queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
 
 
 class Threads:
@@ -36,9 +36,9 @@ class Threads:
                 "or raise the limit on processes (ulimit -u, in a container its pids-limit)"
             ) from None
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """The future of `function(*arguments)`."""
-        future: Future = Future()
+        future: Future[Any] = Future()
         self._tasks.put((future, function, arguments))
         return future
 

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -87,7 +88,7 @@ def _told(bench: Bench, part: str, *options: str) -> str:
     run = Trainer(bench.config(*options, f"--logging.run=small_{part}"), Process(0, 1, 0, 1, bench.device))
     own = run.validate
 
-    def validate(model: torch.nn.Module, epoch: int) -> dict:
+    def validate(model: torch.nn.Module, epoch: int) -> dict[str, Any]:
         with _little_memory(bench.device):
             return own(model, epoch)
 
