@@ -107,7 +107,7 @@ def death(bench: Bench, process: Process) -> list[Figure]:
             child.wait()
 
 
-def _trains(folder: Path, child: "subprocess.Popen[str]", told: Path) -> str:
+def _trains(folder: Path, child: "subprocess.Popen[bytes]", told: Path) -> str:
     """Wait until the run has logged an epoch; why it has not, or nothing."""
     end = time.monotonic() + _START_SECONDS
     log = folder / "log.jsonl"
