@@ -59,7 +59,7 @@ def write_card(repo: str, description: Description, record: Record, licence: str
         "---\n" + yaml.safe_dump(head, sort_keys=False) + "---\n",
         f"# {repo.partition('/')[2]}\n",
         f"{description.arch}, {description.num_classes:,} classes, images of {description.side} px; trained with "
-        f"[ffcv_train](https://pypi.org/project/ffcv_train) ({description.producer.split()[-1]}).\n",
+        f"{description.producer}.\n",
         "## Use\n\n" + _usage(repo, description, library),
         "## Results\n\n" + _results(record, data["val"]),
         _confusion(record.evaluation),
