@@ -138,16 +138,18 @@ def the_agent_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list
 
 def a_host_is_lost(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
     """Of two hosts one loses its network and its processes, and comes back: both go on to the end of the run."""
-    with _two_hosts(draw) as (first, second):
+    with _two_hosts() as (first, second):
         where = ["--rdzv_backend=c10d", "--rdzv_endpoint=10.77.0.1:29500", "--rdzv_id=r"]
         flags = ["--nnodes=2", "--nproc_per_node=1", *where, "--max-restarts=3"]
         arguments = options(bench.data, folder, *_RANKS)
 
-        def host(name: str, space: str, address: str) -> Launcher:
+        def host(name: str, space: str, number: int) -> Launcher:
             within = ["ip", "netns", "exec", space, "env", "GLOO_SOCKET_IFNAME=veth"]
-            return Launcher(folder, name, [*flags, f"--local-addr={address}"], arguments, *within)
+            # Torchrun would tell by the host's name, which both share, who keeps the store.
+            own = [f"--rdzv_conf=is_host={int(number == 1)}", f"--local-addr=10.77.0.{number}"]
+            return Launcher(folder, name, [*flags, *own], arguments, *within)
 
-        one, other = host("one", first, "10.77.0.1"), host("other", second, "10.77.0.2")
+        one, other = host("one", first, 1), host("other", second, 2)
         with _launched(one, other):
             one.wait(lambda: lines(folder) >= 1)
             if lines(folder) < 1:
@@ -155,7 +157,7 @@ def a_host_is_lost(bench: Bench, folder: Path, draw: random.Random) -> list[str]
             subprocess.run(["ip", "-n", second, "link", "set", "veth", "down"], check=True)
             other.kill()
             subprocess.run(["ip", "-n", second, "link", "set", "veth", "up"], check=True)
-            back = host("back", second, "10.77.0.2")
+            back = host("back", second, 2)
             with _launched(back):
                 status = one.wait()
                 wrong = [] if status == 0 else [f"status {status}: {one.said()[-300:]}"]
@@ -163,10 +165,9 @@ def a_host_is_lost(bench: Bench, folder: Path, draw: random.Random) -> list[str]
 
 
 @contextlib.contextmanager
-def _two_hosts(draw: random.Random) -> Iterator[tuple[str, str]]:
+def _two_hosts() -> Iterator[tuple[str, str]]:
     """Two network namespaces with a wire between them. Raises `Skipped` where this machine permits none."""
-    number = draw.randrange(1 << 20)
-    names = [f"faults{number}-{host}" for host in (1, 2)]
+    names = [f"faults{os.getpid()}-{host}" for host in (1, 2)]
     made = []
     try:
         for name in names:

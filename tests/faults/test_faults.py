@@ -10,6 +10,7 @@ import torch
 from faults.kinds import Bench
 from faults.run import KINDS, inject, show
 from faults.runs import Run, bad_end, differs, options
+from tests.support.photographs import ROOT
 
 SHARE = (
     "SIGKILL where files are written",
@@ -61,3 +62,8 @@ def test_the_table_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert show({KINDS[0]: [[], ["lost"], []], KINDS[1]: [[]]}) == 1
     rows = [line for line in capsys.readouterr().out.splitlines() if "at a random moment" in line]
     assert [re.findall(r"\b\d+\b", row) for row in rows] == [["3", "2"], ["1", "1"]]
+
+
+def test_the_page_has_every_kind() -> None:
+    page = (ROOT / "docs/reliability.md").read_text()
+    assert [kind.name for kind in KINDS if f"| {kind.name} |" not in page] == []
