@@ -33,7 +33,7 @@ Images are cut as validation does, at the first of validation.resolution, and th
 logits. Folders and archives are searched to their leaves and need no labels. An image that cannot be read is named and
 left out, and the exit status is then 1. Other checkpoints than those of this trainer need --model.arch.
 """
-_FLAGS = ("-h", "--help")
+_FLAGS = ("-h", "--help", "--calibrated")
 _GUESSES = 2  # under an image of the grid
 
 
@@ -50,6 +50,11 @@ def parse_predict_request(argv: Sequence[str]) -> Request:
             type=expand_path,
             metavar="FILE",
             help="names of the classes, a line each, or imagenet [the checkpoint's]",
+        )
+        group.add_argument(
+            "--calibrated",
+            action="store_true",
+            help="with the temperature that eval kept in the checkpoint",
         )
         group.add_argument(
             "--grid", type=expand_path, metavar="FILE.png", help="draw the images that the network is least sure of"
@@ -139,13 +144,15 @@ def draw_grid(request: Request, pictures: Sequence[Picture], predictions: Predic
 def main(argv: Sequence[str]) -> None:
     """Parse, predict, write; exit status 1 where images had to be left out."""
     request = parse_predict_request(argv)
+    calibrated = request.options.calibrated
+    temperature = request.subject.temperature_of(request.weights, "--calibrated") if calibrated else 1.0
     with process_group(request.config.training.device) as process:
         if process.world_size > 1:
             raise UserError("predict runs in one process; start it without torchrun")
         pictures = open_pictures(request.options.images)
         network = load_network(request, process.device)
         classes = class_names(request, network.num_classes)
-        predictions = predict_pictures(network, request.config, pictures, request.options.top, process)
+        predictions = predict_pictures(network, request.config, pictures, request.options.top, process, temperature)
     if request.output is None:
         print_predictions(predictions, classes)
     else:

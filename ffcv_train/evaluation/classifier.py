@@ -79,12 +79,7 @@ class Classifier:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        temperature = self.temperature if calibrated else 1.0
-        if temperature is None:
-            raise UserError(
-                f"{self.subject.path} holds no temperature for its {self.weights} weights; fit one with "
-                "ffcv-train eval --suite calibration --keep-temperature, or leave calibrated out"
-            )
+        temperature = self.subject.temperature_of(self.weights, "calibrated") if calibrated else 1.0
         if isinstance(images, ImageLike) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
         process = local_process(self.device, 0, 1)

@@ -45,11 +45,16 @@ class Predictions:
 
 
 def predict_pictures(
-    network: Network, config: RunConfig, pictures: Sequence[Picture], top: int, process: Process
+    network: Network,
+    config: RunConfig,
+    pictures: Sequence[Picture],
+    top: int,
+    process: Process,
+    temperature: float = 1.0,
 ) -> Predictions:
     """The `top` likeliest classes of each of `pictures`, cut as validation does at its first side; with progress.
 
-    Raises `UserError` where no image can be read.
+    `temperature` divides the logits. Raises `UserError` where no image can be read.
     """
     side, top = config.validation.resolution[0], min(top, network.num_classes)
     workers = config.data.num_workers or share_of_cores(process)
@@ -83,7 +88,7 @@ def predict_pictures(
             contextlib.closing(predicting.predict(network, stream)) as predictions,
         ):
             for prediction in predictions:
-                best = likeliest(prediction.logits, top)
+                best = likeliest(prediction.logits / temperature, top)
                 labels.append(best[0])
                 probabilities.append(best[1])
     finally:

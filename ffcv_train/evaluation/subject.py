@@ -35,6 +35,15 @@ class Subject:
     temperature: Mapping[str, Any] | None = None
     """What `ffcv-train eval --keep-temperature` wrote: `value`, and the `weights` it belongs to"""
 
+    def temperature_of(self, weights: str, option: str) -> float:
+        """The temperature of these `weights`. Raises `UserError` where none is kept; `option` is what asked for it."""
+        if self.temperature is None or self.temperature["weights"] != weights:
+            raise UserError(
+                f"{self.path} holds no temperature for its {weights} weights; fit one with ffcv-train eval --suite "
+                f"calibration --keep-temperature, or leave {option} out"
+            )
+        return float(self.temperature["value"])
+
 
 @dataclass(frozen=True)
 class Request:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 import types
 import zipfile
@@ -20,6 +21,7 @@ from ffcv_train.cli.main import run_main
 from ffcv_train.data.open import open_data_set
 from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.run import load_network
+from ffcv_train.evaluation.suites import calibration
 from tests.support.photographs import crops_of_photographs
 from tests.support.runs import ALONE, Betons
 
@@ -84,6 +86,22 @@ def test_predictions_equal_evaluation_s(
         paths, table = written(output)
         assert np.array_equal(table, wanted(arguments, path, form)), form
         assert paths[0] == f"{path}/{names[0] if form != 'beton' else 'photo0.jpg'}"
+
+
+def test_calibrated_probabilities_are_those_of_the_temperature(
+    small_run: Path, error_of: Callable[..., str], photographs: Path, tmp_path: Path
+) -> None:
+    checkpoint, output = tmp_path / "final.pt", tmp_path / "predictions.jsonl"
+    shutil.copy(small_run / "final.pt", checkpoint)
+    arguments = [f"--checkpoint={checkpoint}", *COMMON]
+    message = error_of(*arguments, "--calibrated", photographs)
+    assert "holds no temperature for its model weights" in message and "leave --calibrated out" in message
+    calibration.keep(str(checkpoint), "model", {"temperature": 2.5, "fitted_on": {}})
+    predict.main([*arguments, "--calibrated", str(photographs), f"--output={output}"])
+    expected = wanted(arguments, photographs, "folder") ** (1 / 2.5)
+    np.testing.assert_allclose(written(output)[1], expected / expected.sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-7)
+    predict.main([*arguments, str(photographs), f"--output={output}"])
+    np.testing.assert_allclose(written(output)[1], wanted(arguments, photographs, "folder"), rtol=1e-12)
 
 
 def test_files_and_several_inputs(
