@@ -32,8 +32,14 @@ FILES = [
 ]
 PATH = re.compile(r"(?<![\w./<>{}*$-])((?:[\w.-]+/)*[\w.-]+\.(?:py|md|ya?ml|sh))(?![\w/*-])")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
-ELSEWHERE = {"write_imagenet.py", "references/classification/train.py", "train.sh", "comparison/compare.md"}
-"""FFCV's, torchvision's, MaxSup's, and what a command of a page writes"""
+ELSEWHERE = {
+    "write_imagenet.py",
+    "references/classification/train.py",
+    "train.sh",
+    "validate.py",
+    "comparison/compare.md",
+}
+"""FFCV's, torchvision's, MaxSup's, timm's, and what a command of a page writes"""
 
 
 def prose(file: str) -> Iterator[str]:

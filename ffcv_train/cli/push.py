@@ -22,9 +22,10 @@ DESCRIPTION = """Publish a checkpoint's network on the Hugging Face hub: weights
 python -m ffcv_train push --checkpoint runs/my_run/final.pt --to organisation/name --dry-run
 
 The card is written from what lies in the run's folder: data, recipe, command, metrics with their spread over the runs
-beside it that differ in the seed alone, and what eval.py --output and --per-class wrote there. A network that timm has
-becomes a folder for timm.create_model("hf-hub:organisation/name", pretrained=True), another model.safetensors. With
---dry-run nothing is sent. The hub is that of HF_ENDPOINT, the user that of HF_TOKEN or of: hf auth login.
+beside it that differ in the seed alone, and what `eval` wrote there with --output and --per-class. A network that
+timm has becomes a folder for timm.create_model("hf-hub:organisation/name", pretrained=True), another
+model.safetensors. With --dry-run nothing is sent.
+The hub is that of HF_ENDPOINT, the user that of HF_TOKEN or of: hf auth login.
 """
 
 

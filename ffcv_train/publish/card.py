@@ -26,7 +26,7 @@ class Record:
     last: Mapping[str, Any] = field(default_factory=dict)
     """The last line of log.jsonl"""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-    """What eval.py --output wrote"""
+    """What ffcv-train eval --output wrote"""
     others: tuple[Mapping[str, Any], ...] = ()
     """Last lines of finished runs beside it that differ in the seed alone"""
 
