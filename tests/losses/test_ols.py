@@ -11,7 +11,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +21,7 @@ from ffcv_train.losses.online_label_smoothing import OnlineLabelSmoothing, onlin
 from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.system.distributed import Process, process_group
 from ffcv_train.training.trainer import Stopped, Trainer
-from tests.support.runs import Betons, config, log, same_weights, train
+from tests.support.runs import Betons, config, free_port, log, same_weights, train
 
 CLASSES = 5
 
@@ -158,17 +157,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small_betons: Betons, tmp_pat
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, small_betons: Betons) -> Path:
     """The folder with all that two gloo processes left; one pair serves several tests, for its start takes long."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work_on_rank, (folder, small_betons), nprocs=2)
+    mp.spawn(work_on_rank, (folder, small_betons, free_port()), nprocs=2)
     return folder
 
 
-def work_on_rank(rank: int, folder: Path, betons: Betons) -> None:
-    meeting = functools.partial(
-        dist.init_process_group, init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
+def work_on_rank(rank: int, folder: Path, betons: Betons, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    join = mock.patch.object(dist, "init_process_group", lambda backend, **_: meeting(backend))
-    with join, process_group("cpu") as process:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with process_group("cpu") as process:
         torch.save(criteria_on_rank(rank), folder / f"{rank}.pt")
         trainers_on_rank(process, folder, betons)
 
