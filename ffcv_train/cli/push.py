@@ -16,6 +16,7 @@ from ffcv_train.publish.description import describe
 from ffcv_train.publish.push import check_repo, upload, write_folder
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import expand_path
 
 DESCRIPTION = """Publish a checkpoint's network on the Hugging Face hub: weights, configuration, and a model card.
 
@@ -34,11 +35,15 @@ def parse_push_request(argv: Sequence[str]) -> Request:
 
     def add_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument("--to", metavar="ORG/NAME", help="the repository; made where it is missing")
-        group.add_argument("--folder", metavar="DIR", help="write the files here [beside the checkpoint, named hub]")
+        group.add_argument(
+            "--folder", type=expand_path, metavar="DIR", help="write the files here [beside the checkpoint, named hub]"
+        )
         group.add_argument("--license", default="unknown", metavar="ID", help="the card's licence, mit say [unknown]")
         group.add_argument("--private", action="store_true", help="a repository that is made is private")
         group.add_argument("--dry-run", action="store_true", help="write the folder, and send nothing")
-        group.add_argument("--images", metavar="PATH", help="compare on the first images of this file, folder or zip")
+        group.add_argument(
+            "--images", type=expand_path, metavar="PATH", help="compare on the first images of this file, folder or zip"
+        )
 
     request = parse_request(
         argv, description=DESCRIPTION, add_options=add_options, defaults=EXPORT_DEFAULTS, needs_data_set=False

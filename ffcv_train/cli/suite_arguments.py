@@ -45,18 +45,31 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ood-data", nargs="+", type=expand_path, metavar="DATA", help="ood: data sets of other things")
     group.add_argument("--knn-k", metavar="K", default="50", help="ood: which nearest neighbour [50]")
     group.add_argument(
-        "--corrupted-data", metavar="DIR", help="corruptions: ImageNet-C or CIFAR-10-C, unpacked [made from the images]"
+        "--corrupted-data",
+        type=expand_path,
+        metavar="DIR",
+        help="corruptions: ImageNet-C or CIFAR-10-C, unpacked [made from the images]",
     )
     group.add_argument("--corruption-seed", metavar="N", default="0", help="corruptions: of what is made [0]")
     group.add_argument(
         "--frost-images",
+        type=expand_path,
         metavar="DIR",
         help="corruptions: the authors' photographs of frost [package imagecorruptions]",
     )
     group.add_argument(
-        "--variant-data", nargs="+", metavar="DATA", help="variants: ImageNet-V2, -A, -R, Sketch, matched by class name"
+        "--variant-data",
+        nargs="+",
+        type=expand_path,
+        metavar="DATA",
+        help="variants: ImageNet-V2, -A, -R, Sketch, matched by class name",
     )
-    group.add_argument("--real-labels", metavar="FILE", help="variants: real.json, ReaL's labels of ImageNet's val set")
+    group.add_argument(
+        "--real-labels",
+        type=expand_path,
+        metavar="FILE",
+        help="variants: real.json, ReaL's labels of ImageNet's val set",
+    )
 
 
 def suite_options(options: Any, config: Mapping[str, Any]) -> SuiteOptions:
