@@ -288,7 +288,7 @@ def test_transfer_refusals(
     given: tuple[Any, ...] = ("transfer.py", "--checkpoint", checkpoint, "--output", tmp_path)
     assert "--val is missing" in error_of(*given, "--train", small_betons[0])
     mixed = error_of(*given, "--train", three_classes[0], "--val", small_betons[1])
-    assert "name different classes" in mixed
+    assert "class3" in mixed and "make both of the same classes" in mixed
     both = (*given, "--train", three_classes[0], "--val", three_classes[1])
     assert "must lie between 0 and 1" in error_of(*both, "--held-out", 1)
     assert "unknown key in the command line: '--ignore-class-names'" in error_of(*both, "--ignore-class-names")
@@ -316,7 +316,7 @@ def test_refusals_of_files(logits: tuple[Path, Path], error_of: Script, tmp_path
     projection = ("projection.py", "--input", logits[0])
     assert "--classes cat is no class" in error_of(*projection, "--classes", "class0", "cat", "1", *out)
     assert "names a class twice" in error_of(*projection, "--classes", "class0", "0", "1", *out)
-    assert "name their classes differently" in error_of(*projection, other, *out)
+    assert "give files of models with the same classes" in error_of(*projection, other, *out)
     few = {**rest, "labels": val.labels.clamp_max(1), "logits": val.logits.clone()}
     torch.save(few, two)
     assert "a plane needs three classes, and 2 of 4 have samples" in error_of("projection.py", "--input", two, *out)
