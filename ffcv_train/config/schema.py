@@ -78,6 +78,15 @@ class DataConfig:
     classes: str = option(
         "", "zip, folder: file of class names in label order, a line each, or a .beton with them", path=True
     )
+    sampling: str = option(
+        "uniform",
+        "how training samples are drawn: uniform (each once an epoch), class_balanced (each class as often), or a file "
+        "of a weight per sample",
+        path=True,
+    )
+    subset: str = option(
+        "", "file of the samples to train on, a number from 0 on each line; empty: all of train_dataset", path=True
+    )
     cache: bool = option(False, "zip: hold the archives in memory, once per machine")
     num_workers: int = option(
         0, "decoding threads (processes for zip and folder); 0 shares the cores among the local ranks", min=0

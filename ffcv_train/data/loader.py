@@ -1,11 +1,12 @@
 """The loader of training loops that are not ours: any data set, an epoch per iteration."""
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
 
+import numpy as np
 import torch
 
 from ffcv_train.config.schema import AugmentConfig
@@ -36,6 +37,8 @@ class Loader:
     - `rank`, `world_size`: this process's part of the data; None asks `torch.distributed`, if it is initialised.
     - `batches_ahead`: batches decoded ahead of the consumer. `repeats`: crops of a sample in a row, for training.
     - `cache`: hold a zip archive in memory, once per machine.
+    - `weights`: a number of at least 0 per sample, array-like [N]; the first two orders draw as many samples an epoch
+      as have one above 0, each in proportion. None draws every sample once.
 
     As with PyTorch's loaders, `len` is the number of batches of an epoch. A new iteration ends one that is under way,
     whose consumer gets a `RuntimeError`. `close` it, or use it as a context manager, to end threads and let go of the
@@ -65,6 +68,7 @@ class Loader:
         batches_ahead: int = 3,
         repeats: int = 1,
         cache: bool = False,
+        weights: Sequence[float] | np.ndarray | None = None,
     ) -> None:
         if isinstance(data_set, str | Path):
             data_set = open_data_set(data_set)
@@ -81,6 +85,7 @@ class Loader:
             raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
         if repeats > 1 and order == "sequential":
             raise ValueError(f"repeats={repeats} is for training, and order is sequential; leave it at 1")
+        drawn = None if weights is None else _checked_weights(weights, len(data_set), order)
         process = local_process(choose_device(device), rank, world_size)
         workers = num_workers or share_of_cores(process)
 
@@ -105,6 +110,7 @@ class Loader:
                     world_size=process.world_size,
                     batches_ahead=batches_ahead,
                     repeats=repeats,
+                    weights=drawn,
                 )
             else:
                 if order == "quasi_random":
@@ -120,6 +126,7 @@ class Loader:
                     seed=seed,
                     batches_ahead=batches_ahead,
                     cache=cache,
+                    weights=drawn,
                 )
 
     def __len__(self) -> int:
@@ -175,6 +182,17 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _checked_weights(weights: Sequence[float] | np.ndarray, num_samples: int, order: Order) -> np.ndarray:
+    if order == "sequential":
+        raise ValueError("weights are for training, and order is sequential; leave them out")
+    found = np.asarray(weights, np.float64)
+    if found.shape != (num_samples,):
+        raise ValueError(f"weights must be one number for each of the {num_samples} samples, not {list(found.shape)}")
+    if not (np.isfinite(found) & (found >= 0)).all() or not found.any():
+        raise ValueError("weights must be finite numbers of at least 0, not all of them 0")
+    return found
 
 
 def _check_counts(**counts: int) -> None:

@@ -1,6 +1,7 @@
 """Data sets of every format that data.format names."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading.beton_loader import Loader
 from ffcv_train.data.loading.image_loader import ImageLoader
+from ffcv_train.data.loading.sampling import describe_sampling, sampling_weights
 from ffcv_train.data.sources.image_set import ImageSet, open_image_set
 from ffcv_train.system.class_names import filled
 from ffcv_train.system.distributed import Process, share_of_cores
@@ -92,11 +94,26 @@ class DataSets:
     class_names: tuple[str, ...] | None
     notes: tuple[str, ...] = ()
     """What the user should know about them"""
+    weights: np.ndarray | None = None
+    """float64 [N], of the training samples, as `EpochPlan` has them"""
+
+    @property
+    def samples(self) -> int:
+        """Samples that an epoch of training draws."""
+        return len(self.train) if self.weights is None else int(np.count_nonzero(self.weights))
 
     @property
     def class_counts(self) -> list[int]:
-        """Training samples of each class."""
-        return np.bincount(self.train.labels, minlength=self.num_classes).tolist()
+        """Different training samples of each class."""
+        labels = self.train.labels if self.weights is None else self.train.labels[self.weights > 0]
+        return np.bincount(labels, minlength=self.num_classes).tolist()
+
+    def digests(self) -> dict[str, str]:
+        """Of "train", with its weights, and "val"."""
+        train = self.train.digest()
+        if self.weights is not None:
+            train = hashlib.sha256(train.encode() + self.weights.tobytes()).hexdigest()
+        return {"train": train, "val": self.val.digest()}
 
 
 def open_data_sets(config: RunConfig) -> DataSets:
@@ -124,8 +141,10 @@ def open_data_sets(config: RunConfig) -> DataSets:
         check_fits(train, available_bytes())
     if names is not None:  # outputs beyond the classes that the data has
         names = filled(dict(enumerate(names)), num_classes)
-    notes = (*train.notes, *val.notes, *([note] if note else []))
-    return DataSets(train, val, num_classes, names, tuple(dict.fromkeys(notes)))
+    weights = sampling_weights(data.sampling, data.subset, train.labels)
+    drawn = [] if weights is None else [describe_sampling(weights, train.labels)]
+    notes = (*train.notes, *val.notes, *([note] if note else []), *drawn)
+    return DataSets(train, val, num_classes, names, tuple(dict.fromkeys(notes)), weights)
 
 
 def match_val(train: DataSet, val: DataSet, num_classes: int) -> tuple[DataSet, str]:
@@ -141,8 +160,10 @@ def match_val(train: DataSet, val: DataSet, num_classes: int) -> tuple[DataSet, 
     return relabelled(val, match, train.class_names), match.note
 
 
-def train_loader(config: RunConfig, data_set: DataSet, batch_size: int, process: Process) -> Loader | ImageLoader:
-    """Random crops and flips in a random order; `batch_size` is this process's."""
+def train_loader(
+    config: RunConfig, data_set: DataSet, batch_size: int, process: Process, weights: np.ndarray | None = None
+) -> Loader | ImageLoader:
+    """Random crops and flips in a random order; `batch_size` is this process's, `weights` as in `EpochPlan`."""
     data = config.data
     crop = RandomResizedCrop(
         (data.crop_scale[0], data.crop_scale[1]),
@@ -163,6 +184,7 @@ def train_loader(config: RunConfig, data_set: DataSet, batch_size: int, process:
             seed=config.training.seed,
             batches_ahead=data.batches_ahead,
             cache=data.cache,
+            weights=weights,
         )
     return Loader(
         data_set,
@@ -178,6 +200,7 @@ def train_loader(config: RunConfig, data_set: DataSet, batch_size: int, process:
         batches_ahead=data.batches_ahead,
         repeats=config.augment.repeats,
         decode="device" if data.decode == "device" else "host",
+        weights=weights,
     )
 
 

@@ -75,10 +75,10 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
     beton = data.train
     assert isinstance(beton, Beton)
     setup.check_length(config, data, setup.batch_sizes(config, 1))
-    steps = len(beton) // sizes.global_batch
+    steps = data.samples // sizes.global_batch
     if not steps:
         raise UserError(
-            f"{beton.path} has {len(beton)} samples, fewer than one global batch of {sizes.global_batch} on "
+            f"{beton.path} has {data.samples} samples, fewer than one global batch of {sizes.global_batch} on "
             f"{devices} devices; lower --training.batch_size"
         )
     learner = Learner(config, process, data, sizes, steps)
@@ -86,7 +86,7 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
     stages = balance.stages(config.resolution, config.training.epochs)
     others = OtherPrograms()
     with (
-        contextlib.closing(train_loader(config, beton, sizes.per_device, process)) as loader,
+        contextlib.closing(train_loader(config, beton, sizes.per_device, process, data.weights)) as loader,
         _progress() as line,
         _out_of_memory(config),
     ):

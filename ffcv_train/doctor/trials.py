@@ -157,7 +157,7 @@ def fit_batch(config: RunConfig, process: Process, report: Callable[[str], None]
         finally:
             torch.cuda.empty_cache()
 
-    found = largest(fits, _STEP, len(data.train))
+    found = largest(fits, _STEP, data.samples)
     if not found:
         raise UserError(f"not even {_STEP} images of {side} px fit the GPU; lower resolution.max_res")
     return found
@@ -194,7 +194,7 @@ class _Endless:
     """Training batches at the first side, epoch after epoch."""
 
     def __init__(self, config: RunConfig, data: DataSets, batch_size: int, process: Process) -> None:
-        self._loader = train_loader(config, data.train, batch_size, process)
+        self._loader = train_loader(config, data.train, batch_size, process, data.weights)
         self._loader.set_resolution(schedules.resolution(config.resolution, 0))
         self._batches = self._all()
 

@@ -14,7 +14,7 @@ from ffcv_train.training.state import Facts
 # What each rank may have its own way: where its files lie, how many threads read them. The rest of a run must be equal,
 # the interval of the log too, for reports are collective.
 _OWN = {
-    "data": ("train_dataset", "val_dataset", "classes", "num_workers", "batches_ahead", "cache"),
+    "data": ("train_dataset", "val_dataset", "classes", "subset", "num_workers", "batches_ahead", "cache"),
     "model": ("weights",),
     "distill": ("teacher",),
     "logging": ("folder", "run", "tensorboard"),

@@ -25,7 +25,7 @@ def params(
         "peak_lr": peak_lr,
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "num_classes": data.num_classes,
-        "train_samples": len(data.train),
+        "train_samples": data.samples,
         "val_samples": len(data.val),
         "data_digests": dict(state.facts.data),
     }

@@ -95,10 +95,10 @@ def check_config(config: RunConfig) -> None:
 
 def check_length(config: RunConfig, data: DataSets, sizes: BatchSizes) -> int:
     """The steps of an epoch. Raises `UserError` where there are none, or options do not fit so many of this batch."""
-    steps = len(data.train) // sizes.global_batch
+    steps = data.samples // sizes.global_batch
     if not steps:
         raise UserError(
-            f"{data.train.path} has {len(data.train)} samples, fewer than one global batch of {sizes.global_batch}; "
+            f"{data.train.path} has {data.samples} samples, fewer than one global batch of {sizes.global_batch}; "
             "lower --training.batch_size"
         )
     check_decay(config.training.ema_decay, config.training.epochs * steps)

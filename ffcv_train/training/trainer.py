@@ -66,8 +66,8 @@ class Trainer:
             self.data.num_classes,
             self.data.class_names,
             self.sizes.global_batch,
-            len(self.data.train),
-            {"train": self.data.train.digest(), "val": self.data.val.digest()},
+            self.data.samples,
+            self.data.digests(),
         )
         check_ranks_agree(process, what_ranks_share(config, facts))
         self.learner = learner = Learner(config, process, self.data, self.sizes, self.steps, model, criterion)
@@ -87,7 +87,7 @@ class Trainer:
         self.notes: list[str] = [f"note: {note}" for note in self.data.notes]
         self.run = self._resume()
         learner.prepare()
-        self.train_loader = train_loader(config, self.data.train, self.sizes.per_device, process)
+        self.train_loader = train_loader(config, self.data.train, self.sizes.per_device, process, self.data.weights)
         self.val_loader = val_loader(config, self.data.val, config.validation.resolution[0], process)
 
     @property

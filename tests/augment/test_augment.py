@@ -341,7 +341,7 @@ def test_repeated_augmentation_is_deits(world_size: int, repeats: int) -> None:
     order = np.random.default_rng(0).permutation(n)
     keys = []
     for rank in range(world_size):
-        batches = repeated_batches(order, repeats, batch_size, rank, world_size)
+        batches = repeated_batches(order, repeats, batch_size, rank, world_size, len(order))
         theirs = list(DeitSampler(torch.from_numpy(order), repeats, rank, world_size))
         assert [int(key) % n for batch in batches for key in batch] == theirs[: len(batches) * batch_size]
         assert len(batches) == n // (batch_size * world_size)

@@ -62,3 +62,51 @@ def test_evaluation_visits_each_of_997_samples_once(world_size: int) -> None:
 
 def test_more_ranks_than_samples_leave_some_without_batches() -> None:
     assert plan.every_sample_batches(2, 4, 2, 3) == []
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=200), st.integers(0, 9), st.integers(0, 9))
+def test_weighted_draws_are_the_shares_rounded(weights: list[float], seed: int, epoch: int) -> None:
+    w = np.array([weight if weight > 1e-3 else 0.0 for weight in weights])
+    if not w.any():
+        w[0] = 1.0
+    n, draws = len(w), int(np.count_nonzero(w))
+    keys = plan.weighted_draws(w, seed, epoch)
+    assert len(keys) == draws == len(np.unique(keys)) and np.array_equal(keys, plan.weighted_draws(w, seed, epoch))
+    counts = np.bincount(keys % n, minlength=n)
+    share = w / w.sum() * draws
+    assert (counts[w == 0] == 0).all() and (np.abs(counts - share) < 1 + 1e-6).all()
+    # A sample's draws are its repetitions 0, 1, …
+    assert all(sorted(keys[keys % n == i] // n) == list(range(counts[i])) for i in range(n))
+
+
+def test_equal_weights_draw_every_sample_once() -> None:
+    assert np.array_equal(np.sort(plan.weighted_draws(np.full(97, 0.1), 3, 1)), np.arange(97))
+
+
+def test_weighted_draws_have_the_share_as_their_mean() -> None:
+    w = np.random.default_rng(0).random(20) ** 3
+    epochs = 4000
+    counts = sum(np.bincount(plan.weighted_draws(w, 0, epoch) % 20, minlength=20) for epoch in range(epochs))
+    share = w / w.sum() * 20
+    # The variance of a count that is rounded up or down is at most a quarter.
+    assert (np.abs(counts / epochs - share) < 5 * 0.5 / np.sqrt(epochs)).all()
+
+
+@pytest.mark.parametrize("order", ["random", "quasi_random"])
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_ranks_share_weighted_draws(order: plan.Order, repeats: int, world_size: int) -> None:
+    n = 60
+    w = np.r_[np.ones(50), np.full(9, 5.0), 0.0]
+    pages = np.arange(n) // 7
+    plans = [
+        plan.EpochPlan(n, 4, order, 1, rank, world_size, repeats, pages, 3, weights=w) for rank in range(world_size)
+    ]
+    batches = [p.batches(2) for p in plans]
+    assert [len(b) for b in batches] == [len(p) for p in plans] == [59 // (4 * world_size)] * world_size
+    keys = np.concatenate([key for rank in batches for key in rank])
+    assert len(np.unique(keys)) == len(keys) and not (keys % n == 59).any()
+    for p, full in zip(plans, batches, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(p.batches(2, 3), full[3:], strict=True))
+    if repeats == 1 and world_size == 1:
+        assert np.isin(keys, plan.weighted_draws(w, 1, 2)).all()

@@ -111,6 +111,7 @@ class Loader:
         batches_ahead: int = 3,
         repeats: int = 1,
         decode: Literal["host", "device"] = "host",
+        weights: np.ndarray | None = None,
     ) -> None:
         self._beton = beton
         self._parameters = crop_parameters(crop)
@@ -118,7 +119,7 @@ class Loader:
         self._device = device
         self._seed = seed
         pages, window = _window(beton, batch_size) if order == "quasi_random" else (None, 1)
-        self._plan = EpochPlan(len(beton), batch_size, order, seed, rank, world_size, repeats, pages, window)
+        self._plan = EpochPlan(len(beton), batch_size, order, seed, rank, world_size, repeats, pages, window, weights)
         self._plan.check_length(beton.path)
         self._epoch, self._first_batch = 0, 0
         self._batches_ahead = batches_ahead

@@ -42,6 +42,7 @@ class ImageLoader:
         seed: int = 0,
         batches_ahead: int = 3,
         cache: bool = False,
+        weights: np.ndarray | None = None,
     ) -> None:
         self._images = images
         self._plan = EpochPlan(
@@ -52,6 +53,7 @@ class ImageLoader:
             process.rank,
             process.world_size,
             augment.repeats if augment is not None else 1,
+            weights=weights,
         )
         if augment is not None:
             self._plan.check_length(images.path)

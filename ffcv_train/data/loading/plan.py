@@ -17,6 +17,9 @@ class EpochPlan:
     `order` is "random" (uniformly), "quasi_random" (whole pages, `window` of them mixed; `pages`, int64 [N], is where
     each sample lies) or "sequential" (every sample once, in file order: the last batch may be smaller and ranks may
     differ by one sample). The first two yield full global batches only. `repeats`: crops of a sample in a row.
+
+    `weights` (float64 [N], not negative) are for the first two orders: an epoch makes as many draws as there are
+    samples above 0, each sample's share of them being its share of the weights (`weighted_draws`).
     """
 
     num_samples: int
@@ -28,32 +31,40 @@ class EpochPlan:
     repeats: int = 1
     pages: np.ndarray | None = None
     window: int = 1
+    weights: np.ndarray | None = None
+
+    @property
+    def draws(self) -> int:
+        """Samples that an epoch of all ranks draws, before what fills no batch is left out."""
+        return self.num_samples if self.weights is None else int(np.count_nonzero(self.weights))
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
         if self.order == "sequential":
             return -(-len(range(self.rank, self.num_samples, self.world_size)) // self.batch_size)
-        return self.num_samples // (self.batch_size * self.world_size)
+        return self.draws // (self.batch_size * self.world_size)
 
     def batches(self, epoch: int, first: int = 0) -> list[np.ndarray]:
         """Keys of the samples (int64 [B]; the sample is key % N) of each batch of `epoch`, from batch `first` on."""
         size, rank, world_size = self.batch_size, self.rank, self.world_size
         if self.order == "sequential":
             return every_sample_batches(self.num_samples, size, rank, world_size)[first:]
+        n, seed = self.num_samples, self.seed
+        keys = np.arange(n) if self.weights is None else weighted_draws(self.weights, seed, epoch)
         if self.order == "quasi_random":
             assert self.pages is not None
-            order, cut = quasi_random_order(self.pages, self.window, self.seed, epoch), contiguous_batches
+            order, cut = quasi_random_order(self.pages[keys % n], self.window, seed, epoch), contiguous_batches
         else:
-            order, cut = random_order(self.num_samples, self.seed, epoch), interleaved_batches
+            order, cut = random_order(len(keys), seed, epoch), interleaved_batches
         if self.repeats > 1:
-            return repeated_batches(order, self.repeats, size, rank, world_size)[first:]
-        return cut(order, size, rank, world_size)[first:]
+            return repeated_batches(keys[order], self.repeats, size, rank, world_size, n)[first:]
+        return cut(keys[order], size, rank, world_size)[first:]
 
     def check_length(self, path: object) -> None:
         """Raise `UserError` where training on the data set at `path` would not fill one global batch."""
         if self.order != "sequential" and not len(self):
             raise UserError(
-                f"{path} has {self.num_samples} samples, fewer than one global batch of "
+                f"{path} has {self.draws} samples to train on, fewer than one global batch of "
                 f"{self.batch_size * self.world_size}; lower --training.batch_size"
             )
 
@@ -61,6 +72,25 @@ class EpochPlan:
 def random_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """A uniformly random permutation of 0 … num_samples − 1 (int64), the same on every rank."""
     return np.random.default_rng((seed, epoch)).permutation(num_samples)
+
+
+def weighted_draws(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Keys (int64 [M]) of the samples that `epoch` draws, M being the number of `weights` (float64 [N]) above 0.
+
+    Systematic resampling (Kitagawa 1996): a sample whose share of the weights is w is drawn M w times, rounded up or
+    down, by chance and with that mean; equal weights draw every sample once. The key of a sample's r-th draw is
+    index + r × N, so that each draw has random numbers of its own.
+    """
+    generator = np.random.default_rng((seed, epoch, 1))
+    n, draws = len(weights), int(np.count_nonzero(weights))
+    # In another order each time, or neighbours would be drawn together.
+    shuffled = generator.permutation(n)
+    edges = np.cumsum(weights[shuffled])
+    points = (np.arange(draws) + generator.random()) * (edges[-1] / draws)
+    picked = shuffled[np.minimum(np.searchsorted(edges, points, side="right"), np.flatnonzero(weights[shuffled])[-1])]
+    place = np.arange(draws)
+    starts = np.concatenate(([True], picked[1:] != picked[:-1]))
+    return picked + n * (place - np.maximum.accumulate(np.where(starts, place, 0)))
 
 
 def quasi_random_order(pages: np.ndarray, window: int, seed: int, epoch: int) -> np.ndarray:
@@ -99,16 +129,18 @@ def every_sample_batches(num_samples: int, batch_size: int, rank: int, world_siz
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
-def repeated_batches(order: np.ndarray, repeats: int, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
+def repeated_batches(
+    order: np.ndarray, repeats: int, batch_size: int, rank: int, world_size: int, num_samples: int
+) -> list[np.ndarray]:
     """This rank's full batches of keys under repeated augmentation (Hoffer et al., arXiv:1901.09335), as DeiT has it.
 
-    Each sample of `order` (a permutation of 0 … N − 1) stands `repeats` times in a row, ranks take every
-    world-size-th, and an epoch ends after N // global batch batches, so that it sees N / `repeats` samples. The key of
-    a sample's r-th repetition is index + r × N: `key % N` is the sample, and each key has random numbers of its own.
+    Each key of `order` (of M draws from N samples) stands `repeats` times in a row, ranks take every
+    world-size-th, and an epoch ends after M // global batch batches, so that it sees M / `repeats` draws. The key of a
+    sample's r-th repetition is index + r × N: `key % N` is the sample, and each key has random numbers of its own.
     """
-    n = len(order)
-    count = n // (batch_size * world_size)
+    count = len(order) // (batch_size * world_size)
     needed = count * batch_size * world_size
     place = np.arange(needed)
-    keys = order[place // repeats] + n * (place % repeats)
+    drawn = order[place // repeats]
+    keys = drawn % num_samples + num_samples * (drawn // num_samples * repeats + place % repeats)
     return list(keys[rank::world_size].reshape(count, batch_size))
