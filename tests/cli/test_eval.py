@@ -127,16 +127,16 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., d
 
 @pytest.fixture
 def error_of(evaluate: Callable[..., dict], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one line that the script prints when it refuses, having exited with status 2."""
+    """The one error that the script prints when it refuses, after its notes, having exited with status 2."""
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as exit_:
             evaluate(*arguments)
         lines = capsys.readouterr().err.splitlines()
         assert exit_.value.code == 2
-        assert len(lines) == 1
-        assert lines[0].startswith("error: ")
-        return lines[0]
+        assert lines[-1].startswith("error: ")
+        assert all(line.startswith(("note: ", "took ")) for line in lines[:-1])
+        return lines[-1]
 
     return run
 

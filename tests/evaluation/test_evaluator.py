@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from ffcv_train.models.inspect.trace import evaluation_mode
 from ffcv_train.models.network import AMP_DTYPES, Network
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import process_group
+from tests.support.runs import free_port
 
 SAMPLES, CLASSES = 997, 7
 
@@ -125,14 +125,13 @@ def test_result_does_not_depend_on_the_batch_size() -> None:
         assert other["nll"] == pytest.approx(results[0]["nll"], rel=1e-6)
 
 
-def evaluate_on_rank(rank: int, store: str) -> None:
+def evaluate_on_rank(rank: int, store: str, port: int) -> None:
     """One process of a real gloo group of three; the first two then evaluate as a group of two."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "3"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    # A file instead of a port: several test runs may share the machine.
-    meeting = functools.partial(dist.init_process_group, init_method=f"file://{store}/meeting", rank=rank, world_size=3)
     whole, report = data(), {}
-    with mock.patch.object(dist, "init_process_group", lambda backend, **_: meeting(backend)), process_group("cpu"):
+    with process_group("cpu"):
         model = nn.parallel.DistributedDataParallel(network())
         pair = dist.new_group([0, 1])
         for world_size in (3, 2):
@@ -155,7 +154,7 @@ def evaluate_on_rank(rank: int, store: str) -> None:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     store = tmp_path_factory.mktemp("ranks")
-    mp.spawn(evaluate_on_rank, (str(store),), nprocs=3)
+    mp.spawn(evaluate_on_rank, (str(store), free_port()), nprocs=3)
     return [torch.load(store / f"{rank}.pt") for rank in range(3)]
 
 

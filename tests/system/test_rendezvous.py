@@ -84,4 +84,5 @@ def test_agents_that_count_their_restarts_differently_start_again(tmp_path: Path
     said = [launcher.communicate(timeout=200)[0] for launcher in agents]
     assert [launcher.returncode for launcher in agents] == [0, 0], said
     found = [(tmp_path / f"met{rank}").read_text() for rank in range(2)]
-    assert found[0] == found[1] and re.fullmatch(r"3 of 2, restarts \[(0, 1|1, 0)\]", found[0]), found
+    # An agent that sees its rank end by the other's death, before it hears of it, counts as well.
+    assert found[0] == found[1] and re.fullmatch(r"3 of 2, restarts \[(0, 1|1, 0|1, 1)\]", found[0]), found

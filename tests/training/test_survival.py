@@ -140,7 +140,7 @@ def test_a_moved_data_set_can_be_resumed_but_not_another_one(
     for sidecar, text in zip(sidecars, before, strict=True):
         sidecar.write_text(text.replace("class0", "zebra"))
     arguments = ["--logging.run=r", "--training.resume=auto", "--validation.batch_size=7"]
-    with pytest.raises(UserError, match="other class names"):
+    with pytest.raises(UserError, match="calls label 0 'class0', the data set calls it 'zebra'"):
         train((moved[0], moved[1]), tmp_path, *arguments)
     for sidecar, text in zip(sidecars, before, strict=True):
         sidecar.write_text(text)
