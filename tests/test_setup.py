@@ -113,3 +113,8 @@ def test_quickstart_images(tmp_path: Path) -> None:
 def test_quickstart_gives_commands_that_exist() -> None:
     for _, arguments in quickstart.commands(Path("out")):
         assert arguments[0] in COMMANDS
+
+
+def test_set_up_gives_the_command_that_messages_name() -> None:
+    done = subprocess.run([ROOT / ".venv/bin/ffcv-train", "--version"], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("ffcv"), done.stderr

@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV=.venv
 STAMP=$VENV/.complete
+COMMAND=$VENV/bin/ffcv-train
 DISK="about 7 GB"
 
 fail() {
@@ -29,7 +30,7 @@ fingerprint() {
 }
 
 complete() {
-    [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ] || return 1
+    [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ] && [ -x "$COMMAND" ] || return 1
     [ -z "${PYTHON:-}" ] || [ "$(version_of "$PYTHON")" = "$(version_of "$VENV/bin/python")" ]
 }
 
@@ -135,6 +136,9 @@ main() {
     PIP_USE_PEP517=1 PIP_CONSTRAINT=requirements.txt PIP_BUILD_CONSTRAINT=requirements.txt \
         "$VENV/bin/python" -m pip install --disable-pip-version-check -r requirements.txt ||
         fail "pip could not install requirements.txt; the reason stands above (network, disk space of $DISK, compiler)"
+    # The command that messages name, on this checkout's code.
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable . ||
+        fail "pip could not install the command ffcv-train; the reason stands above"
     "$VENV/bin/python" -c 'import cv2, ffcv, torch, torchvision' ||
         fail "the installed packages do not import; the reason stands above"
     fingerprint >"$STAMP"
