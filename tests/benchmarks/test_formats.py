@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks import formats
+from ffcv_train.system.errors import UserError
 from tests.support.photographs import ROOT, crops_of_photographs
 
 
@@ -49,6 +51,9 @@ def test_every_format_is_measured(folder: Path, tmp_path: Path) -> None:
         (["--batch-size", 25], "lower --training.batch_size"),
     ],
 )
-def test_bad_input_is_a_sentence(folder: Path, more: list[object], message: str) -> None:
-    found = run("--folder", folder, *more)
-    assert found.returncode == 2 and message in found.stderr and "Traceback" not in found.stderr
+def test_bad_input_is_a_sentence(
+    folder: Path, more: list[object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["formats", "--folder", str(folder), *map(str, more)])
+    with pytest.raises(UserError, match=message):
+        formats.main()
