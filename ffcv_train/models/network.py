@@ -1,6 +1,6 @@
 """A network on its device, with its normalisation, precision and memory format."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 from ffcv_train.models.preset import preset_of
 from ffcv_train.models.weights import load_weights
+from ffcv_train.system.class_names import difference
 from ffcv_train.system.errors import UserError
 
 AMP_DTYPES: dict[str, torch.dtype | None] = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
@@ -73,11 +74,17 @@ def normalisation(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def build_network(
-    config: RunConfig, num_classes: int, device: torch.device, sides: Set[int], model: nn.Module | None = None
+    config: RunConfig,
+    num_classes: int,
+    device: torch.device,
+    sides: Set[int],
+    model: nn.Module | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> tuple[Network, str]:
     """The network to train on `device`, initialised from the seed or model.weights, and what was loaded, in words.
 
-    `model` stands in place of the one that `config` describes. Raises `UserError` where it cannot take images of the
+    `model` stands in place of the one that `config` describes; `class_names`, in label order, are those of the data,
+    which a head from the file may have in another order. Raises `UserError` where it cannot take images of the
     training `sides` or of validation's, or has not `num_classes` outputs.
     """
     torch.manual_seed(config.training.seed)
@@ -94,4 +101,7 @@ def build_network(
     if config.model.weights:
         report = load_weights(model, config.model.weights, config.model.arch)
         loaded = str(report)
+        if class_names and report.class_names:
+            apart = difference("the file", report.class_names, "the data", class_names)
+            loaded += f"; {apart}, so its head begins with other classes' rows" if apart else ""
     return Network.on(device, model, num_classes, config, normalisation(config)), loaded

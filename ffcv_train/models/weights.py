@@ -34,6 +34,7 @@ class WeightsReport:
     file_classes: int = 0  # the file's class count where the head was replaced
     classes: int = 0  # the model's class count where the head was replaced
     zeroed: bool = True  # a replaced head starts at zero
+    class_names: tuple[str, ...] = ()  # of a head that was taken, where the file names them
     dropped: tuple[str, ...] = field(default=())  # keys of auxiliary heads that this model is built without
 
     def __str__(self) -> str:
@@ -118,8 +119,15 @@ def load_weights(model: nn.Module, path: str | Path, arch: str = "", *, ema: boo
         file_classes=file_classes,
         classes=classes,
         zeroed=zeroed,
+        class_names=() if replaced else _class_names(content),
         dropped=tuple(dropped),
     )
+
+
+def _class_names(content: Any) -> tuple[str, ...]:
+    names = content.get("class_names") if isinstance(content, Mapping) else None
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return tuple(names) if named and names is not None else ()
 
 
 def find_prefix(keys: Iterable[str], own: Collection[str]) -> str:

@@ -54,7 +54,9 @@ class Learner:
         self._steps, self._peak_lr = steps, scaled_lr(config, sizes)
         parallel.set_up_device(config.training.amp, process.device)
         sides = schedules.sides(config.resolution, config.training.epochs)
-        self.network, self.loaded = build_network(config, data.num_classes, process.device, sides, model)
+        self.network, self.loaded = build_network(
+            config, data.num_classes, process.device, sides, model, data.class_names
+        )
         self.model = self.network.model
         if config.model.sync_batchnorm:
             parallel.synchronise_batchnorm(self.model, process)

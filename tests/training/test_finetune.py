@@ -13,12 +13,13 @@ from torch import nn
 from ffcv_train.config.schema import FinetuneConfig, ModelConfig
 from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import create_model
+from ffcv_train.models.network import build_network
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.errors import UserError
 from ffcv_train.training.finetune import freeze, lr_scales
 from ffcv_train.training.optim import parameter_groups
 from ffcv_train.training.trainer import Trainer
-from tests.support.runs import ALONE, config
+from tests.support.runs import ALONE, Betons, config, train
 
 
 def network(arch: str) -> nn.Module:
@@ -148,3 +149,17 @@ def test_a_linear_probe_moves_the_head_alone(small_betons: tuple[Path, Path], tm
     steps = trainer.steps
     rate = trainer.learner.lr(0, steps - 1)
     assert [group["lr"] for group in trainer.learner.optimizer.param_groups] == [pytest.approx(3 * rate)] * 2
+
+
+def test_a_kept_head_of_other_classes_is_said(small_betons: Betons, tmp_path: Path) -> None:
+    first = train(small_betons, tmp_path, "--logging.run=first", "--training.epochs=1", "--resolution.end_ramp=0")
+    content = torch.load(first / "final.pt", weights_only=True)
+    for names, said in (
+        (["class1", "class0", "class2", "class3"], "the file calls label 0 'class1', the data calls it 'class0'"),
+        (["class0", "class1", "class2", "class3"], ""),
+        (None, ""),
+    ):
+        torch.save(content | {"class_names": names}, tmp_path / "other.pt")
+        options = config(small_betons, tmp_path, "--logging.run=second", f"--model.weights={tmp_path / 'other.pt'}")
+        _, loaded = build_network(options, 4, torch.device("cpu"), {32}, None, [f"class{i}" for i in range(4)])
+        assert (said in loaded) and ("other classes' rows" in loaded) == bool(said)
