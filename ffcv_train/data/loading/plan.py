@@ -64,7 +64,7 @@ class EpochPlan:
         """Raise `UserError` where training on the data set at `path` would not fill one global batch."""
         if self.order != "sequential" and not len(self):
             raise UserError(
-                f"{path} has {self.draws} samples to train on, fewer than one global batch of "
+                f"{path} has {self.draws} samples, fewer than one global batch of "
                 f"{self.batch_size * self.world_size}; lower --training.batch_size"
             )
 
