@@ -1,61 +1,30 @@
-"""A small share of the faults, and the harness itself: it finds what does not hold."""
+"""The faults: a small share of them, and their table."""
 
+import os
 import re
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from faults.kinds import Bench
-from faults.run import KINDS, inject, show
-from faults.runs import Run, bad_end, differs, options
+from faults.run import KINDS, show
 from tests.support.photographs import ROOT
 
-SHARE = (
-    "SIGKILL where files are written",
-    "SIGTERM at a random moment",
-    "full disk where files are written",
-    "disk full for TensorBoard alone",
-    ".beton cut off, mapped",
-    "worker stopped, then SIGTERM",
-    "workers do not start",
-)
 
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.set_up(tmp_path_factory.mktemp("bench"))
-
-
-@pytest.mark.parametrize("name", SHARE)
-def test_what_is_promised_holds(bench: Bench, name: str) -> None:
-    (kind,) = (kind for kind in KINDS if kind.name == name)
-    assert inject(bench, kind, 1, seed=1) == [[]]
-
-
-def test_another_end_is_found(bench: Bench, tmp_path: Path) -> None:
-    shutil.copytree(bench.reference / "r", tmp_path / "r")
-    assert differs(tmp_path, bench.reference) == []
-    state = torch.load(tmp_path / "r/final.pt", weights_only=True)
-    next(iter(state["model"].values())).view(-1)[0] += 1
-    torch.save(state, tmp_path / "r/final.pt")
-    (tmp_path / "r/best.pt").unlink()
-    log = (tmp_path / "r/log.jsonl").read_text()
-    (tmp_path / "r/log.jsonl").write_text(log[log.index("\n") + 1 :])
-    assert differs(tmp_path, bench.reference) == [
-        "best.pt is missing",
-        "final.pt: 1 tensors of model differ",
-        "log.jsonl differs",
-    ]
-
-
-def test_a_traceback_and_another_status_are_found(bench: Bench, tmp_path: Path) -> None:
-    def fail() -> None:
-        raise ValueError("a defect")
-
-    (wrong,) = bad_end(Run(options(bench.data, tmp_path), tmp_path / "out.txt", fail), 0)
-    assert wrong.startswith("status 1, a traceback: ") and wrong.endswith("ValueError: a defect")
+def test_a_share_of_the_faults_holds(tmp_path: Path) -> None:
+    """In a fresh process: its runs are forked, which PyTorch forbids where a backward pass has begun threads."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'runs'}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [*command, str(Path(__file__).with_name("share.py"))],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_table_counts(capsys: pytest.CaptureFixture[str]) -> None:
