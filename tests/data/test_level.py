@@ -172,3 +172,9 @@ def test_verify_looks_at_it(written: tuple[Path, Path], tmp_path: Path, capsys: 
         with pytest.raises(UserError, match="1 of 4 samples"):
             verify(copy)
         assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("level", [-0.5, 1.0, float("nan")])
+def test_a_level_is_smaller_than_the_image(level: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="level"):
+        write_dataset(WriteConfig(data_dir=str(tmp_path), write_path=str(tmp_path / "a.beton"), level=level))

@@ -79,7 +79,10 @@ class WriteConfig:
     seed: int = option(0, "seed of what is chosen: proportion, val_fraction, imbalance", min=0)
     tiles: bool = option(True, "restart markers in JPEGs, so that a crop decodes only its part; 0: as FFCV writes")
     level: float = option(
-        0.0, "JPEGs keep a smaller one of this share of their sides, for crops that need no more; 0: none", max=0.95
+        0.0,
+        "JPEGs keep a smaller one of this share of their sides, for crops that need no more; 0: none",
+        min=0.0,
+        max=0.95,
     )
     optimize: bool = option(
         False, "JPEGs with Huffman tables of their own: 4% smaller and decoded 4% faster, converted 1.4 times as long"
