@@ -48,9 +48,7 @@ def main(argv: Sequence[str]) -> None:
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
         bench = Bench.set_up(root)
-        found = {
-            kind: inject(bench, kind, max(1, round(kind.trials * arguments.share)), arguments.seed) for kind in kinds
-        }
+        found = {kind: inject(bench, kind, trials(kind, arguments.share), arguments.seed) for kind in kinds}
     finally:
         shutil.rmtree(root, ignore_errors=True)
     failed = show(found)

@@ -14,7 +14,7 @@ from ffcv_train.data.kernels import compile_cache, jpeg, level, modes, native, r
 from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.crops import DCT_SCALING, FILTER, IS_RANDOM, center_crop, random_crop, scaled_box
 from ffcv_train.data.kernels.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header
-from ffcv_train.data.kernels.level import is_smaller, level_of
+from ffcv_train.data.kernels.level import jpeg_for
 from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.native import address_of
 from ffcv_train.data.kernels.random import seed_stream
@@ -101,15 +101,14 @@ def decode_samples(
             flip = False
         pixels, stride = data, width
         if stored_as[i] == MODE_JPG:
-            stored, rows, columns = data, height, width
-            smaller = level_of(data)
-            if drawn and len(smaller) > 0:
-                if not parse_header(smaller, header) or not is_smaller(header[HEIGHT], header[WIDTH], height, width):
-                    return i, BAD_LEVEL
-                down, across = header[HEIGHT] / height, header[WIDTH] / width
-                if h * down >= size and w * across >= size:
-                    stored, rows, columns = smaller, header[HEIGHT], header[WIDTH]
-                    top, left, h, w, y, x, box_h, box_w = scaled_box(top, left, h, w, down, across, rows, columns)
+            sound, stored, rows, columns = True, data, height, width
+            if drawn:
+                sound, stored, rows, columns = jpeg_for(data, header, height, width, h, w, size)
+            if not sound:
+                return i, BAD_LEVEL
+            if rows != height or columns != width:
+                down, across = rows / height, columns / width
+                top, left, h, w, y, x, box_h, box_w = scaled_box(top, left, h, w, down, across, rows, columns)
             if not parse_header(stored, header) or header[HEIGHT] != rows or header[WIDTH] != columns:
                 return i, BAD_HEADER
             address, used = np.uint64(address_of(stored)), np.uint64(len(stored))

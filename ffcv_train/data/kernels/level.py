@@ -7,6 +7,7 @@ reader stops at the end of the first JPEG.
 import numpy as np
 
 from ffcv_train.data.kernels.compile_cache import compiled
+from ffcv_train.data.kernels.jpeg import HEIGHT, WIDTH, parse_header
 
 LEVEL_MAGIC = b"LEVL"
 TRAILER_BYTES = 8
@@ -40,3 +41,23 @@ def is_smaller(rows: int, columns: int, height: int, width: int) -> bool:
     if not (1 <= rows <= height and 1 <= columns <= width):
         return False
     return abs(rows * width - columns * height) <= max(height, width)
+
+
+@compiled(nogil=True, error_model="numpy")
+def jpeg_for(
+    data: np.ndarray, header: np.ndarray, height: int, width: int, crop_height: int, crop_width: int, side: int
+) -> tuple[bool, np.ndarray, int, int]:
+    """The JPEG of a stored sample that a crop is to be cut from, with its height and width: the level's where the crop
+    has at least `side` pixels both ways there, else the image's. False where the level is none of this image.
+
+    `header` (int64 [HEADER_FIELDS]) is overwritten.
+    """
+    level = level_of(data)
+    if len(level) == 0:
+        return True, data, height, width
+    if not parse_header(level, header) or not is_smaller(header[HEIGHT], header[WIDTH], height, width):
+        return False, level, height, width
+    rows, columns = header[HEIGHT], header[WIDTH]
+    if crop_height * (rows / height) >= side and crop_width * (columns / width) >= side:
+        return True, level, rows, columns
+    return True, data[: len(data) - len(level) - TRAILER_BYTES], height, width

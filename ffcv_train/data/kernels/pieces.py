@@ -11,7 +11,7 @@ from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.crops import random_crop, scaled_box
 from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG, BAD_LEVEL, OK, as_pointer
 from ffcv_train.data.kernels.jpeg import HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header, scans_are_whole
-from ffcv_train.data.kernels.level import TRAILER_BYTES, is_smaller, level_of
+from ffcv_train.data.kernels.level import jpeg_for
 from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.random import seed_stream
 
@@ -55,16 +55,12 @@ def cut_samples(
         top, left, h, w, flip = random_crop(height, width, parameters, state)
         y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
         if modes[i] == MODE_JPG:
-            stored, rows, columns = data, height, width
-            smaller = level_of(data)
-            if len(smaller) > 0:
-                stored = data[: len(data) - len(smaller) - TRAILER_BYTES]
-                if not parse_header(smaller, header) or not is_smaller(header[HEIGHT], header[WIDTH], height, width):
-                    return i, BAD_LEVEL
-                down, across = header[HEIGHT] / height, header[WIDTH] / width
-                if h * down >= side and w * across >= side:
-                    stored, rows, columns = smaller, header[HEIGHT], header[WIDTH]
-                    top, left, h, w, y, x, box_h, box_w = scaled_box(top, left, h, w, down, across, rows, columns)
+            sound, stored, rows, columns = jpeg_for(data, header, height, width, h, w, side)
+            if not sound:
+                return i, BAD_LEVEL
+            if rows != height or columns != width:
+                down, across = rows / height, columns / width
+                top, left, h, w, y, x, box_h, box_w = scaled_box(top, left, h, w, down, across, rows, columns)
             if not parse_header(stored, header) or header[HEIGHT] != rows or header[WIDTH] != columns:
                 return i, BAD_HEADER
             size = len(stored)
