@@ -3,6 +3,8 @@
 Draws the crop as `decode_samples` does, and leaves the JPEG of the tiles that it touches, or its raw pixels.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import carray
 
@@ -10,7 +12,7 @@ from ffcv_train.data.kernels import compile_cache, crops, jpeg, level, native, r
 from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.crops import random_crop, scaled_box
 from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG, BAD_LEVEL, OK, as_pointer
-from ffcv_train.data.kernels.jpeg import HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header, scans_are_whole
+from ffcv_train.data.kernels.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header, scans_are_whole
 from ffcv_train.data.kernels.level import jpeg_for
 from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.random import seed_stream
@@ -22,39 +24,40 @@ Y, X, BOX_HEIGHT, BOX_WIDTH = 7, 8, 9, 10
 FLIP, RAW, FIELDS = 11, 12, 13
 
 
+def cutting_scratch() -> tuple[np.ndarray, ...]:
+    """What one call of `cut_samples` writes to meanwhile."""
+    return np.zeros(1, np.uint64), np.empty(HEADER_FIELDS, np.int64), np.empty(4, np.int64)
+
+
 @compiled(nogil=True, error_model="numpy")
 def cut_samples(
-    addresses: np.ndarray,
-    sizes: np.ndarray,
-    modes: np.ndarray,
-    heights: np.ndarray,
-    widths: np.ndarray,
-    indices: np.ndarray,
+    samples: tuple[Any, ...],
     seed: int,
     epoch: int,
     parameters: np.ndarray,
     side: int,
     output: np.ndarray,
     pieces: np.ndarray,
-    state: np.ndarray,
-    header: np.ndarray,
-    region: np.ndarray,
+    scratch: tuple[Any, ...],
 ) -> tuple[int, int]:
     """Write what random crops of `side` pixels need of samples to `output` (uint8, as many bytes as the samples have).
 
-    The first arguments are those of `decode_samples`. Pieces stand one after another; `pieces` (float64 [n, FIELDS])
-    takes where each ends in `output`, its size in pixels, the whole pixels (top, left, height, width) that the crop
-    may read, the crop (y, x, height, width) within them, whether it is mirrored, and whether the piece is raw pixels.
-    Returns (position, problem) of the first sample that failed, or (−1, OK).
+    `samples` and `parameters` are those of `decode_samples`, `scratch` is `cutting_scratch()`. Pieces stand one after
+    another; `pieces` (float64 [n, FIELDS]) takes where each ends in `output`, its size in pixels, the whole pixels
+    (top, left, height, width) that the crop may read, the crop (y, x, height, width) within them, whether it is
+    mirrored, and whether the piece is raw pixels. Returns (position, problem) of the first sample that failed, or
+    (−1, OK).
     """
+    addresses, sizes, stored_as, heights, widths, keys = samples
+    state, header, region = scratch
     used = 0
-    for i in range(len(indices)):
+    for i in range(len(keys)):
         height, width = heights[i], widths[i]
         data = carray(as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
-        seed_stream(state, seed, epoch, indices[i])
+        seed_stream(state, seed, epoch, keys[i])
         top, left, h, w, flip = random_crop(height, width, parameters, state)
         y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
-        if modes[i] == MODE_JPG:
+        if stored_as[i] == MODE_JPG:
             sound, stored, rows, columns = jpeg_for(data, header, height, width, h, w, side)
             if not sound:
                 return i, BAD_LEVEL
@@ -86,7 +89,7 @@ def cut_samples(
         piece[END], piece[ROWS], piece[COLUMNS] = used, rows, columns
         piece[TOP], piece[LEFT], piece[TALL], piece[WIDE] = top, left, h, w
         piece[Y], piece[X], piece[BOX_HEIGHT], piece[BOX_WIDTH] = y, x, box_h, box_w
-        piece[FLIP], piece[RAW] = flip, modes[i] != MODE_JPG
+        piece[FLIP], piece[RAW] = flip, stored_as[i] != MODE_JPG
     return -1, OK
 
 

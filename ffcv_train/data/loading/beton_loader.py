@@ -22,9 +22,8 @@ from ffcv_train.augment.draws import to_device
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
 from ffcv_train.data.kernels.decode import BAD_JPEG, Scratch, decode_samples, problem_of
-from ffcv_train.data.kernels.jpeg import HEADER_FIELDS
 from ffcv_train.data.kernels.modes import MODE_JPG
-from ffcv_train.data.kernels.pieces import FIELDS, cut_samples
+from ffcv_train.data.kernels.pieces import FIELDS, cut_samples, cutting_scratch
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.device_decode import DamagedSampleError, check_decoder, decode_batch
 from ffcv_train.data.loading.pages import PageCache
@@ -279,30 +278,34 @@ class Loader:
         self, epoch: int, keys: np.ndarray, addresses: np.ndarray, resolution: int, reads: list[Future[Any]] | None
     ) -> _Cut:
         self._wait_for_file(reads)
-        beton = self._beton
-        samples = keys % len(beton)
-        sizes = beton.sizes[samples]
+        samples = self._table(addresses, keys)
+        sizes = samples[1]
         cut = _Cut(np.empty(int(sizes.sum()), np.uint8), np.empty((len(keys), FIELDS)))
         position, problem = cut_samples(
-            addresses,
-            sizes,
-            beton.modes[samples],
-            beton.heights[samples],
-            beton.widths[samples],
-            keys,
+            samples,
             self._seed,
             epoch,
             self._parameters,
             resolution,
             cut.content,
             cut.pieces,
-            np.zeros(1, np.uint64),
-            np.empty(HEADER_FIELDS, np.int64),
-            np.empty(4, np.int64),
+            cutting_scratch(),
         )
         if position >= 0:
-            self._refuse_at(addresses[position], int(samples[position]), problem)
+            self._refuse_at(addresses[position], int(keys[position]) % len(self._beton), problem)
         return cut
+
+    def _table(self, addresses: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The `samples` of the compiled loops."""
+        beton, samples = self._beton, keys % len(self._beton)
+        return (
+            addresses,
+            beton.sizes[samples],
+            beton.modes[samples],
+            beton.heights[samples],
+            beton.widths[samples],
+            keys,
+        )
 
     def _make(
         self, cuts: list[Future[Any]], keys: np.ndarray, resolution: int
@@ -348,19 +351,10 @@ class Loader:
     ) -> None:
         self._wait_for_file(reads)
         scratch = self._scratch()
-        beton = self._beton
-        samples = keys % len(beton)
         if target is None:
             target = np.empty((0, 1, 1, 3), np.uint8)
         position, problem = decode_samples(
-            (
-                addresses,
-                beton.sizes[samples],
-                beton.modes[samples],
-                beton.heights[samples],
-                beton.widths[samples],
-                keys,
-            ),
+            self._table(addresses, keys),
             self._seed,
             epoch,
             self._parameters,
@@ -368,7 +362,7 @@ class Loader:
             scratch.arguments,
         )
         if position >= 0:
-            self._refuse_at(addresses[position], int(samples[position]), problem)
+            self._refuse_at(addresses[position], int(keys[position]) % len(self._beton), problem)
 
     def _scratch(self) -> Scratch:
         if getattr(self._threads, "generation", -1) != self._generation:
