@@ -5,6 +5,7 @@ import doctest
 import importlib
 import io
 import re
+import subprocess
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,3 +124,19 @@ def test_examples_of_docstrings(
     example.globs |= {**exported, "np": np, "torch": torch, "Image": Image}
     result = doctest.DocTestRunner().run(example)
     assert result.attempted and not result.failed
+
+
+def test_the_split_of_cub_as_links(tmp_path: Path) -> None:
+    """docs/data.md: CUB's images go where train_test_split.txt says, by class."""
+    page = (ROOT / "docs/data.md").read_text()
+    lines = page[page.index("paste -d") : page.index("for split in train val; do")]
+    archive = tmp_path / "CUB_200_2011"
+    names = ["001.Albatross/a.jpg", "001.Albatross/b.jpg", "002.Auklet/c.jpg"]
+    for name in names:
+        (archive / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(archive / "images" / name)
+    (archive / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
+    (archive / "train_test_split.txt").write_text("1 0\n2 1\n3 1\n")
+    subprocess.run(["bash", "-euc", lines], cwd=tmp_path, check=True, timeout=60)
+    found = {str(f.relative_to(tmp_path / "cub")) for f in (tmp_path / "cub").rglob("*.jpg") if f.is_file()}
+    assert found == {"val/001.Albatross/a.jpg", "train/001.Albatross/b.jpg", "train/002.Auklet/c.jpg"}

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ffcv_train.analysis.figures.style import save_figure
 from ffcv_train.comparison.columns import _BY_KEY, METRICS, Metric
 from ffcv_train.comparison.figure import draw
@@ -64,11 +66,12 @@ def collect(plan: Plan) -> dict[Run, dict[str, Any]]:
 def summarise(plan: Plan, measures: Mapping[Run, Mapping[str, Any]], failures: Sequence[Failure]) -> dict[str, Any]:
     """What compare.json holds: per criterion the values by seed, their mean and sample standard deviation."""
     criteria: dict[str, Any] = {}
-    num_classes, transfer_classes = 0, None
+    num_classes, transfer_classes, class_counts = 0, None, list[int]()
     if measures:
         data = plan.config.data
         train = open_data_set(data.train_dataset, data.format, data.classes)
         num_classes = plan.config.model.num_classes or train.num_classes
+        class_counts = np.bincount(train.labels, minlength=train.num_classes).tolist()
         transfer_classes = (
             open_data_set(str(plan.transfer[0]), plan.config.data.format).class_names if plan.transfer else None
         )
@@ -85,7 +88,7 @@ def summarise(plan: Plan, measures: Mapping[Run, Mapping[str, Any]], failures: S
             "seeds": [run.seed for run in runs],
             "metrics": values,
             "published": published(
-                plan.config.model.arch, num_classes, plan.config.training.epochs, loss, transfer_classes
+                plan.config.model.arch, num_classes, plan.config.training.epochs, loss, transfer_classes, class_counts
             ),
         }
     differences = _differences(plan, criteria)

@@ -453,7 +453,14 @@ def test_published_values() -> None:
     assert published("cifar_resnet20", 10, 36, "ls") == {}
     assert published("resnet50", 200, 100, "maxsup") == {"top_1": 0.8253}
     assert published("resnet50", 196, 100, "ce") == {"top_1": 0.9027}
-    assert published("resnet50", 196, 100, "ols") == published("resnet18", 200, 100, "ls") == {}
+    assert published("resnet50", 196, 100, "ols") == {"top_1": 0.9196}
+    assert published("resnet50", 196, 100, "logit_penalty") == published("resnet18", 200, 100, "ls") == {}
+    tail = [5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100]
+    assert published("cifar_resnet32", 10, 200, "maxsup", None, tail) == {"top_1": 0.814}
+    assert published("cifar_resnet32", 10, 200, "focal", None, [*tail[:-1], 50]) == {"top_1": 0.747}
+    assert published("cifar_resnet50", 10, 200, "ls") == {"corrupted": 0.3951}
+    for counts in ([5000] * 10, [500, 10], [5000, 0], []):
+        assert published("cifar_resnet32", 10, 200, "maxsup", None, counts) == {}
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     assert published("resnet50", 1000, 200, "ls", names)["transfer"] == 0.9014
     assert published("resnet50", 1000, 200, "ls", [f"digit{i}" for i in range(10)]).get("transfer") is None
