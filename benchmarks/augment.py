@@ -23,7 +23,7 @@ from ffcv_train.augment import erasing, mixing, policy
 from ffcv_train.augment.pillow_policy import policy as pillow_policy
 from ffcv_train.cli.main import run_main
 from ffcv_train.config.schema import AugmentConfig
-from ffcv_train.data.sources.walk import is_image
+from ffcv_train.data.sources.walk import is_image_file
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
@@ -68,7 +68,7 @@ def main() -> None:
 
 def photographs(folder: Path, count: int, side: int) -> list[Image.Image]:
     """`count` photographs, cut to squares of `side` pixels; the folder's are taken again where it has fewer."""
-    files = sorted(path for path in folder.rglob("*") if is_image(path.name))[:count]
+    files = sorted(path for path in folder.rglob("*") if is_image_file(path))[:count]
     if not files:
         raise UserError(f"--folder: {folder} holds no images")
     cut = [ImageOps.fit(Image.open(file).convert("RGB"), (side, side)) for file in files]

@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.conversion import JPEG_QUALITY, MAX_RESOLUTION, WRITERS
 from ffcv_train.cli.main import run_main
 from ffcv_train.data.format.beton import open_beton
-from ffcv_train.data.sources.walk import is_image
+from ffcv_train.data.sources.walk import is_image_file
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
 
@@ -93,7 +93,7 @@ def main() -> None:
 
 def link_images(folder: Path, target: Path, count: int) -> None:
     """Class folders in `target` with links to `count` images of `folder`: evenly spaced, or all of them repeated."""
-    files = sorted(file for file in folder.glob("*/*") if is_image(file.name))
+    files = sorted(file for file in folder.glob("*/*") if is_image_file(file))
     if not files:
         raise UserError(f"--folder: {folder} holds no class folders with images")
     for i in range(count):

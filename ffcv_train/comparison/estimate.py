@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ffcv_train.comparison.plan import Plan, Run, devices
 from ffcv_train.comparison.run import is_finished
-from ffcv_train.data.open import open_data_set
+from ffcv_train.data.open import open_data_sets
 from ffcv_train.doctor.examination import Request, examine
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.progress import duration
@@ -43,7 +43,7 @@ def estimate_run(plan: Plan) -> Estimate:
     validation = config.validation
     pixels = (validation.resolution[0] / last["resolution"]) ** 2
     views = 2 if validation.lr_tta else 1
-    images = len(open_data_set(config.data.val_dataset, config.data.format))
+    images = len(open_data_sets(config).val)
     passes = -(-config.training.epochs // validation.every)
     once = images * views * pixels * _FORWARD_SHARE / last["step_images_per_s"]
     return Estimate(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.data.open import DataSet, open_data_set, open_further, open_together, without_unread_list
 from ffcv_train.evaluation.collect import Collected
 from ffcv_train.evaluation.extraction import outputs as outputs_of
 from ffcv_train.evaluation.matching import matched
@@ -45,9 +45,12 @@ def measure(
     and the metrics on the training set, are those of centre crops of that side, in float32. What each validation sample
     got goes to the file `samples`, see `write_samples`. Raises `UserError`.
     """
-    config = request.config
+    listed = request.config.data.classes
+    suites = dataclasses.replace(suites or SuiteOptions(), classes=listed)
+    sets = (request.config.data.train_dataset, request.config.data.val_dataset)
+    transfer_sets = (request.options.transfer_train, request.options.transfer_val)
+    config = without_unread_list(request.config, (sets[0], *suites.further, *filter(None, transfer_sets)))
     side = config.validation.resolution[0]
-    suites = suites or SuiteOptions()
     # Of a run of ours, whose checkpoint says how many classes it has.
     val_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
     val_set, _ = matched(val_set, request.subject, request.subject.num_classes)
@@ -69,14 +72,13 @@ def measure(
     network = load_network(request, process.device)
     layer = need_last_layer(network.model, side, config.model.arch, "features")
     features, metrics = {}, {}
-    for name, path in (("train", config.data.train_dataset), ("val", config.data.val_dataset)):
-        data_set = open_data_set(path, config.data.format, config.data.classes)
+    opened = open_together(sets, config.data.format, listed)
+    for name, data_set in zip(("train", "val"), opened, strict=True):
         data_set, _ = matched(data_set, request.subject, network.num_classes)
         features[name], metrics[name] = _features(network, precise, data_set, process, layer, name)
     found = None
-    if request.options.transfer_train:
-        files = (request.options.transfer_train, request.options.transfer_val)
-        found = _transfer(network, precise, process, layer, files)
+    if transfer_sets[0]:
+        found = _transfer(network, precise, process, layer, transfer_sets, listed)
     return {
         "format": FORMAT,
         "loss": config.loss.name,
@@ -152,9 +154,9 @@ def _features(
 
 
 def _transfer(
-    network: Network, config: RunConfig, process: Process, layer: LastLayer, files: tuple[str, str]
+    network: Network, config: RunConfig, process: Process, layer: LastLayer, files: tuple[str, str], classes: str
 ) -> dict[str, Any]:
-    train, test = (open_data_set(file, config.data.format) for file in files)
+    train, test = (open_further(file, classes) for file in files)
     probe = transfer(network, layer, config, train, test, process)
     return {
         "files": [str(Path(file).resolve()) for file in files],

@@ -13,7 +13,7 @@ import torch
 
 from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.open import open_data_set, open_data_sets
+from ffcv_train.data.open import open_data_sets, open_further
 from ffcv_train.evaluation.suites.run import check_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.evaluation.transfer import common_classes
@@ -110,6 +110,8 @@ def measure_command(plan: Plan, run: Run) -> list[str]:
     folder = plan.folder(run)
     command = [sys.executable, "-m", "ffcv_train", "measure", f"--checkpoint={folder / 'final.pt'}"]
     command += [f"--output={folder / 'measures.json'}"]
+    if plan.config.data.classes:  # a checkpoint's own list is no business of other data sets
+        command += [f"--data.classes={plan.config.data.classes}"]
     if plan.transfer:
         command += [f"--transfer-train={plan.transfer[0]}", f"--transfer-val={plan.transfer[1]}"]
     return [*command, *plan.suite_words]
@@ -125,9 +127,9 @@ def check_plan(plan: Plan) -> None:
     for loss in plan.losses:
         named = dataclasses.replace(plan.config.loss, name=loss)
         create_criterion(named, data.num_classes, plan.config.training.epochs, data.class_counts)
-    check_suites(plan.suites, data.val, data.num_classes)
+    check_suites(dataclasses.replace(plan.suites, classes=plan.config.data.classes), data.val, data.num_classes)
     if plan.transfer:
-        common_classes(*(open_data_set(str(path), plan.config.data.format) for path in plan.transfer))
+        common_classes(*(open_further(path, plan.config.data.classes) for path in plan.transfer))
     torch.manual_seed(0)
     model = create_model(plan.config.model, data.num_classes)
     need_last_layer(model, plan.config.validation.resolution[0], plan.config.model.arch, "a comparison's features")

@@ -16,7 +16,7 @@ from ffcv_train.comparison.measure import read_samples
 from ffcv_train.comparison.plan import Plan, Run
 from ffcv_train.comparison.published import SOURCE, TRANSFER_GRID, published
 from ffcv_train.comparison.run import Failure, is_finished
-from ffcv_train.data.open import open_data_set
+from ffcv_train.data.open import open_further, open_together
 from ffcv_train.metrics.paired import MOST_SEEDS, Interval, bootstrap_interval, paired_interval, seeds_needed
 from ffcv_train.system.environment import command_line, describe_environment
 from ffcv_train.system.files import replace_text, write_json
@@ -69,12 +69,10 @@ def summarise(plan: Plan, measures: Mapping[Run, Mapping[str, Any]], failures: S
     num_classes, transfer_classes, class_counts = 0, None, list[int]()
     if measures:
         data = plan.config.data
-        train = open_data_set(data.train_dataset, data.format, data.classes)
+        train = open_together((data.train_dataset, data.val_dataset), data.format, data.classes)[0]
         num_classes = plan.config.model.num_classes or train.num_classes
         class_counts = np.bincount(train.labels, minlength=train.num_classes).tolist()
-        transfer_classes = (
-            open_data_set(str(plan.transfer[0]), plan.config.data.format).class_names if plan.transfer else None
-        )
+        transfer_classes = open_further(plan.transfer[0], data.classes).class_names if plan.transfer else None
     for loss in plan.losses:
         runs = [run for run in measures if run.loss == loss]
         if not runs:

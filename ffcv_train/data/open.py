@@ -2,18 +2,20 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.classes import Classes, Match, check_labels, match_classes
+from ffcv_train.data.classes import Classes, Match, check_labels, match_classes, used_names
 from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading.beton_loader import Loader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.loading.sampling import describe_sampling, sampling_weights
+from ffcv_train.data.sources.class_files import read_class_names
 from ffcv_train.data.sources.image_set import ImageSet, open_image_set
 from ffcv_train.system.class_names import filled
 from ffcv_train.system.distributed import Process, share_of_cores
@@ -39,14 +41,12 @@ def open_data_set(path: str | Path, format: str | None = None, classes: str | Pa
     if format not in (*FORMATS, None):
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, or None, not {format!r}")
     path, classes = str(path), str(classes)
-    beton = _is_beton(path)
-    found = "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and Path(path).is_file() else ""
-    found = "" if beton else found
     if format is None:
         with speaking_of_arguments():
-            return open_image_set(path, found, classes) if found else _open_beton(path, classes)
-    if format != "beton" and not beton:
+            return _open_any(path, classes)
+    if format != "beton" and not _is_beton(path):
         return open_image_set(path, format, classes)
+    found = _kind_of_images(path)
     if found:
         raise UserError(
             f"the data set {path} is a {found} of images; train from it with --data.format={found}, or convert it with "
@@ -55,10 +55,56 @@ def open_data_set(path: str | Path, format: str | None = None, classes: str | Pa
     return _open_beton(path, classes)
 
 
+def open_further(path: str | Path, classes: str = "") -> DataSet:
+    """Open a data set that a command reads besides those of data.train_dataset and data.val_dataset, of any format.
+
+    `classes` is the file of data.classes, which was written for those: here it counts where it names all classes that
+    have images, or nothing else names them. Otherwise the data set's own names stand, as a .beton's always do. Raises
+    `UserError`.
+    """
+    found = _open_any(str(path), "")
+    if not classes or isinstance(found, Beton):
+        return found
+    names = read_class_names(classes)
+    if found.class_names is None:
+        return dataclasses.replace(found, class_names=names) if int(found.labels.max()) < len(names) else found
+    if not set(used_names(found)) <= set(names):
+        return found
+    return relabelled(found, match_classes(found, Classes(classes, names, len(names), ignorable=False)), names)
+
+
+def open_together(paths: Iterable[str], format: str, classes: str) -> list[DataSet]:
+    """The data sets that data.classes is meant for: a .beton beside a zip or folder has its own names instead.
+
+    Raises `UserError`, for a list of classes that none of them takes too.
+    """
+    paths = tuple(paths)
+    of_betons = classes if all(map(_is_beton, paths)) else ""
+    return [open_data_set(path, format, of_betons if _is_beton(path) else classes) for path in paths]
+
+
+def without_unread_list(config: RunConfig, others: Iterable[str]) -> RunConfig:
+    """`config` without data.classes where its validation set is a .beton and the list is meant for one of `others`."""
+    if not _is_beton(config.data.val_dataset) or all(map(_is_beton, others)):
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, classes=""))
+
+
 def relabelled(data_set: DataSet, match: Match, names: tuple[str, ...] | None) -> DataSet:
     """`data_set` with the labels that `match` gives it, which are those of `names` where they are known."""
     labels = data_set.labels if match.labels is None else match.labels[data_set.labels]
     return dataclasses.replace(data_set, labels=labels, class_names=names or data_set.class_names)
+
+
+def _open_any(path: str, classes: str) -> DataSet:
+    kind = _kind_of_images(path)
+    return open_image_set(path, kind, classes) if kind else _open_beton(path, classes)
+
+
+def _kind_of_images(path: str) -> str:
+    if _is_beton(path):
+        return ""
+    return "folder" if Path(path).is_dir() else "zip" if path.endswith(".zip") and Path(path).is_file() else ""
 
 
 def _is_beton(path: str) -> bool:
@@ -122,10 +168,7 @@ def open_data_sets(config: RunConfig) -> DataSets:
         if not getattr(config.data, name):
             raise UserError(f"data.{name} is not set; give the .beton file with --data.{name}=FILE")
     data = config.data
-    paths = (data.train_dataset, data.val_dataset)
-    # A .beton beside a zip or folder has its own names, and is matched by them.
-    listed = ["" if _is_beton(path) and not all(map(_is_beton, paths)) else data.classes for path in paths]
-    train, val = (open_data_set(path, data.format, classes) for path, classes in zip(paths, listed, strict=True))
+    train, val = open_together((data.train_dataset, data.val_dataset), data.format, data.classes)
     names = train.class_names
     num_classes = config.model.num_classes or train.num_classes
     if not num_classes:

@@ -49,7 +49,13 @@ def run_gradcam(request: GradcamRequest, process: Process) -> list[Row]:
     if process.world_size > 1:
         raise UserError("ffcv-train gradcam runs in one process; start it without torchrun")
     options = request.options
-    images = open_images(options.images, count=options.count, seed=options.seed, indices=options.indices)
+    images = open_images(
+        options.images,
+        count=options.count,
+        seed=options.seed,
+        indices=options.indices,
+        classes=request.config.data.classes,
+    )
     if request.output.resolve() in (path.resolve() for path in images.files):
         raise UserError(f"--output {request.output} would replace an image that is read; name another file")
     networks, layers = [], []

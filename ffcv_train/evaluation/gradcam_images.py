@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import used_names
-from ffcv_train.data.format.beton import Beton, is_beton, open_beton
+from ffcv_train.data.format.beton import Beton, is_beton
 from ffcv_train.data.kernels.crops import crop_parameters
 from ffcv_train.data.kernels.cut import Cutter
-from ffcv_train.data.open import center_crop_of, val_loader
+from ffcv_train.data.open import center_crop_of, open_data_set, val_loader
 from ffcv_train.data.sources.archives import Blob, ZipBlob
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
-from ffcv_train.data.sources.image_set import ImageSet, open_image_set
-from ffcv_train.data.sources.walk import is_hidden, is_image
+from ffcv_train.data.sources.image_set import ImageSet
+from ffcv_train.data.sources.walk import is_hidden, is_image_file
 from ffcv_train.models.class_names import ClassNames, imagenet_names
 from ffcv_train.system.class_names import alike, shown_apart
 from ffcv_train.system.distributed import Process
@@ -153,10 +153,16 @@ def centre_crops(pixels: Sequence[np.ndarray], config: RunConfig, process: Proce
 
 
 def open_images(
-    path: str | Path, *, count: int | None = None, seed: int = 0, indices: Sequence[int] | None = None
+    path: str | Path,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    classes: str = "",
 ) -> Images:
     """The images that `path` holds, or `count` of them, drawn by `seed`, or the samples `indices`, in that order.
 
+    `classes` is data.classes, for a zip; class folders go by their names.
     Raises `UserError` where there are none, too many, or `indices` do not fit.
     """
     path = Path(path)
@@ -169,7 +175,7 @@ def open_images(
         raise UserError(
             f"--images {path} is neither a folder nor a .beton file or a .zip; put the images into a folder"
         )
-    data_set = open_image_set(path, "zip") if archive else open_beton(path)
+    data_set = open_data_set(path, "zip" if archive else "beton", classes)
     if indices is None:
         indices = _draw(len(data_set), min(count or _DRAWN, len(data_set)), seed)
     if len(indices) > MAX_IMAGES:
@@ -206,7 +212,7 @@ def _open_folder(path: Path, count: int | None, seed: int) -> FolderImages:
     def images(folder: Path) -> list[Path]:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_file() and not is_hidden(entry.name))
-        return [folder / name for name in names if is_image(name)]
+        return [file for name in names if is_image_file(file := folder / name)]
 
     try:
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))

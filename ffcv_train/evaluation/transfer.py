@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import check_labels
-from ffcv_train.data.open import DataSet, match_val, open_data_set
+from ffcv_train.data.open import DataSet, match_val, open_together
 from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.matching import say
 from ffcv_train.evaluation.run import load_network
@@ -32,7 +32,7 @@ def run_transfer(request: Request, process: Process) -> dict[str, Any]:
     if process.world_size > 1:
         raise UserError("linear transfer runs in one process; start it without torchrun")
     data = config.data
-    train, val = (open_data_set(path, data.format, data.classes) for path in (options.train, options.val))
+    train, val = open_together((options.train, options.val), data.format, data.classes)
     network = load_network(request, process.device)
     layer = need_last_layer(network.model, config.validation.resolution[0], config.model.arch, "frozen features")
     start = time.perf_counter()

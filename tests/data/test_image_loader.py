@@ -140,15 +140,16 @@ def test_validation_sees_every_image_once(sets: Path, ranks: int) -> None:
     assert sorted(seen) == list(range(13))
 
 
+@pytest.mark.parametrize(("side", "ratio"), [(32, 0.9), (40, 0.875), (21, 1.0)])
 @pytest.mark.parametrize("kind", ["beton", "zip", "folder"])
-def test_evaluation_sees_torchvisions_resize_and_centre_crop(sets: Path, kind: str) -> None:
+def test_evaluation_sees_torchvisions_resize_and_centre_crop(sets: Path, kind: str, side: int, ratio: float) -> None:
     config = load_config(
-        RunConfig, ["--validation.crop_ratio=0.9", "--validation.batch_size=13", "--data.num_workers=1"]
+        RunConfig, [f"--validation.crop_ratio={ratio}", "--validation.batch_size=13", "--data.num_workers=1"]
     )
-    with contextlib.closing(val_loader(config, open_data_set(path_of(sets, kind, "val"), kind), 32, ALONE)) as loader:
+    with contextlib.closing(val_loader(config, open_data_set(path_of(sets, kind, "val"), kind), side, ALONE)) as loader:
         (batch,) = list(loader.epoch())
     files = sorted((sets / "folder" / "val").glob("*/*.jpg"))
-    steps = transforms.Compose([transforms.Resize(int(32 / 0.9)), transforms.CenterCrop(32)])
+    steps = transforms.Compose([transforms.Resize(int(side / ratio)), transforms.CenterCrop(side)])
     expected = [np.asarray(steps(Image.open(file)), float) for file in files]
     found = batch.images.permute(0, 2, 3, 1).numpy()
     differences = np.abs(found - np.stack(expected)).mean(axis=(1, 2, 3))

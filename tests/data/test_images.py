@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ffcv_train.data.convert.encoding import Encoding, encode_image, encode_jpeg, restart_interval, shrink, stores_jpeg
-from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
+from ffcv_train.data.sources.image_file import ImageError, contiguous, decode, decode_rgb
 from tests.support.photographs import crops_of_photographs
 
 # Pillow warns of odd palettes and of broken Exif blocks; the writer silences it.
@@ -110,10 +110,10 @@ def test_damaged_jpegs_are_refused_where_pillow_does() -> None:
         if expected is None:
             outcomes["refused"] += 1
             with pytest.raises(ImageError, match="cannot be read"):
-                decode_rgb(data)
+                decode(data)
         else:
             outcomes["decoded"] += 1
-            assert np.array_equal(decode_rgb(data), expected) or _turned(data)
+            assert np.array_equal(decode(data).pixels, expected) or _turned(data)
     assert min(outcomes.values()) > 400
 
 

@@ -3,8 +3,10 @@
 import io
 import itertools
 import json
+import re
 import struct
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -21,8 +23,11 @@ from ffcv_train.data.format.pagefile import MIN_PAGE_SIZE, PageFile
 from ffcv_train.data.format.verify import verify
 from ffcv_train.data.kernels.crops import CenterCrop
 from ffcv_train.data.loader import Loader
+from ffcv_train.data.loading.image_worker import Failure
+from ffcv_train.data.loading.pictures import cut_pictures, open_pictures
 from ffcv_train.data.sources import image_file
 from ffcv_train.data.sources.image_file import ImageError, decode, decode_rgb
+from ffcv_train.evaluation.gradcam_images import read_image
 from ffcv_train.system import resources
 from ffcv_train.system.errors import UserError
 from tests.support.kills import InProcess
@@ -252,7 +257,7 @@ def damaged_photographs() -> list[bytes]:
 def test_what_pillow_papers_over_is_said() -> None:
     for data in damaged_photographs():
         assert decode(data).damage.startswith("Corrupt JPEG data")
-        assert np.array_equal(decode_rgb(data), np.asarray(Image.open(io.BytesIO(data))))
+        assert np.array_equal(decode(data).pixels, np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_damaged_cmyk_is_said_too() -> None:
@@ -295,6 +300,31 @@ def test_conversion_skips_damage(folder: Path) -> None:
     assert sidecar is not None and sidecar["files"] == ["a/0.jpg", "a/2.png"]
     assert [item["name"] for item in sidecar["skipped"]] == ["a/1.jpg"]
     assert "damaged JPEG (Corrupt JPEG data" in sidecar["skipped"][0]["reason"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "beton"])
+def test_loaders_stop_at_damage_whatever_the_format(folder: Path, tmp_path: Path, kind: str) -> None:
+    """Where on_error would have to be asked for to keep it, nothing trains on it unasked."""
+    path, damaged = folder, (folder / "a/1.jpg").read_bytes()
+    if kind == "zip":
+        path = tmp_path / "val.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(folder / "a/1.jpg", "a/1.jpg")
+        (tmp_path / "val_map.txt").write_text("a/1.jpg\t0\n")
+    elif kind == "beton":
+        path = foreign_beton(tmp_path / "b.beton", [damaged], *np.asarray(Image.open(io.BytesIO(damaged))).shape[:2])
+    with loader(path) as batches, pytest.raises(UserError, match="is a damaged JPEG") as caught:
+        list(batches)
+    if kind != "beton":
+        assert re.search(r"a/1\.jpg .* \(Corrupt JPEG data: .*on_error=skip", str(caught.value))
+
+
+def test_damage_is_left_out_of_predictions(folder: Path) -> None:
+    cuts = list(cut_pictures(open_pictures([folder]), CenterCrop(1.0), 32, 1))
+    assert [isinstance(cut, Failure) for cut in cuts] == [False, True, False]
+    assert cuts[1].sentence.startswith(f"{folder}/a/1.jpg is a damaged JPEG (Corrupt JPEG data")
+    with pytest.raises(UserError, match=r"a/1\.jpg is a damaged JPEG \(Corrupt JPEG data"):
+        read_image(folder / "a/1.jpg")
 
 
 def test_conversion_keeps_damage_and_lists_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

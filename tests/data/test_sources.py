@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ffcv_train.data.convert.make_zip import make_zips
+from ffcv_train.data.loading.pictures import open_pictures
 from ffcv_train.data.sources.class_files import read_class_names
 from ffcv_train.data.sources.image_file import decode_rgb
 from ffcv_train.data.sources.indexed import IndexedSource
@@ -27,6 +28,7 @@ from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import Request, Source
 from ffcv_train.data.sources.walk import image_suffixes
 from ffcv_train.data.sources.zips import parse_map
+from ffcv_train.evaluation.gradcam_images import open_images
 from ffcv_train.system.errors import UserError
 from tests.support.limits import no_hang
 
@@ -115,10 +117,33 @@ def test_every_ending_that_is_taken_can_be_read(tmp_path: Path) -> None:
 
 
 def test_files_that_are_left_out_are_counted_by_their_endings(tmp_path: Path) -> None:
-    put(tmp_path, "a/1.jpg", "a/2.JFIF", "b/noext", "b/3.txt", "b/c/4.TXT", "b/5.jpg", "b/.hidden")
+    put(tmp_path, "a/1.jpg", "a/2.JFIF", "b/x", "b/3.txt", "b/c/4.TXT", "b/5.jpg", "b/.hidden")
     source = open_source("imagenet", Request(str(tmp_path), "train"))
     assert len(source) == 3
     assert source.notes == ("3 files are left out, by their endings no images: .txt (2), none (1)",)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"])
+def test_the_content_decides_where_a_name_has_no_ending(tmp_path: Path, kind: str) -> None:
+    put(tmp_path, "a/1.jpg")
+    (tmp_path / "a/image").write_bytes(picture(1, kind))
+    for name, other in (("README", b"BM is no bitmap"), ("empty", b""), ("drawing", b"<svg/>"), ("1.jpg_large", b"")):
+        (tmp_path / "a" / name).write_bytes(other)
+    os.mkfifo(tmp_path / "a/pipe")
+    with no_hang():
+        source = open_source("imagenet", Request(str(tmp_path), "train"))
+        shown = [picture.name for picture in open_pictures([tmp_path])]
+        explained = open_images(tmp_path)
+    assert content(source) == [("a/1.jpg", 0), ("a/image", 0)]
+    assert source.notes == ("5 files are left out, by their endings no images: none (4), .jpg_large (1)",)
+    assert shown == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/a/image"]
+    assert [file.name for file in explained.files] == ["1.jpg", "image"]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in ("1.jpg", "image", "README"):
+            archive.write(tmp_path / "a" / name, name)
+    assert [picture.name for picture in open_pictures([tmp_path / "all.zip"])] == [
+        f"{tmp_path}/all.zip/{name}" for name in ("1.jpg", "image")
+    ]
 
 
 def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch import nn
 from ffcv_train import evaluate, load_network, open_data_set
 from ffcv_train.cli import evaluate as eval_command
 from ffcv_train.cli import gradcam, logits, measure, transfer
+from ffcv_train.cli.compare import parse_plan
+from ffcv_train.comparison.plan import check_plan, measure_command
 from ffcv_train.config.read import load_config, to_dict
 from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.data.convert.write import WriteConfig, convert
@@ -407,6 +410,134 @@ def test_validation_is_matched_to_training(sets: Path, tmp_path: Path, kind: str
     photographs(part, ["zebra"], 1)
     with refused("has the class 'zebra'", "make both of the same classes"):
         open_data_sets(load_config(RunConfig, [*files[:1], *as_format(part, kind), *files[2:]]))
+
+
+@pytest.mark.parametrize("with_map", [True, False])
+def test_validation_that_only_the_training_map_names(tmp_path: Path, with_map: bool) -> None:
+    """A flat val.zip of labels 0 … 11, whose folders in train_map.txt are in another order."""
+    folder, names = photographs(tmp_path / "images", NUMBERS, 1), sorted(NUMBERS)
+    files = sorted(folder.glob("*/*.png"))
+    for split, base in (("train", ""), ("val", "flat")):
+        with zipfile.ZipFile(tmp_path / f"{split}.zip", "w") as content:
+            for file in files:
+                content.write(file, file.name if base else f"{file.parent.name}/{file.name}")
+    lines = [f"{file.parent.name}/{file.name}\t{names.index(file.parent.name)}\n" for file in files]
+    (tmp_path / "val_map.txt").write_text("".join(line.partition("/")[2] for line in lines))
+    (tmp_path / "train_map.txt").write_text("".join(lines))
+    train = f"--data.train_dataset={tmp_path / 'train.zip'}"
+    if not with_map:  # training from the folder, whose order nothing says the zip to have
+        (tmp_path / "train_map.txt").unlink()
+        train = f"--data.train_dataset={as_format(folder, 'beton')[0].partition('=')[2]}"
+    words = [train, f"--data.val_dataset={tmp_path / 'val.zip'}", "--data.format=zip"]
+    if with_map:
+        data = open_data_sets(load_config(RunConfig, words))
+        assert data.class_names == data.val.class_names == tuple(names)
+        assert [data.val.class_names[label] for label in data.val.labels] == [file.parent.name for file in files]
+        return
+    with refused("nothing names the classes of", "calls label 2 '10'", "--data.classes=FILE"):
+        open_data_sets(load_config(RunConfig, words))
+    data = open_data_sets(load_config(RunConfig, [*words, f"--data.classes={listed(tmp_path / 'list.txt', names)}"]))
+    assert [names[label] for label in data.val.labels] == [file.parent.name for file in files]
+
+
+# A list of classes, and the data sets that a command reads besides the first
+
+
+def unnamed(folder: Path) -> Path:
+    """A zip of the images of `folder` that lie in no class folder: labels are positions in `ANIMALS`."""
+    archive, files = folder.with_name(f"{folder.name}_flat.zip"), sorted(folder.glob("*/*.png"))
+    with zipfile.ZipFile(archive, "w") as content:
+        for file in files:
+            content.write(file, file.name)
+    lines = [f"{file.name}\t{ANIMALS.index(file.parent.name)}\n" for file in files]
+    archive.with_name(f"{archive.stem}_map.txt").write_text("".join(lines))
+    return archive
+
+
+def suites_of(report: dict[str, Any]) -> dict[str, Any]:
+    """The records without the paths of the data sets."""
+    found = report["suites"]
+    for place in (found.get("calibration", {}).get("fitted_on", {}), *found.get("variants", {}).get("sets", ())):
+        place.pop("data_set", None)
+    found.get("groups", {}).pop("train_set", None)
+    return found
+
+
+@pytest.mark.parametrize("validation", ["folder", "beton"])
+def test_a_list_names_the_classes_of_further_data_sets(sets: Path, tmp_path: Path, validation: str) -> None:
+    """A zip that nothing names is the folder of the same images where the list says so; else its labels mislead."""
+    part = photographs(tmp_path / "part", ANIMALS[2:9], 3)
+    names = f"--data.classes={listed(tmp_path / 'list.txt', ANIMALS)}"
+    given = [*checkpoint(tmp_path, 12, REVERSED), *as_format(sets, validation), "--many-over=2", "--few-under=2"]
+
+    def suites(data: Path, *more: str, suite: str = "calibration,groups,variants") -> dict[str, Any]:
+        takers = {"calibration": "calibrate-on", "groups": "train-set", "variants": "variant-data"}
+        further = [f"--{takers[name]}={data}" for name in suite.split(",")]
+        return suites_of(report(tmp_path, *given, f"--suite={suite}", *further, *more))
+
+    wanted = suites(part)
+    assert suites(unnamed(part), names) == suites(part, names) == wanted
+    for suite in ("calibration", "groups"):
+        assert suites(unnamed(part), suite=suite)[suite] != wanted[suite]
+    with refused("nothing names the classes of", "--data.classes=FILE"):
+        suites(unnamed(part), suite="variants")
+
+
+def test_a_list_does_not_name_what_it_does_not_know(sets: Path, tmp_path: Path) -> None:
+    """ImageNetV2's folders 0 … 999 beside a list of WordNet IDs, and samples of other kinds."""
+    model, names = checkpoint(tmp_path, 1000, None), listed(tmp_path / "list.txt", imagenet_names().keys)
+    folder = photographs(tmp_path / "images", WORDNET)
+    version_2 = photographs(tmp_path / "v2", NUMBERS)
+    given = [*model, *as_format(folder, "folder", names), "--suite=variants,ood", f"--variant-data={version_2}"]
+    found = report(tmp_path, *given, "--ood-data", str(unnamed(sets)), str(sets))["suites"]
+    assert found["variants"]["sets"][0]["classes"] == 12
+    assert [one["shared_classes"] for one in found["ood"]["sets"]] == [[], []]
+
+
+def test_a_list_reaches_both_sets_of_a_probe(tmp_path: Path) -> None:
+    """In transfer, and in a comparison's plan and measures: the first names no class, the second few."""
+    sets = photographs(tmp_path / "sets", ANIMALS, 6)
+    part = photographs(tmp_path / "part", ANIMALS[4:9], 4)
+    model, names = checkpoint(tmp_path, 12, ANIMALS), listed(tmp_path / "list.txt", ANIMALS)
+    run(transfer.main, *model, "--train", sets, "--val", part, "--data.format=folder", *SETTINGS, "--output", tmp_path)
+    wanted = json.loads((tmp_path / "transfer.json").read_text())["accuracy"]
+    beton = as_format(part, "beton")[0].partition("=")[2]
+    further = ["--train", unnamed(sets), "--val", beton, "--data.format=zip", f"--data.classes={names}"]
+    run(transfer.main, *model, *further, *SETTINGS, "--output", tmp_path)
+    assert json.loads((tmp_path / "transfer.json").read_text())["accuracy"] == wanted
+    data = [*as_format(sets, "folder", names), f"--data.train_dataset={sets}"]
+    further = ["--transfer-train", unnamed(sets), "--transfer-val", part]
+    run(measure.main, *model, *data, *further, *SETTINGS, "--output", tmp_path / "m.json")
+    found = json.loads((tmp_path / "m.json").read_text())["transfer"]
+    assert (found["num_classes"], found["accuracy"]) == (12, wanted)
+    words = ["--losses=ce", "--seeds=0", "--out", tmp_path / "o", "--model.arch=cifar_resnet20", *further]
+    plan = parse_plan(
+        [str(word) for word in [*words, *data, *SETTINGS, "--training.epochs=1", "--lr.lr_peak_epoch=0.5"]]
+    )
+    plan = replace(plan, config=replace(plan.config, training=replace(plan.config.training, batch_size=16)))
+    check_plan(plan)
+    assert f"--data.classes={names}" in measure_command(plan, plan.runs[0])
+
+
+def test_a_list_of_animals_leaves_a_probe_of_other_things_alone(sets: Path, tmp_path: Path) -> None:
+    things = photographs(tmp_path / "things", ["car", "tram"], 6)
+    data = [*as_format(sets, "folder", listed(tmp_path / "list.txt", ANIMALS)), f"--data.train_dataset={sets}"]
+    further = ["--transfer-train", things, "--transfer-val", things]
+    model = checkpoint(tmp_path, 12, ANIMALS)
+    run(measure.main, *model, *data, *further, *SETTINGS, "--output", tmp_path / "m.json")
+    assert json.loads((tmp_path / "m.json").read_text())["transfer"]["num_classes"] == 2
+
+
+def test_a_list_reaches_logits_and_gradcam(sets: Path, tmp_path: Path) -> None:
+    archive, names = unnamed(sets), f"--data.classes={listed(tmp_path / 'list.txt', ANIMALS)}"
+    model, output = checkpoint(tmp_path, 12, REVERSED), tmp_path / "l.pt"
+    data = [f"--data.val_dataset={archive}", "--data.format=zip", names]
+    run(logits.main, *model, *data, *SETTINGS, "--output", output)
+    assert read_logits(output).labels.tolist() == [REVERSED.index(name) for name in ANIMALS for _ in range(4)]
+    figure = ["--images", archive, "--output", tmp_path / "g.png", "--indices", 0, 5, names]
+    run(gradcam.main, *model, *figure, "--validation.resolution=32", "--training.device=cpu")
+    (row,) = json.loads((tmp_path / "g.json").read_text())["rows"]
+    assert [cell["true"] for cell in row["images"]] == ["ant", "bee"]
 
 
 def test_outputs_without_a_name_get_none_that_is_in_use(tmp_path: Path) -> None:

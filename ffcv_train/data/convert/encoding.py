@@ -119,7 +119,7 @@ def _image(place: Blob | ZipBlob, encoding: Encoding) -> tuple[np.ndarray, str]:
     """The pixels, and the damage that is to be kept."""
     image = decode(_read(place), max_pixels=encoding.max_megapixels * 1_000_000)
     if image.damage and encoding.on_error != "keep":
-        raise ImageError(f"is a damaged JPEG ({image.damage}), of which readers make other pixels than it had")
+        raise ImageError(image.reason)
     return image.pixels, image.damage
 
 

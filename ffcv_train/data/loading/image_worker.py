@@ -62,7 +62,10 @@ class ImageFiles(Dataset[Any]):
             return self._make(asked, index)
         except (OSError, ImageError, MemoryError) as error:
             reason = f"cannot be read: {error}" if not isinstance(error, ImageError) else str(error)
-            return Failure(f"{self._images.describe(index)} {reason}; repair it, or take it out of the data set")
+            return Failure(
+                f"{self._images.describe(index)} {reason}; repair it, take it out of the data set, or convert that "
+                "by ffcv-train write, whose on_error=skip leaves out and lists all such images"
+            )
 
     def _make(self, asked: SampleKey, index: int) -> np.ndarray:
         place = self._places[index]

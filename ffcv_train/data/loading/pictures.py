@@ -44,8 +44,8 @@ class Sample:
 def open_pictures(paths: Sequence[str | Path]) -> list[Picture]:
     """The images that `paths` hold, in their order: a file is one; folders and archives are searched to their leaves.
 
-    No image is read. Hidden files, and in folders and archives files that are not named as images, do not count.
-    Raises `UserError` for a path that does not exist, or that holds none.
+    No image is decoded. Hidden files do not count, nor in folders and archives what is no image by its ending, or
+    where it has none by its first bytes. Raises `UserError` for a path that does not exist, or that holds none.
     """
     found: list[Picture] = []
     for path in map(Path, paths):
@@ -108,12 +108,18 @@ def _within(path: Path) -> list[Picture]:
         return [Picture(f"{path}/{name}", Sample(beton, index)) for index, name in enumerate(names)]
     if kind == ".zip":
         members = index_zip(path)
-        return [Picture(f"{path}/{name}", place) for name, place in members.items() if _counts(name)]
+        return [Picture(f"{path}/{name}", place) for name, place in members.items() if _counts(name, place)]
     return [Picture(str(path), Blob(str(path)))]
 
 
-def _counts(member: str) -> bool:
-    return is_image(member) and not any(map(is_hidden, member.split("/")))
+def _counts(member: str, place: ZipBlob) -> bool:
+    def head() -> bytes:
+        try:
+            return place.read()
+        except OSError:
+            return b""
+
+    return not any(map(is_hidden, member.split("/"))) and is_image(member, head)
 
 
 def _cut_sample(sample: Sample, parameters: np.ndarray, side: int) -> np.ndarray:

@@ -69,10 +69,18 @@ class Decoded:
     pixels: np.ndarray
     damage: str = ""
 
+    @property
+    def reason(self) -> str:
+        """Why a damaged one is refused, in words that follow the image's name."""
+        return f"is a damaged JPEG ({self.damage}), of which readers make other pixels than it had"
+
 
 def decode_rgb(data: bytes, *, bgr: bool = True) -> np.ndarray:
-    """The pixels of `decode`, of damaged JPEGs as far as Pillow makes any."""
-    return decode(data, bgr=bgr).pixels
+    """The pixels of `decode`. Raises `ImageError` for damaged JPEGs too, as the loader of .beton files does."""
+    image = decode(data, bgr=bgr)
+    if image.damage:
+        raise ImageError(image.reason)
+    return image.pixels
 
 
 def decode(data: bytes, *, bgr: bool = True, max_pixels: int = MAX_PIXELS) -> Decoded:

@@ -1,15 +1,21 @@
-"""Image files below class folders: which files are images, and each real folder once, whatever links lead to it."""
+"""Image files below class folders: which files are images, and each real folder once, whatever links lead to it.
+
+A file's ending says whether it is an image; where it has none, its content does.
+"""
 
 import os
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 
 from PIL import Image, features
 
+from ffcv_train.data.sources.odd_files import kind_of
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import open_regular
 
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF")
 _WITH_LIBRARY = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
@@ -20,6 +26,9 @@ _OF_THE_SYSTEM = frozenset(
     )
 )
 _MAX_SHOWN = 5
+_HEAD_BYTES = 32
+_KINDS = {"a JPEG", "a PNG", "a TIFF", "a GIF", "a BMP", "a WebP file", "an AVIF file", "a JPEG 2000 file"}
+"""Of `kind_of`, what is taken by its content"""
 
 
 @cache
@@ -36,9 +45,23 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _OF_THE_SYSTEM
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's name says that it is an image."""
-    return _suffix(name) in image_suffixes()
+def is_image(name: str, head: Callable[[], bytes]) -> bool:
+    """Whether a file is an image: by its ending, or where its name has none by its first bytes, which `head` gives."""
+    suffix = _suffix(name)
+    return suffix in image_suffixes() or (not suffix and kind_of(head()) in _KINDS)
+
+
+def is_image_file(file: str | Path) -> bool:
+    """`is_image` of a file on the disk; one that cannot be read is none."""
+
+    def head() -> bytes:
+        try:
+            with BufferedReader(open_regular(file), _HEAD_BYTES) as content:
+                return content.read(_HEAD_BYTES)
+        except OSError:
+            return b""
+
+    return is_image(os.fspath(file), head)
 
 
 def find_images(root: Path, folders: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -101,8 +124,9 @@ class _Walk:
                     links.append((path, folder))
                 else:
                     stack.append((path, f"{real}/{entry.name}"))
-            images = sorted(name for name in names if is_image(name))
-            self._left_out.update(_suffix(name) for name in names if not is_image(name))
+            folder_path = os.fspath(self.root / parent)
+            images = sorted(name for name in names if is_image_file(f"{folder_path}/{name}"))
+            self._left_out.update(_suffix(name) for name in set(names).difference(images))
             self.found.setdefault(folder, []).append((parent, images))
         return links
 

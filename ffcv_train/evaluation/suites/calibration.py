@@ -14,7 +14,7 @@ from ffcv_train.system.errors import UserError
 def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
     """Raise `UserError` where the temperature cannot be fitted."""
     if options.calibrate_on:
-        open_with_classes_of(data_set, options.calibrate_on, num_classes)
+        open_with_classes_of(data_set, options.calibrate_on, num_classes, options.classes)
     elif len(data_set) < 2:
         raise UserError(f"{data_set.path} has one sample, too few to fit a temperature to; give --calibrate-on FILE")
 
@@ -24,7 +24,9 @@ def run(examined: Examined) -> dict[str, Any]:
     options, outputs = examined.options, examined.outputs
     logits, labels = outputs.logits, outputs.labels
     if options.calibrate_on:
-        other = open_with_classes_of(examined.data_set, options.calibrate_on, examined.network.num_classes)
+        other = open_with_classes_of(
+            examined.data_set, options.calibrate_on, examined.network.num_classes, options.classes
+        )
         fitted = collect(
             examined.network, examined.config, other, examined.process, None, f"calibration on {other.path.name}"
         )

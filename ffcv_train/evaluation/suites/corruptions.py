@@ -54,7 +54,7 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
                 raise UserError(f"{folder} lacks {name}.npy; unpack CIFAR-10-C whole")
         return
     for name, severity in _ALL:
-        open_with_classes_of(data_set, str(_folder_of(folder, name, severity)), num_classes)
+        open_with_classes_of(data_set, str(_folder_of(folder, name, severity)), num_classes, options.classes)
 
 
 def run(examined: Examined) -> dict[str, Any]:
@@ -229,9 +229,10 @@ def _folder_of(folder: Path, name: str, severity: int) -> Path:
 
 def _imagenet_c(examined: Examined) -> dict[Key, MetricSums]:
     sums = {}
+    options, num_classes = examined.options, examined.network.num_classes
     for name, severity in _ALL:
-        path = str(_folder_of(Path(examined.options.corrupted_data), name, severity))
-        data_set = open_with_classes_of(examined.data_set, path, examined.network.num_classes)
+        path = str(_folder_of(Path(options.corrupted_data), name, severity))
+        data_set = open_with_classes_of(examined.data_set, path, num_classes, options.classes)
         one = MetricSums(examined.process.device)
         head = f"{name} {severity}"
         with contextlib.closing(

@@ -23,18 +23,19 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
             f"--suite groups counts the classes of the training set {options.train_set}, which does not exist; give "
             "it with --train-set FILE"
         )
-    open_with_classes_of(data_set, options.train_set, num_classes)
+    open_with_classes_of(data_set, options.train_set, num_classes, options.classes)
 
 
 def run(examined: Examined) -> dict[str, Any]:
     """What `group_accuracy` says, with the classes' names."""
-    train = open_with_classes_of(examined.data_set, examined.options.train_set, examined.network.num_classes)
+    options, num_classes = examined.options, examined.network.num_classes
+    train = open_with_classes_of(examined.data_set, options.train_set, num_classes, options.classes)
     found = group_accuracy(
         examined.outputs.correct.numpy(),
         examined.outputs.labels.numpy(),
-        np.bincount(train.labels, minlength=examined.network.num_classes).tolist(),
-        many_over=examined.options.many_over,
-        few_under=examined.options.few_under,
+        np.bincount(train.labels, minlength=num_classes).tolist(),
+        many_over=options.many_over,
+        few_under=options.few_under,
     )
     names = examined.class_names or ()
     for record in found["classes"]:

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.data.open import DataSet, open_further
 from ffcv_train.evaluation.collect import Collected, collect
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.detection import detection, energy, nearest_similarity
@@ -22,9 +22,9 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
     if not options.ood_data:
         raise UserError("--suite ood tells the validation set from other data; give it with --ood-data FILE …")
     for path in options.ood_data:
-        open_data_set(path)
+        open_further(path)
     if has_training_set(options):
-        train = open_with_classes_of(data_set, options.train_set, num_classes)
+        train = open_with_classes_of(data_set, options.train_set, num_classes, options.classes)
         if len(train) < options.neighbour:
             raise UserError(
                 f"{train.path} has {len(train)} samples, too few for the {options.neighbour}th neighbour; lower --knn-k"
@@ -40,7 +40,7 @@ def run(examined: Examined) -> dict[str, Any]:
     options, process = examined.options, examined.process
     bank = None
     if has_training_set(options):
-        train = open_data_set(options.train_set)
+        train = open_further(options.train_set, options.classes)
         found = collect(
             examined.network, examined.config, train, process, examined.layer, f"neighbours {train.path.name}"
         )
@@ -57,7 +57,7 @@ def run(examined: Examined) -> dict[str, Any]:
     inside = scores(examined.outputs)
     sets: list[dict[str, Any]] = []
     for path in options.ood_data:
-        other = open_data_set(path)
+        other = open_further(path)
         found = collect(examined.network, examined.config, other, process, examined.layer, f"ood {other.path.name}")
         outside = scores(found)
         sets.append(

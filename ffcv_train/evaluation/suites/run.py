@@ -1,10 +1,11 @@
 """The suites by name: checking what they need, and running them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.data.open import DataSet, open_data_set, without_unread_list
 from ffcv_train.evaluation.collect import Collected, collect
 from ffcv_train.evaluation.extraction import class_names
 from ffcv_train.evaluation.matching import matched
@@ -83,7 +84,9 @@ def evaluate_with_suites(request: Request, process: Process, options: SuiteOptio
     """
     if not options.suites:
         return run_evaluation(request, process)
-    config = request.config
+    options = dataclasses.replace(options, classes=request.config.data.classes)
+    config = without_unread_list(request.config, options.further)
+    request = dataclasses.replace(request, config=config)
     data_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
     network = load_network(request, process.device)
     data_set, _ = matched(data_set, request.subject, network.num_classes, ignore=request.ignore_class_names)

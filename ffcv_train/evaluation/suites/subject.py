@@ -6,7 +6,7 @@ from typing import Any
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import Classes, match_classes
-from ffcv_train.data.open import DataSet, open_data_set, relabelled
+from ffcv_train.data.open import DataSet, open_further, relabelled
 from ffcv_train.evaluation.collect import Collected
 from ffcv_train.metrics.groups import FEW_UNDER, MANY_OVER
 from ffcv_train.models.inspect.last_layer import LastLayer
@@ -41,8 +41,22 @@ class SuiteOptions:
     """variants: data sets of the network's classes or of some"""
     real_labels: str = ""
     """variants: the file of ReaL's labels"""
+    classes: str = ""
+    """data.classes: names of the network's classes, for data sets besides the validation set, see `open_further`"""
     part_file: str = ""
     """corruptions: beginning of the names of files in which sums are kept until all are there; empty: none"""
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The data sets of the network's classes that the suites read besides the validation set."""
+        wanted = {
+            "calibration": (self.calibrate_on,),
+            "groups": (self.train_set,),
+            "ood": (self.train_set,),
+            "corruptions": (self.corrupted_data,),
+            "variants": self.variant_data,
+        }
+        return tuple(path for suite in self.suites for path in wanted.get(suite, ()) if path)
 
     def of(self, suite: str) -> dict[str, Any]:
         """The options on which the record of `suite` depends, files by their absolute paths."""
@@ -85,11 +99,11 @@ class Examined:
     options: SuiteOptions = field(default_factory=SuiteOptions)
 
 
-def open_with_classes_of(data_set: DataSet, path: str, num_classes: int) -> DataSet:
+def open_with_classes_of(data_set: DataSet, path: str, num_classes: int, classes_file: str = "") -> DataSet:
     """The data set at `path`, with the labels of `data_set`, whose classes are the network's `num_classes`.
 
-    Raises `UserError` where it has other classes.
+    `classes_file` as in `open_further`. Raises `UserError` where it has other classes.
     """
     classes = Classes(str(data_set.path), data_set.class_names, num_classes, ignorable=False)
-    other = open_data_set(path)
+    other = open_further(path, classes_file)
     return relabelled(other, match_classes(other, classes), classes.names)

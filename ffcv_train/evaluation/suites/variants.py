@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ffcv_train.data.classes import Classes, match_classes
 from ffcv_train.data.format.beton import Beton
-from ffcv_train.data.open import DataSet, open_data_set
+from ffcv_train.data.open import DataSet, open_further
 from ffcv_train.evaluation.collect import collect
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
 from ffcv_train.metrics.classification import MetricSums
@@ -27,7 +27,7 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
             "--real-labels real.json"
         )
     for path in options.variant_data:
-        network_labels(open_data_set(path), data_set.class_names, num_classes)
+        network_labels(open_further(path, options.classes), data_set.class_names, num_classes)
     if options.real_labels:
         if num_classes != 1000:
             raise UserError(f"--real-labels are ImageNet's, and the network has {num_classes} classes, not 1000")
@@ -40,7 +40,7 @@ def run(examined: Examined) -> dict[str, Any]:
     names = examined.class_names or examined.data_set.class_names
     sets = []
     for path in options.variant_data:
-        data_set = open_data_set(path)
+        data_set = open_further(path, options.classes)
         own = torch.tensor(network_labels(data_set, names, num_classes))
         found = collect(
             examined.network, examined.config, data_set, examined.process, None, f"variant {data_set.path.name}"
@@ -76,7 +76,8 @@ def network_labels(data_set: DataSet, names: tuple[str, ...] | None, num_classes
     theirs = data_set.class_names
     if theirs is None:
         raise UserError(
-            f"nothing names the classes of {data_set.path}; give a folder per class, or write its .beton so"
+            f"nothing names the classes of {data_set.path}; list them in the order of its labels in a file, a line "
+            f"each, and {data_set.how_to_list}"
         )
     if names is None and set(theirs) == {str(label) for label in range(num_classes)}:
         return [int(name) for name in theirs]
