@@ -15,5 +15,5 @@ _SECTIONS = "|".join(section.name for section in dataclasses.fields(RunConfig))
 
 
 def options_in(text: str) -> list[tuple[str, str]]:
-    """Every `section.key` in `text`, with the value where one is given by `=`, else ""."""
-    return [(key, value) for key, value in re.findall(rf"\b((?:{_SECTIONS})\.\w+)(?:=([\w.,/]*\w))?", text)]
+    """Every `section.key` in `text`, pages such as data.md excepted, with its value where `=` gives one, else ""."""
+    return [(key, value) for key, value in re.findall(rf"\b((?:{_SECTIONS})\.(?!md\b)\w+)(?:=([\w.,/]*\w))?", text)]
