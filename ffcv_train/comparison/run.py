@@ -1,7 +1,6 @@
 """Running a comparison: a process per run and device, stopped and continued without loss."""
 
 import contextlib
-import ctypes
 import fcntl
 import itertools
 import json
@@ -21,7 +20,7 @@ from ffcv_train.system.environment import command_line
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors
 from ffcv_train.system.progress import ProgressLine, duration
-from ffcv_train.system.signals import StopRequest
+from ffcv_train.system.signals import StopRequest, end_with_parent
 
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 15
@@ -170,12 +169,6 @@ def _start(plan: Plan, run: Run, stage: str, device: str | None, cores: Mapping[
         preexec_fn=set_up,
     )
     return _Job(run, stage, process, log, start)
-
-
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies, of SIGKILL too."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))
 
 
 def _stop(jobs: dict[str | None, _Job], line: ProgressLine, number: signal.Signals) -> None:

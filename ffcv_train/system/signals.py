@@ -1,5 +1,7 @@
-"""Signals that end a conversion, which must leave nothing behind."""
+"""Signals that end a conversion, which must leave nothing behind; processes that end with the one that started them."""
 
+import contextlib
+import ctypes
 import signal
 import threading
 import time
@@ -93,3 +95,9 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous = {}
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies, of SIGKILL too."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))

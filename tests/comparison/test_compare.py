@@ -167,6 +167,8 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices(config) == [None]
 
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
 # Stands for train_imagenet.py: ends like it, also after a SIGTERM, and writes down when it ran on what.
 FAKE_TRAINING = """
 import os, pathlib, signal, sys, time
@@ -177,23 +179,34 @@ def stop(number, frame):
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 start = time.time()
-print("the loss is not finite") if folder.name in sys.argv[4:] else time.sleep(float(sys.argv[3]))
+print("the loss is not finite") if folder.name in sys.argv[5:] else time.sleep(float(sys.argv[3]))
+(folder / "started").touch()
+end = time.monotonic() + 120
+while len(list(folder.parent.glob("*/started"))) < int(sys.argv[4]):
+    time.sleep(0.01)
+    if time.monotonic() > end:
+        sys.exit("alone")
 with journal.open("a") as file:
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0)))) if hasattr(os, "sched_getaffinity") else ""
     file.write(f"{folder.name} {os.environ.get('CUDA_VISIBLE_DEVICES')} {start} {time.time()} {cores}\\n")
-if folder.name in sys.argv[4:]:
+if folder.name in sys.argv[5:]:
     sys.exit(2)
 (folder / "log.jsonl").write_text('{"epoch": 1, "top_1": 0.5}\\n')
 (folder / "final.pt").touch()
 """
 FAKE_MEASURING = """
-import pathlib, sys
+import os, pathlib, sys
 (pathlib.Path(sys.argv[1]) / "measures.json").write_text('{"format": 1, "transfer": null}')
+if hasattr(os, "sched_getaffinity"):
+    (pathlib.Path(sys.argv[1]) / "cores").write_text(",".join(map(str, sorted(os.sched_getaffinity(0)))))
 """
 
 
 class Fake:
-    """Replaces the commands of a comparison; `seconds` a training takes, `failing` are names of runs."""
+    """Replaces the commands of a comparison; `seconds` a training takes, `failing` are names of runs.
+
+    No training ends before `beside` have begun.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.plan = Plan(
@@ -205,11 +218,11 @@ class Fake:
             None,
             False,
         )
-        self.journal, self.seconds, self.failing = folder / "journal", 0.0, list[str]()
+        self.journal, self.seconds, self.beside, self.failing = folder / "journal", 0.0, 0, list[str]()
         claim_folder(self.plan)
 
     def train(self, plan: Plan, run: Run) -> list[str]:
-        arguments = [str(plan.folder(run)), str(self.journal), str(self.seconds), *self.failing]
+        arguments = [str(plan.folder(run)), str(self.journal), str(self.seconds), str(self.beside), *self.failing]
         return [sys.executable, "-c", FAKE_TRAINING, *arguments]
 
     def measure(self, plan: Plan, run: Run) -> list[str]:
@@ -248,15 +261,25 @@ def test_one_at_a_time_and_failures(fake: Fake, capfd: pytest.CaptureFixture) ->
 
 def test_runs_spread_over_gpus(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "devices", lambda config: ["4", "7"])
-    fake.seconds = 0.5
+    fake.beside = 2
     assert running.run_all(fake.plan) == []
     ran = fake.ran()
     assert {line[1] for line in ran} == {"4", "7"} and len(ran) == 4
-    first, second = (next(line for line in ran if line[1] == gpu) for gpu in ("4", "7"))
-    assert float(first[2]) < float(second[3]) and float(second[2]) < float(first[3]), "at the same time"
-    if running.shares_of_cores(["4", "7"]):  # as many cores as runs, at least
+    if len(cores := CORES) > 1:
         used = {gpu: {line[4] for line in ran if line[1] == gpu} for gpu in ("4", "7")}
-        assert [len(cores) for cores in used.values()] == [1, 1] and used["4"].isdisjoint(used["7"])
+        half = len(cores) // 2
+        assert used == {"4": {",".join(map(str, cores[:half]))}, "7": {",".join(map(str, cores[half:]))}}
+        measured = {line[0]: (fake.plan.out / "runs" / line[0] / "cores").read_text() for line in ran}
+        assert measured == {line[0]: line[4] for line in ran}
+
+
+@pytest.mark.skipif(not CORES, reason="processes are bound to cores on Linux only")
+def test_runs_whose_threads_the_user_has_counted_have_all_cores(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "devices", lambda config: ["4", "7"])
+    data = dataclasses.replace(fake.plan.config.data, num_workers=3)
+    fake.plan = dataclasses.replace(fake.plan, config=dataclasses.replace(fake.plan.config, data=data))
+    assert running.run_all(fake.plan) == []
+    assert {line[4] for line in fake.ran()} == {",".join(map(str, CORES))}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are bound to cores on Linux only")
@@ -292,7 +315,7 @@ def test_interrupted_and_continued(fake: Fake, number: signal.Signals) -> None:
 
 def test_a_killed_comparison_leaves_no_training_behind() -> None:
     program = (
-        "import os, signal, subprocess; from ffcv_train.comparison.run import end_with_parent\n"
+        "import os, signal, subprocess; from ffcv_train.system.signals import end_with_parent\n"
         "print(subprocess.Popen(['sleep', '60'], preexec_fn=end_with_parent, start_new_session=True).pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

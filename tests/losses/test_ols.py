@@ -14,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffcv_train.config.schema import LossConfig
 from ffcv_train.losses import create_criterion
@@ -224,3 +225,24 @@ def test_two_processes_stopped_and_resumed_equal_two_that_were_not(two_ranks: Pa
     for part in ("criterion", "model"):
         for name, tensor in whole[part].items():
             torch.testing.assert_close(parts[part][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_product_with_soft_targets_is_float32_where_a_run_allows_tf32() -> None:
+    precisions = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten.mm.default:
+                precisions.append(torch.get_float32_matmul_precision())
+            return function(*args, **(kwargs or {}))
+
+    logits, targets = batch(0, soft=True)
+    criterion = criterion_of()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Products():
+            criterion(logits.requires_grad_(), targets).backward()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert precisions == ["highest"]

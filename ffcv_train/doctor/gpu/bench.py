@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +35,24 @@ class Bench:
 
     device: torch.device
     folder: Path
+    deadline: float = math.inf
+    """When no more shall be begun, of `time.monotonic`"""
 
     @property
     def on_gpu(self) -> bool:
         """Whether a GPU is checked."""
         return self.device.type == "cuda"
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time that the user gives is used up."""
+        return time.monotonic() >= self.deadline
+
+    @property
+    def amp(self) -> str:
+        """The mixed precision that recipes name, or fp16 on a card that only emulates it."""
+        emulated = self.on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return "fp16" if emulated else "bf16"
 
     @property
     def images(self) -> Path:
@@ -107,6 +122,18 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @contextlib.contextmanager
+def same_kernels() -> Iterator[None]:
+    """cuDNN computes the same each time for a while: what differs then is not its choice."""
+    cudnn = torch.backends.cudnn
+    before = (cudnn.deterministic, cudnn.benchmark)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """Float32 is float32 for a while, no TF32, and cuDNN chooses without a search."""
     backends = torch.backends
@@ -120,9 +147,9 @@ def exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before[1])
 
 
-def prepare(device: torch.device, folder: Path) -> Bench:
+def prepare(device: torch.device, folder: Path, deadline: float = math.inf) -> Bench:
     """Make the synthetic images in `folder`; the same ones everywhere."""
-    bench = Bench(device, folder)
+    bench = Bench(device, folder, deadline)
     for label in range(CLASSES):
         (bench.images / f"class{label}").mkdir(parents=True)
     for number in range(IMAGES):

@@ -1,14 +1,11 @@
 """What a row of the check finds, and how that is judged."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-
-class NotJudged(Exception):  # noqa: N818 (not an error)
-    """This row proves nothing on this machine; says why."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,15 @@ class Figure:
         bounds += [f"at least {_short(self.least)}"] if self.least is not None else []
         told = f"{self.what} {_short(self.value)}"
         return f"{told} ({', '.join(bounds)})" if bounds else told
+
+
+class NotJudged(Exception):  # noqa: N818 (not an error)
+    """This row proves nothing on this machine; says why, with the figures that it has nevertheless."""
+
+    def __init__(self, reason: str, figures: Sequence[Figure] = ()) -> None:
+        told = ", ".join(map(str, figures))
+        super().__init__(f"{reason} ({told})" if told else reason)
+        self.figures = list(figures)
 
 
 def _short(value: float) -> str:

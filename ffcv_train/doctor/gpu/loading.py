@@ -11,6 +11,7 @@ from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loader import Loader
 from ffcv_train.data.loading import beton_loader
+from ffcv_train.data.loading.device_decode import check_decoder
 from ffcv_train.data.loading.plan import Order
 from ffcv_train.doctor.gpu.bench import CPU, Bench
 from ffcv_train.doctor.gpu.figures import Figure, NotJudged, distance
@@ -19,7 +20,7 @@ from ffcv_train.system.errors import UserError
 BATCH = 32
 _SIDES = (96, 128, 96)
 _DECODERS_APART = 2.0
-_LONG_KERNEL = 20_000_000  # cycles: about 10 ms
+_LONG_KERNEL = 60_000_000  # cycles: about 40 ms, so that batches are made faster than the stream reads them
 
 
 def beton_batches(bench: Bench) -> list[Figure]:
@@ -35,9 +36,10 @@ def image_file_batches(bench: Bench) -> list[Figure]:
 def decoded_on_device(bench: Bench) -> list[Figure]:
     """Batches of `data.decode=device` beside the host's: the same samples, pixels as far apart as two decoders'."""
     try:
-        batches = _decoded(bench, "device")
+        check_decoder(bench.device)
     except UserError as error:
         raise NotJudged(str(error)) from None
+    batches = _decoded(bench, "device")
     wanted = _decoded(bench, "host")
     means, others = [], 0
     for (images, labels, indices), (images_2, labels_2, indices_2) in zip(batches, wanted, strict=True):

@@ -1,5 +1,6 @@
 """The check's findings as text."""
 
+from collections import Counter
 from typing import Any
 
 from rich import box
@@ -30,8 +31,9 @@ def print_findings(findings: dict[str, Any], console: Console | None = None) -> 
 
 def _judgement(findings: dict[str, Any]) -> str:
     rows = findings["rows"]
-    counts = {result: sum(row["result"] == result for row in rows) for result in ("holds", "fails", "not judged")}
+    counts = Counter(row["result"] for row in rows)
     parts = [f"{counts['holds']} of {len(rows)} rows hold"]
     parts += [f"{counts['fails']} fail"] if counts["fails"] else []
+    parts += [f"{counts['left out']} left out for want of time (--minutes)"] if counts["left out"] else []
     parts += [f"{counts['not judged']} could not be judged here"] if counts["not judged"] else []
     return f"{', '.join(parts)}, in {duration(findings['seconds'])}"

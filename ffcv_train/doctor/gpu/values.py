@@ -20,6 +20,7 @@ from ffcv_train.models.inspect.dense_head import DenseHead
 from ffcv_train.models.network import Network
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 from ffcv_train.system.distributed import Process
+from ffcv_train.training.parallel import set_up_device
 
 _CLASSES, _BATCH = 1000, 64
 _BORDER_SHARE = 1e-3  # of pixels: an edge that falls within the last bit of a coordinate
@@ -68,6 +69,7 @@ def _mixed(images: Tensor, labels: Tensor, keys: np.ndarray, device: torch.devic
 def criteria(bench: Bench) -> list[Figure]:
     """Loss and gradient of each criterion in float32 on the device against float64 on the CPU."""
     found = []
+    set_up_device("off", bench.device)  # as a run does: a criterion is float32 where its network may be TF32
     for name, criterion in CRITERIA.items():
         losses, gradients = [], []
         for soft in (False, True)[: 1 + criterion.takes_soft_targets]:
