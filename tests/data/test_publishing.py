@@ -1,6 +1,7 @@
 """What is written in several files is the old or the new as a whole, or refused, wherever writing it is killed."""
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -120,7 +121,7 @@ def test_zips_and_maps_at_every_kill(images: Path, tmp_path: Path) -> None:
     old = files_of(out)
     for before in (old, {}):
         seen = set()
-        for point in range(1, 60):
+        for point in range(1, 150):
             shutil.rmtree(out)
             out.mkdir()
             for name, data in before.items():
@@ -130,12 +131,28 @@ def test_zips_and_maps_at_every_kill(images: Path, tmp_path: Path) -> None:
             if not reached:
                 break
             state = outcome(out, before, new, lambda: read_zips(out))
-            if state == "refused" and before:
+            seen.add(state)
+            if point % 7 == 0:
                 make_zips(images / "two", out)
                 assert outcome(out, before, new, lambda: read_zips(out)) == "new"
-            seen.add(state)
+                assert sorted(path.name for path in out.iterdir()) == sorted(new)
         assert point > 20
         assert seen == ({"old", "refused", "new"} if before else {"refused", "new"})
+
+
+def test_what_killed_packings_left_is_removed_unless_a_process_holds_it(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, held, foreign = (tmp_path / f"train.zip.tmp-{end}" for end in ("01234567", "89abcdef", "mine"))
+    for path in (left, held, foreign, tmp_path / "classes.txt.tmp-01234567"):
+        path.write_text("x")
+    with held.open("rb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        make_zips(images / "one", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["train.zip", "val.zip", "train_map.txt", "val_map.txt", "classes.txt", held.name, foreign.name]
+    )
+    assert f"note: {left} is of a run that was killed; it is removed" in capsys.readouterr().out
 
 
 def test_a_split_packed_alone_fits_what_is_there(images: Path, tmp_path: Path) -> None:

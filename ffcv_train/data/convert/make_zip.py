@@ -1,7 +1,6 @@
 """ffcv-train write --make-zip: an image folder to train.zip and val.zip with their maps, the MaxSup paper's layout."""
 
 import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ffcv_train.data.convert.publish import publish
+from ffcv_train.data.convert.unfinished import Unfinished, begin, remove_leftovers
 from ffcv_train.data.sources.archives import index_zip
 from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import FileSource, Request, Source
@@ -26,7 +26,8 @@ def make_zips(
 ) -> list[Path]:
     """Pack an image folder's splits, or `split` alone, into the zipped layout in `output`; returns the files it wrote.
 
-    All of them appear when all are complete, or none. Raises `UserError`, and `KeyboardInterrupt` on Ctrl-C.
+    All of them appear when all are complete, or none. What killed runs left on their way to them is removed. Raises
+    `UserError`, and `KeyboardInterrupt` on Ctrl-C.
     """
     progress = progress or ProgressLine(plain_interval=10.0)
     sources = {name: open_source("imagenet", Request(str(folder), name)) for name in _splits(folder, split)}
@@ -34,25 +35,28 @@ def make_zips(
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
         progress.print(f"note: {note}")
     class_names = _lines(next(iter(sources.values())).class_names)
+    contents: dict[Path, str] = {output / "classes.txt": class_names}
+    for split, source in sources.items():
+        pairs = zip(names[split], source.labels.tolist(), strict=True)
+        contents[output / f"{split}_map.txt"] = _lines(f"{name}\t{label}" for name, label in pairs)
+    archives = {split: output / f"{split}.zip" for split in sources}
+    for target in (*archives.values(), *contents):
+        remove_leftovers(target, progress)
     _check_output(output, sources)
     _check_neighbours(output, list(sources), class_names)
-    mark = f".tmp-{secrets.token_hex(4)}"
-    contents: dict[Path, str] = {output / "classes.txt": class_names}
     with StopSignals(output) as signals, ExitStack() as cleanup:
         made: list[tuple[Path, Path]] = []
 
-        def temporary(target: Path) -> Path:
-            path = target.with_name(target.name + mark)
-            cleanup.callback(path.unlink, missing_ok=True)
-            made.append((path, target))
-            return path
+        def temporary(target: Path) -> Unfinished:
+            unfinished = begin(target)
+            cleanup.callback(unfinished.remove)
+            made.append((unfinished.path, target))
+            return unfinished
 
         try:
             for split, source in sources.items():
-                archive = output / f"{split}.zip"
-                _pack(temporary(archive), source, [f"{split}/{name}" for name in names[split]], compress, progress)
-                pairs = zip(names[split], source.labels.tolist(), strict=True)
-                contents[output / f"{split}_map.txt"] = _lines(f"{name}\t{label}" for name, label in pairs)
+                entries = [f"{split}/{name}" for name in names[split]]
+                _pack(temporary(archives[split]), archives[split].name, source, entries, compress, progress)
             for target, text in contents.items():
                 _write(temporary(target), text)
             signals.ignore()
@@ -143,31 +147,34 @@ def _check_neighbours(output: Path, splits: list[str], class_names: str) -> None
         )
 
 
-def _pack(path: Path, source: Source, names: Sequence[str], compress: bool, progress: ProgressLine) -> None:
+def _pack(
+    to: Unfinished, shown: str, source: Source, names: Sequence[str], compress: bool, progress: ProgressLine
+) -> None:
     kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-    with path.open("xb") as file:
-        with zipfile.ZipFile(file, "w", kind) as archive:
-            for index, name in enumerate(names):
-                try:
-                    content = source.read(index)
-                except OSError as error:
-                    raise UserError(f"cannot read {source.name(index)}: {error.strerror or error}") from None
-                assert isinstance(content, bytes)
-                entry = zipfile.ZipInfo(name, _DATE)
-                entry.compress_type = kind
-                archive.writestr(entry, content)
-                progress.show(path.name.partition(".tmp")[0], index + 1, len(names), "images")
-        file.flush()
-        os.fsync(file.fileno())
-    if len(index_zip(path)) != len(names):
-        raise RuntimeError(f"{path} does not hold the {len(names)} images that were written")
+    with zipfile.ZipFile(to.handle, "w", kind) as archive:
+        for index, name in enumerate(names):
+            try:
+                content = source.read(index)
+            except OSError as error:
+                raise UserError(f"cannot read {source.name(index)}: {error.strerror or error}") from None
+            assert isinstance(content, bytes)
+            entry = zipfile.ZipInfo(name, _DATE)
+            entry.compress_type = kind
+            archive.writestr(entry, content)
+            progress.show(shown, index + 1, len(names), "images")
+    _flush(to)
+    if len(index_zip(to.path)) != len(names):
+        raise RuntimeError(f"{to.path} does not hold the {len(names)} images that were written")
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _write(to: Unfinished, text: str) -> None:
+    to.handle.write(text.encode())
+    _flush(to)
+
+
+def _flush(to: Unfinished) -> None:
+    to.handle.flush()
+    os.fsync(to.handle.fileno())
 
 
 def _lines(texts: Iterator[str] | Sequence[str]) -> str:

@@ -4,10 +4,12 @@ Whoever writes to such a file, worker processes too, holds a shared lock on it, 
 ends: what can be locked exclusively is nobody's.
 """
 
+import contextlib
 import copy
 import fcntl
 import glob
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +29,8 @@ from ffcv_train.system.progress import ProgressLine
 
 _MARK = ".tmp-"
 _JOURNAL_MARK = ".journal-"
-_PATIENCE_SECONDS = 3.0
+_NUMBER = re.compile("[0-9a-f]{8}")
+_PATIENCE_SECONDS = 20.0
 """Workers outlive a killed parent until they have done what they are at."""
 
 
@@ -46,7 +49,8 @@ class Unfinished:
         """Remove what is left of it, and what belongs to it; then let go of it."""
         for file in (sidecar_path(self.path), self.journal, self.path):
             file.unlink(missing_ok=True)
-        self.handle.close()
+        with contextlib.suppress(OSError):  # what a full disk refused is in its buffer still
+            self.handle.close()
 
 
 def journal_path(path: Path) -> Path:
@@ -90,6 +94,17 @@ def take_up(
         progress.print(f"note: {leftover.path} is of a run that was killed{why}; it is removed")
         leftover.remove()
     return chosen or (begin(target), [])
+
+
+def remove_leftovers(target: Path, progress: ProgressLine) -> None:
+    """Remove what killed runs left on their way to `target`; what a process holds stays."""
+    for path in _beside(target, _MARK):
+        if not _NUMBER.fullmatch(path.name.rpartition(_MARK)[2]):
+            continue
+        with contextlib.suppress(OSError), path.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            progress.print(f"note: {path} is of a run that was killed; it is removed")
 
 
 def _leftovers(target: Path, progress: ProgressLine) -> Iterator[Unfinished]:
