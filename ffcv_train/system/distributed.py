@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.launcher import ends_with_launcher
-from ffcv_train.system.rendezvous import meet
+from ffcv_train.system.rendezvous import absent_ranks_are_said, meet
 from ffcv_train.system.watch import at, others_that_ended, watched
 
 T = TypeVar("T")
@@ -71,9 +71,10 @@ def process_group(device_name: str) -> Iterator[Process]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, world_size = meet()
-        bound = device if device.type == "cuda" else None
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=bound)
+        with absent_ranks_are_said():
+            store, rank, world_size = meet()
+            bound = device if device.type == "cuda" else None
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=bound)
     except (RuntimeError, ValueError) as error:
         if "Duplicate GPU" in str(error):
             raise UserError(

@@ -4,9 +4,13 @@ The agents' own count of restarts tells attempts apart on one host only: on othe
 one elsewhere died, which it does not count.
 """
 
+import contextlib
 import os
+import sys
+import threading
 import time
 import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -16,6 +20,8 @@ from ffcv_train.system.errors import UserError
 _POLL_SECONDS = 0.05
 _MEETING_SECONDS = 600.0
 """How much later than the first the last rank may come, from a slow disk"""
+_SAY_SECONDS = 60.0
+_UNSHARED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
 
 
 def meet() -> tuple[dist.Store, int, int]:
@@ -25,8 +31,47 @@ def meet() -> tuple[dist.Store, int, int]:
     """
     store, rank, world_size = next(dist.rendezvous("env://"))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        if rank == 0 and hosts_cannot_come_back():
+            _note(
+                "a host that is lost can come back to this run only where torchrun is started on every host with "
+                f"--rdzv_backend=c10d and {_UNSHARED} in its environment"
+            )
         store = dist.PrefixStore(agree_on_attempt(store, rank, world_size), store)
     return store, rank, world_size
+
+
+def hosts_cannot_come_back() -> bool:
+    """Whether torchrun, told to start ranks again, shares its agents' store with them on several hosts.
+
+    PyTorch's agent of rank 0 then says where the ranks meet in its first round alone: one that joins later waits for
+    that in vain (torch 2.14, `DynamicRendezvousHandler.next_rendezvous`), and takes the others along.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    restarts, hosts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_MAX_RESTARTS", "GROUP_WORLD_SIZE"))
+    return shared and restarts != "0" and hosts not in ("0", "1")
+
+
+@contextlib.contextmanager
+def absent_ranks_are_said() -> Iterator[None]:
+    """A context in which the ranks meet: after a minute, two, four, … it is said that this one waits, and where."""
+    rank, world_size = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    since, over = time.strftime("%H:%M:%S"), threading.Event()
+
+    def say() -> None:
+        seconds = _SAY_SECONDS
+        while not over.wait(seconds):
+            _note(
+                f"rank {rank} has waited since {since} for other ranks to come to {address}; are all {world_size} "
+                "started, and may their hosts reach that port?"
+            )
+            seconds *= 2
+
+    threading.Thread(target=say, name="absent ranks", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def agree_on_attempt(store: dist.Store, rank: int, world_size: int, seconds: float = _MEETING_SECONDS) -> str:
@@ -62,6 +107,11 @@ def agree_on_attempt(store: dist.Store, rank: int, world_size: int, seconds: flo
             raise UserError(f"of {world_size} ranks {sorted(missing)} did not come within {seconds:.0f} s")
         time.sleep(_POLL_SECONDS)
     return attempt
+
+
+def _note(sentence: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(f"note: {sentence}", file=sys.stderr, flush=True)
 
 
 def _first_line(error: Exception) -> str:
