@@ -1,12 +1,12 @@
 """Configurations in which published weights bring their preprocessing, below what files and the command line tell."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ffcv_train.config.read import load_config, told_options
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.models.preset import TRAINING_KEYS, Preset, preset_of
+from ffcv_train.system.files import parse_json
 from ffcv_train.training.resume import find_checkpoint
 
 
@@ -46,7 +46,7 @@ def _of_the_run(config: RunConfig) -> Preset | None:
     if path is None:
         return None
     try:
-        content = json.loads((path.parent / "params.json").read_text(encoding="utf-8"))["config"]
+        content = parse_json((path.parent / "params.json").read_text(encoding="utf-8"))["config"]
         options = {key: content[key.split(".")[0]][key.split(".")[1]] for key in TRAINING_KEYS}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -13,6 +12,7 @@ from ffcv_train.comparison.run import is_finished
 from ffcv_train.data.open import open_data_sets
 from ffcv_train.doctor.examination import Request, examine
 from ffcv_train.system.distributed import process_group
+from ffcv_train.system.files import parse_json
 from ffcv_train.system.progress import duration
 
 _SECONDS = 3.0
@@ -79,7 +79,7 @@ def _logged_seconds(plan: Plan, run: Run) -> float | None:
     if not (folder / "final.pt").is_file():
         return None
     try:
-        records = [json.loads(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        records = [parse_json(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         if len(records) != plan.config.training.epochs:
             return None
         return sum(record["seconds"] + record.get("val_seconds", 0.0) for record in records)

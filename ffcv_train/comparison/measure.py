@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from ffcv_train.models.network import Network
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import replace_file, to_plain
+from ffcv_train.system.files import parse_json, replace_file, to_plain
 
 FORMAT = 1
 
@@ -120,7 +119,7 @@ def read_samples(path: Path) -> dict[str, np.ndarray] | None:
 def is_measured(path: Path, transfer: tuple[Path, Path] | None, suites: SuiteOptions | None = None) -> bool:
     """Whether `path` holds the measures of a run, those of this transfer and these suites included."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             return False
         asked = {name: suites.of(name) for name in suites.suites} if suites is not None else {}

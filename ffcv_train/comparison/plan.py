@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from ffcv_train.models.factory import create_model
 from ffcv_train.models.inspect.last_layer import need_last_layer
 from ffcv_train.models.published import is_by_name
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import disk_errors, write_json
+from ffcv_train.system.files import disk_errors, parse_json, write_json
 from ffcv_train.training import setup
 from ffcv_train.training.resume import differences
 
@@ -166,7 +165,7 @@ def _check_folder(plan: Plan) -> None:
             raise UserError(f"--out {out} holds other files than a comparison's; name a new folder")
         return
     try:
-        written = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        written = parse_json(file.read_text(encoding="utf-8"))["settings"]
         # Options that came later had their defaults.
         defaults, now = to_dict(RunConfig()), plan.settings()
         added = {

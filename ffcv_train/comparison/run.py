@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from ffcv_train.comparison.measure import is_measured
 from ffcv_train.comparison.plan import Plan, Run, devices, measure_command, train_command
 from ffcv_train.system.environment import command_line
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import disk_errors
+from ffcv_train.system.files import disk_errors, parse_json
 from ffcv_train.system.progress import ProgressLine, duration
 from ffcv_train.system.signals import StopRequest, end_with_parent
 
@@ -240,7 +239,7 @@ def _last_record(log: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         for text in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
             with contextlib.suppress(ValueError):
-                record = json.loads(text)
+                record = parse_json(text)
                 if isinstance(record, dict):
                     return record
     return {}

@@ -30,6 +30,8 @@ def read_yaml(file: str) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         hint = "; TOML is not read, write its sections as YAML (docs/migration.md)" if file.endswith(".toml") else ""
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}{hint}") from None
+    except RecursionError:
+        raise UserError(f"{file} is not a configuration: it is nested too deeply; check --config-file") from None
     if content is None:
         return {}
     if not isinstance(content, Mapping):

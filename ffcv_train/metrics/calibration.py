@@ -1,6 +1,5 @@
 """Calibration: how often predictions of a confidence are right, from what an evaluation wrote."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def read_calibration(
     """
     path = Path(path)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give what ffcv-train eval --output wrote") from None
     except ValueError:
@@ -53,7 +53,7 @@ def read_calibration(
         setting = f"{result['count']:,} samples at {resolution} px{', flip-averaged' if flip_averaged else ''}"
         metrics = result["flip_averaged"] if flip_averaged else result
         return calibration_of(metrics, label or _default_label(report), setting)
-    except (KeyError, TypeError, ValueError, StopIteration, AttributeError):
+    except (KeyError, TypeError, ValueError, OverflowError, StopIteration, AttributeError):
         raise UserError(f"{path} is not a metrics file; give what ffcv-train eval --output wrote") from None
 
 

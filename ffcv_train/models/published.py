@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import re
 import urllib.error
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torchvision
 
 from ffcv_train.models.weight_file import read_weight_file
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import parse_json
 
 _FILES = ("model.safetensors", "pytorch_model.bin", "final.pt")
 """What a repository's weights are called, where nobody says"""
@@ -63,7 +63,7 @@ def arch_of(source: str) -> str:
 def described(path: Path) -> dict[str, Any] | None:
     """timm's statement in the `config.json` beside a file of weights: `pretrained_cfg` with `architecture`."""
     try:
-        content = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        content = parse_json((path.parent / "config.json").read_text(encoding="utf-8"))
         return {**content["pretrained_cfg"], "architecture": content["architecture"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None

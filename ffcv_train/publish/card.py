@@ -1,6 +1,5 @@
 """A model card, written from what a run left behind: README.md as the Hugging Face hub shows it."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from ffcv_train.publish.description import Description
+from ffcv_train.system.files import parse_json
 
 _SHOWN_OPTIONS = ("augment", "distill", "finetune", "lr", "resolution", "loss", "training")
 _NO_PART_OF_A_RECIPE = ("seed", "device", "resume")
@@ -176,7 +176,7 @@ def _cell(text: str) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -184,7 +184,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _last_line(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        content = parse_json(path.read_text(encoding="utf-8").splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return {}
     return content if isinstance(content, dict) else {}

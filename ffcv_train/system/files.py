@@ -63,6 +63,14 @@ def to_plain(value: Any) -> Any:
     return str(value)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, for texts of others: what is nested too deeply for it is a `ValueError` as well."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def to_json_line(content: Any) -> str:
     """`to_plain(content)` as one line of JSON, with its newline."""
     return json.dumps(to_plain(content), allow_nan=False, ensure_ascii=False) + "\n"

@@ -2,14 +2,13 @@
 
 import datetime
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 from ffcv_train.config.read import from_dict, to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import disk_errors
+from ffcv_train.system.files import disk_errors, parse_json
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
@@ -72,7 +71,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _configuration_of(run: Path) -> dict[str, Any] | None:
     try:
         path = run / "params.json"
-        return comparable(to_dict(from_dict(RunConfig, json.loads(path.read_text())["config"], str(path))))
+        return comparable(to_dict(from_dict(RunConfig, parse_json(path.read_text())["config"], str(path))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return None
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import numbers
 import os
 import shutil
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import disk_errors, replace_text, sync_file, to_json_line, to_plain, write_json
+from ffcv_train.system.files import disk_errors, parse_json, replace_text, sync_file, to_json_line, to_plain, write_json
 from ffcv_train.system.progress import ProgressLine, duration
 from ffcv_train.training.trackers import Tracking
 
@@ -244,7 +243,7 @@ def _drop_epochs(log: Path, first: int) -> None:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            keep = json.loads(line)["epoch"] < first
+            keep = parse_json(line)["epoch"] < first
         except (ValueError, TypeError, KeyError):
             if number < len(lines):
                 raise UserError(f"{log} line {number} is not the record of an epoch; move the file away") from None

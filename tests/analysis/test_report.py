@@ -191,6 +191,30 @@ def test_a_cut_off_log(tmp_path: Path, error_of: Callable[..., str]) -> None:
     assert "line 1 is not the record of an epoch" in error_of(run, "--output", tmp_path / "r.html")
 
 
+@pytest.mark.parametrize("line", ['{"epoch": 1e400}', "[" * 100_000, '{"epoch": [1]}', "7"])
+def test_a_line_of_the_log_that_is_something_else(tmp_path: Path, line: str) -> None:
+    run = write_run(tmp_path / "run")
+    log = run / "log.jsonl"
+    log.write_text(f"{line}\n{log.read_text()}")
+    with pytest.raises(UserError, match=r"log\.jsonl line 1 is not the record of an epoch"):
+        read_run(run)
+
+
+def test_values_of_other_types_are_left_out(tmp_path: Path) -> None:
+    """As a file holds that another program wrote, or somebody edited."""
+    odd: dict[str, Any] = {"resolution": [160], "images_per_s": "fast", "top_1": {}, "train_loss": "low", "lr": [1]}
+    run = write_run(tmp_path / "run", [{**record, **odd} for record in healthy()])
+    sections = {"training": {"epochs": "20", "seed": {"a": [1]}}, "data": 3, "model": ["resnet50"], "loss": None}
+    for params in (
+        {"config": sections, "num_classes": {}, "versions": 3, "command": [1], "git": {"revision": 2}},
+        {"config": 3, "num_classes": "ten", "versions": ["a"]},
+        {"config": {"model": {"arch": 1e400}}, "device": {"name": []}},
+    ):
+        (run / "params.json").write_text(json.dumps(params))
+        (run / "measures.json").write_text(json.dumps({"train": 3, "single": [], "suites": 7}))
+        assert "What to try next" in texts(page_of(run, output=tmp_path / "r.html"))
+
+
 def test_refusals(tmp_path: Path, error_of: Callable[..., str]) -> None:
     out = ("--output", tmp_path / "r.html")
     run = write_run(tmp_path / "run")

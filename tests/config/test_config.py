@@ -69,6 +69,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(arguments: list[str], words: 
         ("training: {epochs: 3, epochs: 4}", ["epochs", "twice"]),
         ("training: [unclosed", ["not valid YAML"]),
         ("- a list", ["sections"]),
+        ("[" * 5000, ["nested too deeply"]),
     ],
 )
 def test_yaml_faults_name_the_file_and_the_key(tmp_path: Path, text: str, words: list[str]) -> None:

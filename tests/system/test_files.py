@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import open_regular, replace_file, whole_file
+from ffcv_train.system.files import open_regular, parse_json, replace_file, whole_file
 from tests.support.limits import no_hang
+
+
+def test_text_that_is_nested_too_deeply_is_no_json() -> None:
+    assert parse_json('{"a": [1, "b"]}') == {"a": [1, "b"]}
+    for text in ("[" * 100_000, '{"a":' * 100_000, "{"):
+        with pytest.raises(ValueError):
+            parse_json(text)
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def comparison_sections(comparison: Comparison, named: Found) -> list[Section]:
     # One run of each criterion, so that figures show all criteria.
     first = [(name, runs[members[0]]) for name, members in comparison.groups]
     suites = suite_sections(
-        [(f"{name}, {run.name}", found) for name, run in first if (found := run.measures.get("suites"))]
+        [(f"{name}, {run.name}", found) for name, run in first if isinstance(found := run.measures.get("suites"), dict)]
     )
     there = {section.title for section in suites} | {"Comparison", "Runs"}
     opening = _opening(comparison.qualities, there)

@@ -43,11 +43,11 @@ class Finding:
 def find(run: Run) -> list[Finding]:
     """What every rule finds, the gravest first."""
     records = run.records
-    classes = int(run.params.get("num_classes") or 0)
+    classes = run.params.get("num_classes")
     found = [
         not_finished(records, run.epochs),
         not_finite(records),
-        not_learning(records, classes),
+        not_learning(records, classes if isinstance(classes, int) else 0),
         loss_spike(records),
         rising_validation_loss(records),
         train_gap(run.measures),

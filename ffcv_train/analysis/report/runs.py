@@ -1,12 +1,15 @@
 """Reading what runs and comparisons left behind."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import parse_json
+
+_HUGE = 1e300
+"""Numbers from here on count as infinite"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +29,16 @@ class Run:
 
     @property
     def config(self) -> dict[str, dict[str, Any]]:
-        return self.params.get("config", {})
+        """The sections of its options, as far as they are any."""
+        config = self.params.get("config")
+        sections = config.items() if isinstance(config, dict) else ()
+        return {name: section for name, section in sections if isinstance(section, dict)}
 
     @property
     def epochs(self) -> int | None:
         """Epochs that the run was to have; None where that is not known."""
-        return self.config.get("training", {}).get("epochs")
+        epochs = self.config.get("training", {}).get("epochs")
+        return epochs if isinstance(epochs, int) else None
 
     @property
     def val_set(self) -> str:
@@ -75,9 +82,9 @@ def read_run(folder: Path, name: str = "") -> Run:
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            records.append({**record, "epoch": int(record["epoch"])})
-        except (ValueError, TypeError, KeyError):
+            record = parse_json(line)
+            records.append({**_numbers(record), "epoch": int(record["epoch"])})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             if number < len(lines):
                 raise UserError(f"{log} line {number} is not the record of an epoch; repair or remove it") from None
             notes.append(f"The last line of {log.name} is cut off and was left out.")
@@ -90,6 +97,14 @@ def read_run(folder: Path, name: str = "") -> Run:
     if problem and (folder / "measures.json").exists():
         notes.append(f"{problem} and was left out.")
     return Run(name or folder.resolve().name, folder, tuple(records), params, measures, tuple(notes))
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """What a page shows of an epoch's record: numbers, None where one is not finite; anything else is left out."""
+    numbers = {key: value for key, value in record.items() if value is None or isinstance(value, int | float)}
+    finite = {key: value if value is not None and abs(value) < _HUGE else None for key, value in numbers.items()}
+    both = record.get("flip_averaged")
+    return finite | ({"flip_averaged": _numbers(both)} if isinstance(both, dict) else {})
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -159,7 +174,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         return {}, f"{path.name} is missing"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         content = None
     return (content, "") if isinstance(content, dict) else ({}, f"{path.name} cannot be read")

@@ -1,7 +1,6 @@
 """Opening a .beton file: every table and pointer is checked before anything else touches the file."""
 
 import hashlib
-import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ffcv_train.data.format.layout import (
 from ffcv_train.data.kernels.modes import MODE_RAW
 from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import parse_json
 
 _FIELD_NAMES = ("image", "label")
 _MAX_PIXELS_PER_BYTE = 1024
@@ -260,11 +260,11 @@ def _read_sidecar(path: Path, num_samples: int, pair: str) -> dict[str, Any] | N
             )
         return None
     try:
-        sidecar = json.loads(file.read_text())
+        sidecar = parse_json(file.read_text())
         names, count, files = sidecar["class_names"], sidecar["num_samples"], sidecar.get("files", [])
         lists = isinstance(names, list) and isinstance(files, list)
         fits = lists and all(isinstance(name, str) for name in (*names, *files))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         fits, count = False, num_samples
     checksums = sidecar.get("checksums") if fits else None
     other = checksums.get("pair", "") if isinstance(checksums, dict) else ""

@@ -1,6 +1,5 @@
 """Class names from a file, and what is checked about labels."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ffcv_train.data.format.beton import is_beton, sidecar_path
 from ffcv_train.data.sources.source import Request
 from ffcv_train.system.class_names import filled, largest_unnamed_label, parse_list, tidy
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import parse_json
 
 
 def read_class_names(file: str | Path) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
         names: Sequence[str] = parse_list(text)
     else:
         try:
-            names = [tidy(name) for name in json.loads(text)["class_names"]]
+            names = [tidy(name) for name in parse_json(text)["class_names"]]
         except (ValueError, KeyError, TypeError, AttributeError):
             names = []
     if not names or not all(names):

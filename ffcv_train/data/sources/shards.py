@@ -1,6 +1,5 @@
 """Tar shards in webdataset's layout."""
 
-import json
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ffcv_train.data.sources.folders import (
 )
 from ffcv_train.data.sources.source import ArchiveSource, Request, Source
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import parse_json
 
 _SHARD_IMAGES = ("jpg", "jpeg", "png", "webp")
 # webdataset's own: the key ends at the first dot after the last slash.
@@ -94,7 +94,7 @@ def _shard_label(name: str, parts: dict[str, Blob]) -> int:
             if re.fullmatch(r"[0-9]{1,9}", text):
                 return int(text)
         elif "json" in parts:
-            label = json.loads(parts["json"].read())["label"]
+            label = parse_json(parts["json"].read())["label"]
             if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 10**9:
                 return label
     except (OSError, ValueError, KeyError, TypeError):

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import itertools
-import json
 import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.metrics.corruption import summarise_corruptions
 from ffcv_train.system.distributed import all_reduce_sum, share_of_cores
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import write_json
+from ffcv_train.system.files import parse_json, write_json
 from ffcv_train.system.progress import ProgressLine
 
 _SAVE_SECONDS = 30.0
@@ -168,7 +167,7 @@ class _Part:
         if self._path is None or not self._path.is_file():
             return 0
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            content = parse_json(self._path.read_text(encoding="utf-8"))
             if content["about"] != self._about:
                 return 0
             for (name, severity), one in self._sums.items():

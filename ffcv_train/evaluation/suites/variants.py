@@ -1,6 +1,5 @@
 """`variants`: other pictures of the network's classes, or of some: ImageNet-V2, -A, -R, Sketch; and ReaL's labels."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ffcv_train.evaluation.collect import collect
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import parse_json
 
 _NUMBER = re.compile(r"val_(\d{8})")
 
@@ -113,11 +113,11 @@ def real_accuracy(predicted: list[int], wanted: list[set[int]]) -> dict[str, Any
 def real_sets(file: Path, data_set: DataSet) -> list[set[int]]:
     """ReaL's labels of each sample: the file lists those of ILSVRC2012_val_00000001 … in order."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         listed = [{int(label) for label in labels} for labels in content]
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; give real.json of the ReaL labels") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UserError(f"{file} is not a list of lists of labels; give real.json of the ReaL labels") from None
     if isinstance(data_set, Beton):
         names = list((data_set.sidecar or {}).get("files") or ())
