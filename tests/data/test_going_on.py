@@ -256,7 +256,7 @@ def test_killed_with_its_workers(images: Path, tmp_path: Path) -> None:
     ]
     done = subprocess.run(
         [sys.executable, "killed.py", *arguments, "--cfg.num_workers=1"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     (tmp_path / "whole").mkdir()

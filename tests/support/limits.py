@@ -7,7 +7,7 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def no_hang(seconds: int = 60) -> Iterator[None]:
+def no_hang(seconds: int = 240) -> Iterator[None]:
     """Fail what is still at work after `seconds`, which are many times what it takes. In the main thread alone."""
 
     def fail(number: int, frame: FrameType | None) -> None:

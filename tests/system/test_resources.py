@@ -6,6 +6,7 @@ import numpy as np
 import psutil
 import pytest
 
+from ffcv_train.system import resources
 from ffcv_train.system.resources import give_back_memory
 
 
@@ -18,3 +19,8 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     blocks.clear()  # all below the last one are holes
     give_back_memory()
     assert held - process.memory_info().rss > 60e6 and last.sum() == 50_000
+
+
+def test_another_c_library_has_nothing_to_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources.ctypes, "CDLL", lambda name: object())
+    give_back_memory()

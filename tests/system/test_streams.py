@@ -27,7 +27,7 @@ run_main(main)
 
 def run(how: str, *arguments: object) -> subprocess.CompletedProcess:
     shell = ["sh", "-c", f'exec "$@" {how}', "sh", sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])

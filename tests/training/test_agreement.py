@@ -92,7 +92,7 @@ def test_two_processes_of_different_seeds_end_in_a_sentence(small_betons: Betons
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode != 0

@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +185,40 @@ def test_what_the_disk_refused_does_not_come_back_at_the_end(
         monkeypatch.setattr(log._events._records, "_writer", full)  # type: ignore[union-attr]
         log.epoch(record(0))
     assert capsys.readouterr().out.count("No space left on device; the run goes on without") == 1
+
+
+FULL_DISK = """
+import pathlib, sys
+from ffcv_train.training.runlog import RunLog
+folder = pathlib.Path(sys.argv[1])
+values = {100 * "a": {f"{number}": 0.5 for number in range(20)}}  # TensorBoard repeats the outer name for each
+with RunLog.open(folder, "run") as log:
+    log.epoch({"epoch": 0, **values})
+    with (folder / "run/other").open("wb", buffering=0) as other:
+        try:
+            while True:
+                other.write(bytes(4096))
+        except OSError:
+            pass
+    for epoch in range(1, 5):  # the log has room in its page of memory, the events soon need another
+        log.epoch({"epoch": epoch, **values})
+"""
+
+
+def test_a_disk_that_is_full_for_tensorboard(tmp_path: Path) -> None:
+    own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=256k tmpfs {tmp_path}"
+    if not shutil.which("unshare") or subprocess.run([*own, mount], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system of their own")
+    done = subprocess.run(
+        [*own, f'{mount} && "$@" && cat {tmp_path}/run/log.jsonl', "sh", sys.executable, "-c", FULL_DISK, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("No space left on device; the run goes on without") == 1
+    assert [json.loads(line)["epoch"] for line in done.stdout.splitlines() if line.startswith("{")] == list(range(5))
 
 
 def test_a_full_disk_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,7 @@ def test_names_of_runs_are_not_taken_twice(
     settings = config(small_betons, tmp_path / "runs")
     with ThreadPoolExecutor(3) as pool:
         # Each of the three looks for the folder before any of them makes it.
-        meeting, mkdir = Barrier(3, timeout=20), Path.mkdir
+        meeting, mkdir = Barrier(3, timeout=120), Path.mkdir
 
         def make(folder: Path, *rest: Any, **more: Any) -> None:
             if folder.name == first:
@@ -354,14 +354,14 @@ def test_a_rank_whose_launcher_is_killed_stops_and_frees_the_run(small_betons: B
         launcher = subprocess.Popen(
             [sys.executable, "-c", agent, *arguments], cwd=ROOT, env=os.environ | told | where, stderr=errors
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (tmp_path / "r/last.pt").exists():
         assert launcher.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     (rank,) = psutil.Process(launcher.pid).children()
     launcher.kill()
     launcher.wait()
-    assert psutil.wait_procs([rank], timeout=60)[1] == []
+    assert psutil.wait_procs([rank], timeout=120)[1] == []
     said = (tmp_path / "errors").read_text()
     assert f"error: torchrun's agent (process {launcher.pid}) has ended without a word; rank 0 stops" in said
     assert "stopped by SIGTERM; continue from" in said
@@ -371,7 +371,8 @@ def test_a_rank_whose_launcher_is_killed_stops_and_frees_the_run(small_betons: B
 def test_two_ranks_stop_at_once_when_told_twice_and_resume(small_betons: Betons, tmp_path: Path) -> None:
     more = ["--training.epochs=400", "--logging.run=r", "--logging.interval=50", "--training.batch_size=8"]
     arguments = options(small_betons, tmp_path, *more)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--shutdown_timeout=200"]
+    launcher = [*torchrun, "--nproc_per_node=2", f"--master_port={free_port()}"]
     child = subprocess.Popen(
         [*launcher, "train_imagenet.py", *arguments],
         cwd=ROOT,
@@ -380,14 +381,14 @@ def test_two_ranks_stop_at_once_when_told_twice_and_resume(small_betons: Betons,
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (tmp_path / "r" / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     for worker in psutil.Process(child.pid).children():
         worker.send_signal(signal.SIGTERM)
     time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=240)
     assert "stopped by SIGTERM" in errors, errors
     state = load_checkpoint(tmp_path / "r" / "last.pt")
     done = len((tmp_path / "r" / "log.jsonl").read_text().splitlines())
@@ -424,7 +425,7 @@ def test_training_goes_on_when_nobody_reads_its_output(small_betons: Betons, tmp
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=120) == 0, (tmp_path / "stderr").read_text()
+        assert process.wait(timeout=240) == 0, (tmp_path / "stderr").read_text()
     assert (tmp_path / "r" / "final.pt").is_file()
     assert (tmp_path / "stderr").read_text() == ""
 
@@ -437,5 +438,5 @@ def test_a_script_whose_reader_leaves_says_nothing(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=30) == 141
+    assert process.wait(timeout=120) == 141
     assert process.stderr.read() == ""

@@ -18,6 +18,7 @@ from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
+from ffcv_train.training import trainer as trainer_module
 from ffcv_train.training.trainer import Stopped, Trainer
 from tests.support.photographs import ROOT, Samples, crops_of_photographs, write_stock_beton
 from tests.support.runs import ALONE, Betons, config, free_port, log, options, run_script, same_weights, train
@@ -45,6 +46,18 @@ def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Pat
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in final["model"])
     assert "optimizer" not in final
     assert load_checkpoint(run / "best.pt")["best_top_1"] == max(line["top_1"] for line in lines)
+
+
+def test_memory_of_one_side_is_given_back_before_the_next(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(config(small_betons, tmp_path), ALONE)
+    done: list[Any] = []
+    set_resolution = trainer.train_loader.set_resolution
+    monkeypatch.setattr(trainer_module, "give_back_memory", lambda: done.append("given back"))
+    monkeypatch.setattr(trainer.train_loader, "set_resolution", lambda side: done.append(side) or set_resolution(side))
+    trainer.fit()
+    assert done == ["given back", 24, "given back", 32]
 
 
 @pytest.mark.parametrize(
