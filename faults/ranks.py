@@ -1,4 +1,4 @@
-"""Kinds of fault that need several ranks, on one host or on two that are network namespaces of this machine."""
+"""Kinds of fault that need several ranks on one host."""
 
 import contextlib
 import os
@@ -13,22 +13,31 @@ from pathlib import Path
 
 import psutil
 
-from faults.kinds import Bench, Kind, Skipped
-from faults.runs import PATIENCE, lines, options, unreadable
+from faults.kinds import Bench, Kind
+from faults.runs import PATIENCE, differs, lines, options, unreadable
 
 ROOT = Path(__file__).resolve().parent.parent
-_RANKS = ("--training.batch_size=8", "--training.epochs=6")
+RANKS = ("--training.batch_size=8", "--training.epochs=6")
 
 
 class Launcher:
-    """Torchrun at work, with its output in a file."""
+    """Torchrun at work, with its output in a file; `within`: a command that starts it, `program`: what it starts."""
 
-    def __init__(self, folder: Path, name: str, flags: Sequence[str], arguments: Sequence[str], *within: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        flags: Sequence[str],
+        arguments: Sequence[str],
+        *within: str,
+        program: str = "train_imagenet.py",
+    ) -> None:
         self.log = folder / f"{name}.txt"
+        self._program = program
         command = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.2", *flags]
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(
-                [*within, *command, "train_imagenet.py", *arguments],
+                [*within, *command, program, *arguments],
                 cwd=ROOT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=file,
@@ -40,7 +49,7 @@ class Launcher:
         """The processes that train."""
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.process.pid).children(recursive=True)
-            return [child for child in children if _trains(child)]
+            return [child for child in children if self._trains(child)]
         return []
 
     def wait(self, until: Callable[[], bool] = lambda: False, seconds: float = PATIENCE) -> int | None:
@@ -64,12 +73,11 @@ class Launcher:
         """Its output."""
         return self.log.read_text(errors="replace")
 
-
-def _trains(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        words = process.cmdline()
-        return any(word.endswith("train_imagenet.py") for word in words) and "torch.distributed.run" not in words
-    return False
+    def _trains(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            return any(word.endswith(self._program) for word in words) and "torch.distributed.run" not in words
+        return False
 
 
 def _port() -> int:
@@ -79,7 +87,7 @@ def _port() -> int:
 
 
 @contextlib.contextmanager
-def _launched(*launchers: Launcher) -> Iterator[None]:
+def launched(*launchers: Launcher) -> Iterator[None]:
     try:
         yield
     finally:
@@ -87,12 +95,25 @@ def _launched(*launchers: Launcher) -> Iterator[None]:
             launcher.kill()
 
 
+def undisturbed(bench: Bench) -> Path:
+    """The folder of a run of two ranks to which nothing happens; it runs once. Raises `RuntimeError` where it fails."""
+    folder = bench.root / "ranks"
+    if not folder.exists():
+        folder.mkdir()
+        flags = ["--nproc_per_node=2", f"--master_port={_port()}"]
+        launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *RANKS))
+        with launched(launcher):
+            if launcher.wait() != 0:
+                raise RuntimeError(f"two ranks without a fault failed: {launcher.said()}")
+    return folder
+
+
 def a_rank_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
     """One of two ranks gets SIGKILL: the other ends with a sentence, before torchrun would kill it."""
     endless = ("--training.epochs=4000", "--validation.every=4000")
     flags = ["--nproc_per_node=2", f"--master_port={_port()}"]
-    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *_RANKS, *endless))
-    with _launched(launcher):
+    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *RANKS, *endless))
+    with launched(launcher):
         launcher.wait(lambda: lines(folder) >= 1)
         ranks = launcher.ranks()
         if len(ranks) != 2:
@@ -108,23 +129,24 @@ def a_rank_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list[st
 def restarts(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
     """With --max-restarts the ranks start again and finish the run."""
     flags = ["--nproc_per_node=2", f"--master_port={_port()}", "--max-restarts=2"]
-    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *_RANKS))
-    with _launched(launcher):
+    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *RANKS))
+    with launched(launcher):
         launcher.wait(lambda: lines(folder) >= 1)
         ranks = launcher.ranks()
         if len(ranks) != 2:
             return [f"{len(ranks)} ranks started: {launcher.said()[-300:]}"]
         draw.choice(ranks).kill()
         status = launcher.wait()
-        return ([] if status == 0 else [f"status {status}: {launcher.said()[-300:]}"]) + unreadable(folder)
+        wrong = [] if status == 0 else [f"status {status}: {launcher.said()[-300:]}"]
+        return wrong or differs(folder, undisturbed(bench))
 
 
 def the_agent_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
     """Torchrun itself gets SIGKILL: its ranks stop and free the run."""
     endless = ("--training.epochs=4000", "--validation.every=4000")
     flags = ["--nproc_per_node=2", f"--master_port={_port()}"]
-    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *_RANKS, *endless))
-    with _launched(launcher):
+    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *RANKS, *endless))
+    with launched(launcher):
         launcher.wait(lambda: lines(folder) >= 1)
         ranks = launcher.ranks()
         if len(ranks) != 2:
@@ -136,66 +158,10 @@ def the_agent_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list
         return [f"{len(left)} ranks are left"] * bool(left) + unreadable(folder)
 
 
-def a_host_is_lost(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
-    """Of two hosts one loses its network and its processes, and comes back: both go on to the end of the run."""
-    with _two_hosts() as (first, second):
-        where = ["--rdzv_backend=c10d", "--rdzv_endpoint=10.77.0.1:29500", "--rdzv_id=r"]
-        flags = ["--nnodes=2", "--nproc_per_node=1", *where, "--max-restarts=3"]
-        arguments = options(bench.data, folder, *_RANKS)
-
-        def host(name: str, space: str, number: int) -> Launcher:
-            within = ["ip", "netns", "exec", space, "env", "GLOO_SOCKET_IFNAME=veth"]
-            # Torchrun would tell by the host's name, which both share, who keeps the store.
-            own = [f"--rdzv_conf=is_host={int(number == 1)}", f"--local-addr=10.77.0.{number}"]
-            return Launcher(folder, name, [*flags, *own], arguments, *within)
-
-        one, other = host("one", first, 1), host("other", second, 2)
-        with _launched(one, other):
-            one.wait(lambda: lines(folder) >= 1)
-            if lines(folder) < 1:
-                return [f"did not start: {one.said()[-200:]} {other.said()[-200:]}"]
-            subprocess.run(["ip", "-n", second, "link", "set", "veth", "down"], check=True)
-            other.kill()
-            subprocess.run(["ip", "-n", second, "link", "set", "veth", "up"], check=True)
-            back = host("back", second, 2)
-            with _launched(back):
-                status = one.wait()
-                wrong = [] if status == 0 else [f"status {status}: {one.said()[-300:]}"]
-                return wrong + unreadable(folder)
-
-
-@contextlib.contextmanager
-def _two_hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces with a wire between them. Raises `Skipped` where this machine permits none."""
-    names = [f"faults{os.getpid()}-{host}" for host in (1, 2)]
-    made = []
-    try:
-        for name in names:
-            run = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-            if run.returncode:
-                raise Skipped(f"this machine permits no network namespaces ({run.stderr.strip()})")
-            made.append(name)
-        wire = ["ip", "-n", names[0], "link", "add", "veth", "type", "veth", "peer", "name", "veth", "netns", names[1]]
-        run = subprocess.run(wire, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise Skipped(f"this machine permits no virtual networks ({run.stderr.strip()})")
-        for number, name in enumerate(names, start=1):
-            for command in (["addr", "add", f"10.77.0.{number}/24", "dev", "veth"], ["link", "set", "veth", "up"]):
-                subprocess.run(["ip", "-n", name, *command], check=True)
-            subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        yield names[0], names[1]
-    except FileNotFoundError:
-        raise Skipped("this machine has no ip command (iproute2)") from None
-    finally:
-        for name in made:
-            subprocess.run(["ip", "netns", "del", name], check=False)
-
-
-_CARRIES_ON = "torchrun --max-restarts carries on"
+CARRIES_ON = "torchrun --max-restarts carries on, to bit-equal weights"
 
 KINDS = [
     Kind("rank killed", "a rank that waits for another ends with a sentence", 1, a_rank_is_killed),
-    Kind("rank killed, torchrun restarts", _CARRIES_ON, 1, restarts),
+    Kind("rank killed, torchrun restarts", CARRIES_ON, 1, restarts),
     Kind("torchrun killed", "ranks end with their torchrun", 1, the_agent_is_killed),
-    Kind("one of two hosts lost, and back", _CARRIES_ON, 1, a_host_is_lost),
 ]

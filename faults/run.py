@@ -18,17 +18,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from faults import conversions, hosts, ranks
 from faults import kinds as one_process
-from faults import ranks
 from faults.kinds import Bench, Kind, Skipped
 from ffcv_train.cli.main import run_main
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import duration
 
-KINDS = [*one_process.KINDS, *ranks.KINDS]
+KINDS = [*one_process.KINDS, *conversions.KINDS, *ranks.KINDS, *hosts.KINDS]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
     if not kinds:
         raise UserError(f"no kind of fault is named {arguments.only!r}; --help lists none, faults/kinds.py does")
     os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     start = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     try:

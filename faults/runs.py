@@ -26,7 +26,7 @@ from ffcv_train.system.errors import UserError
 
 ALONE = Process(0, 1, 0, 1, torch.device("cpu"))
 EPOCHS = 4
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds after which a run hangs: hundreds of times what it takes"""
 _SAME = ("epoch", "train_loss", "top_1", "nll", "ece", "lr", "resolution")
 

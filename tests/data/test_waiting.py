@@ -120,6 +120,8 @@ def test_the_thread_that_asks_ends_with_the_loader(folder: Path) -> None:
 NOT_CLOSED = """
 import sys
 from ffcv_train import CenterCrop, Loader
+from ffcv_train.data.loading import waiting
+waiting._STALL_SECONDS = 1e9  # a busy machine may take a minute to start workers
 loader = Loader(sys.argv[1], 4, crop=CenterCrop(), resolution=24, device="cpu", num_workers=2)
 print(next(iter(loader)).images.shape[0])
 """
@@ -136,6 +138,8 @@ SMALL_SHARED_MEMORY = """
 import sys
 from ffcv_train import CenterCrop, Loader
 from ffcv_train.cli.main import run_main
+from ffcv_train.data.loading import waiting
+waiting._STALL_SECONDS = 1e9
 def main():
     for batch in Loader(sys.argv[1], 8, crop=CenterCrop(), resolution=256, device="cpu", num_workers=2):
         pass
