@@ -75,7 +75,7 @@ def overfit(config: RunConfig, process: Process, report: Callable[[int, int], No
     plain = AugmentConfig(repeats=1)
     loss = dataclasses.replace(config.loss, name="ce")
     config = dataclasses.replace(config, augment=plain, distill=DistillConfig(), loss=loss)
-    learner, batches, _ = _learner(config, process)
+    learner, batches, _ = _learner(_without_average(config), process)
     with contextlib.closing(batches):
         # A batch may be its loader's buffer, which the next one takes.
         batch = next(batches)
@@ -96,7 +96,7 @@ def find_lr(config: RunConfig, process: Process, report: Callable[[int, int], No
 
     Raises `UserError` where the run would, or no rate lowers the loss.
     """
-    learner, batches, _ = _learner(config, process)
+    learner, batches, _ = _learner(_without_average(config), process)
     rates = np.geomspace(_LOWEST, _HIGHEST, FIND_STEPS)
     board = _Losses()
     learner.lr, learner.board = lambda epoch, step: float(rates[step]), board  # type: ignore[method-assign,assignment]
@@ -151,7 +151,9 @@ def fit_batch(config: RunConfig, process: Process, report: Callable[[str], None]
             learner.step(0, 0, itertools.repeat(_synthetic(count, side, data.num_classes, process.device)))
             torch.cuda.synchronize(process.device)
             return True
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _is_memory(error):
+                raise
             learner.optimizer.zero_grad(set_to_none=True)
             return False
         finally:
@@ -161,6 +163,13 @@ def fit_batch(config: RunConfig, process: Process, report: Callable[[str], None]
     if not found:
         raise UserError(f"not even {_STEP} images of {side} px fit the GPU; lower resolution.max_res")
     return found
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory is out: the allocator says so by a type, CUDA's libraries in words."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        word in str(error) for word in ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory")
+    )
 
 
 def largest(fits: Callable[[int], bool], step: int, most: int) -> int:
@@ -179,7 +188,7 @@ def _learner(config: RunConfig, process: Process) -> tuple[Learner, "_Endless", 
     """The run's own learner, ready to step, its batches without an end, and its data. Raises `UserError`."""
     if process.world_size > 1:
         raise UserError("the doctor runs in one process; start it without torchrun")
-    training = dataclasses.replace(config.training, ema_decay=0.0, resume="")
+    training = dataclasses.replace(config.training, resume="")
     val = config.data.val_dataset or config.data.train_dataset
     config = dataclasses.replace(config, training=training, data=dataclasses.replace(config.data, val_dataset=val))
     setup.check_config(config)
@@ -188,6 +197,11 @@ def _learner(config: RunConfig, process: Process) -> tuple[Learner, "_Endless", 
     learner.prepare()
     learner.training_mode()
     return learner, _Endless(config, data, sizes.per_device, process), data
+
+
+def _without_average(config: RunConfig) -> RunConfig:
+    """`config` without averaged weights, which a trial of the loss does not look at."""
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, ema_decay=0.0))
 
 
 class _Endless:

@@ -7,6 +7,7 @@ import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 import torchvision
@@ -17,7 +18,10 @@ from ffcv_train.system.files import parse_json
 
 _FILES = ("model.safetensors", "pytorch_model.bin", "final.pt")
 """What a repository's weights are called, where nobody says"""
-_HUB_NAME = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
+_HUB_NAME = re.compile(
+    r"hf:(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr/\d+|convert/\w+)|[^/]+))?(?:/(?P<file>.+))?"
+)
+"""As huggingface_hub's HfFileSystem reads them: a revision's slashes are %2F, but those of pull requests"""
 _FORMS = "timm:NAME, torchvision:NAME or hf:ORG/NAME[@REVISION][/FILE]"
 
 
@@ -31,8 +35,9 @@ def local_file(source: str | Path, arch: str = "") -> Path:
 
     `timm:resnet50.a1_in1k` is timm's repository of that name; `torchvision:IMAGENET1K_V2` are weights of `arch`,
     `torchvision:ResNet50_Weights.IMAGENET1K_V2` of the network that it names; `hf:org/name`, with `@revision` and
-    `/file`, a repository on the Hugging Face Hub. The libraries' own settings hold: HF_HOME, HF_ENDPOINT, HF_TOKEN,
-    HF_HUB_OFFLINE, TORCH_HOME. Raises `UserError` for what is not there or cannot be had.
+    `/file`, a repository on the Hugging Face Hub (`@refs/pr/1` is a pull request's revision, `@feature%2Fx` the branch
+    feature/x). The libraries' own settings hold: HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, TORCH_HOME. Raises
+    `UserError` for what is not there or cannot be had.
     """
     source = str(source)
     return _download(source, arch if source.startswith("torchvision:") else "") if is_by_name(source) else Path(source)
@@ -74,23 +79,33 @@ def _download(source: str, arch: str) -> Path:
     if source.startswith("torchvision:"):
         return _of_torchvision(source, arch)
     if source.startswith("timm:"):
-        import timm
-
-        name = source.removeprefix("timm:")
-        published = None
-        with contextlib.suppress(RuntimeError):  # a tag that this network has not
-            published = timm.get_pretrained_cfg(name)
-        if published is None or not (published.hf_hub_id or "").startswith("timm/"):
-            near = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")[:5])
-            raise UserError(
-                f"{source} is not among timm's repositories of weights; "
-                + (f"there are {near}" if near else "timm.list_pretrained() lists what is")
-            )
-        return _of_hub(source, str(published.hf_hub_id), None, None)
+        return _of_hub(source, _timms_repository(source), None, None)
     parts = _HUB_NAME.fullmatch(source)
     if parts is None:
         raise UserError(f"{source} names no weights; give {_FORMS}")
-    return _of_hub(source, parts["repo"], parts["revision"], parts["file"])
+    return _of_hub(source, parts["repo"], unquote(parts["revision"] or "") or None, parts["file"])
+
+
+def _timms_repository(source: str) -> str:
+    """Where on the Hub timm finds the weights of `timm:NAME`. Raises `UserError` where it does not."""
+    import timm
+
+    name = source.removeprefix("timm:")
+    published = None
+    with contextlib.suppress(RuntimeError):  # a tag that this network has not
+        published = timm.get_pretrained_cfg(name)
+    if published is not None and published.hf_hub_id:
+        return str(published.hf_hub_id)
+    if published is not None and published.url:
+        raise UserError(
+            f"{source} lies in no repository but at {published.url}; download that file and name it instead, with "
+            f"--model.arch=timm/{published.architecture}"
+        )
+    near = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*")[:5])
+    raise UserError(
+        f"{source} is not among timm's weights; "
+        + (f"there are {near}" if near else "timm.list_pretrained() lists what is")
+    )
 
 
 def _of_torchvision(source: str, arch: str) -> Path:
@@ -144,7 +159,10 @@ def _of_hub(source: str, repo: str, revision: str | None, file: str | None) -> P
     except errors.GatedRepoError:
         reason = f"{where} is gated; accept its terms there, and log in with `hf auth login` or HF_TOKEN"
     except errors.RevisionNotFoundError:
-        reason = f"{where} has no revision {revision}; name a branch, a tag or a whole commit, or leave it out"
+        reason = (
+            f"{where} has no revision {revision}; name a branch, a tag or a whole commit, a slash in it as %2F, or "
+            "leave it out"
+        )
     except errors.RepositoryNotFoundError:
         reason = f"there is no repository {where}, or it is private; check the name, or log in with `hf auth login`"
     except errors.HFValidationError as error:

@@ -55,7 +55,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     """
     # Half a second to import: not for those who send nothing.
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
@@ -63,18 +63,27 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by ffcv_train")
     except LocalTokenNotFoundError:
         raise UserError("the hub asks who you are; log in with: hf auth login, or set HF_TOKEN") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise UserError(
-                f"the hub does not let you write to {repo} (status {status}); log in with a token that may: hf auth "
-                f"login; the folder stays in {folder}"
-            ) from None
-        raise UserError(f"the hub refused {repo} (status {status}); the folder stays in {folder}, try again") from None
     except Exception as error:
         # Whatever the library's connection raises: its own errors, its HTTP client's, the system's.
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"cannot reach the hub ({reason}); the folder stays in {folder}, upload it with: hf upload {repo} {folder}"
+            f"{_reason(error, repo)}; the folder stays in {folder}, upload it with: hf upload {repo} {folder}"
         ) from None
     return str(address)
+
+
+def _reason(error: Exception, repo: str) -> str:
+    """What went wrong; of a large file, the library chains what its store answered to an error that names the file."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return (
+                f"the hub does not let you write to {repo} (status {status}); log in with a token that may: "
+                "hf auth login"
+            )
+        return f"the hub refused {repo} (status {status})"
+    words = " ".join(str(error).split())[:160] or type(error).__name__
+    return f"cannot send {repo} to the hub ({words})"

@@ -89,15 +89,17 @@ def test_the_largest_that_fits(most: int, limit: int) -> None:
     assert max(asked, default=0) <= most and len(asked) <= 2 * np.log2(most / 8 + 2) + 2
 
 
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when …")])
 def test_batches_are_tried_until_memory_is_out(
-    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """The real learner, on a device that pretends to be a GPU with room for 40 images; not run on a GPU here."""
+    """The real learner with all that a run holds, on a device that pretends to be a GPU with room for 40 images."""
     real = Learner.step
 
     def step(self: Learner, epoch: int, number: int, batches: Any) -> float:
+        assert self.ema is not None
         if len(next(batches).labels) > 40:
-            raise torch.cuda.OutOfMemoryError
+            raise error
         return real(self, epoch, number, batches)
 
     monkeypatch.setattr(Learner, "step", step)
@@ -112,7 +114,11 @@ def test_batches_are_tried_until_memory_is_out(
     monkeypatch.setattr(trials, "_synthetic", lambda count, side, k, device: synthetic(count, side, k, ALONE.device))
     process = Process(0, 1, 0, 1, Pretends())  # type: ignore[arg-type]
     told: list[str] = []
-    assert trials.fit_batch(config(small_betons, tmp_path, *FAST), process, told.append) == 40
+    settings = config(small_betons, tmp_path, *FAST, "--training.ema_decay=0.9")
+    assert trials.fit_batch(settings, process, told.append) == 40
     assert told[0] == "8 images of 24 px"
+    monkeypatch.setattr(Learner, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        trials.fit_batch(settings, process, told.append)
     with pytest.raises(UserError, match="measures a GPU's memory"):
         trials.fit_batch(config(small_betons, tmp_path, *FAST), ALONE, told.append)

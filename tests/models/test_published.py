@@ -29,7 +29,7 @@ from ffcv_train.models.preset import preset_of
 from ffcv_train.models.published import local_file, read_weights
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.errors import UserError
-from tests.support.hub_downloads import Hub, serve
+from tests.support.hub import Hub, in_place, serving
 from tests.support.photographs import ROOT
 from tests.support.runs import Betons
 
@@ -59,26 +59,15 @@ def hub() -> Iterator[Hub]:
         "lab/short": {"model.safetensors": weights[: len(weights) // 2]},
     }
     found = Hub(files, gated={"lab/gated"}, broken={"lab/torn"})
-    with serve(found):
+    with serving(found):
         yield found
 
 
 @pytest.fixture(autouse=True)
 def caches(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cold ones, and the hub in place of the real one; what huggingface_hub reads from the environment on import."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    """Cold ones, and the hub in place of the real one."""
+    in_place(hub, tmp_path / "hf", monkeypatch)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
-    published._download.cache_clear()
-
-
-def ask(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,22 +112,50 @@ def test_a_file_of_a_repository_needs_its_architecture() -> None:
     assert load_weights(model, "hf:lab/plain/sub/one.safetensors").loaded == len(model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("revision", "asked"), [("refs/pr/1", "refs/pr/1"), ("refs%2Fpr%2F1", "refs/pr/1"), ("v1", "v1")]
+)
+def test_a_revision_may_have_slashes(hub: Hub, revision: str, asked: str) -> None:
+    for file in ("sub/one.safetensors", "pytorch_model.bin"):
+        hub.requests.clear()
+        assert local_file(f"hf:lab/plain@{revision}/{file}").read_bytes() == hub.files["lab/plain"][file]
+        assert ("HEAD", f"/lab/plain/resolve/{asked}/{file}") in hub.requests
+    assert local_file(f"hf:lab/plain@{revision}").name == "pytorch_model.bin"
+
+
+def test_every_name_of_timm_leads_somewhere(hub: Hub) -> None:
+    """timm names repositories of others, and weights that lie in none."""
+    named = {name: timm.get_pretrained_cfg(name) for name in timm.list_pretrained()}
+    others = [(name, cfg) for name, cfg in named.items() if cfg.hf_hub_id and not cfg.hf_hub_id.startswith("timm/")]
+    nowhere = [(name, cfg) for name, cfg in named.items() if not cfg.hf_hub_id]
+    assert others and nowhere
+    name, cfg = others[0]
+    hub.files[cfg.hf_hub_id] = {"model.safetensors": b"weights"}
+    assert local_file(f"timm:{name}").read_bytes() == b"weights"
+    for name, cfg in nowhere:
+        wanted = f"lies in no repository but at {cfg.url}; download that file and name it instead, with --model.arch="
+        assert f"{wanted}timm/{cfg.architecture}" in refusal(f"timm:{name}")
+        assert timm.is_model(cfg.architecture)
+
+
 def test_what_cannot_be_had_is_a_sentence(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at = hub.address
+    at = hub.endpoint
     assert f"there is no repository {at}/lab/none, or it is private; check the name, or log in" in refusal(
         "hf:lab/none"
     )
     assert f"{at}/lab/gated is gated; accept its terms there, and log in" in refusal("hf:lab/gated")
-    assert f"{at}/timm/{NAME} has no revision v9; name a branch" in refusal(f"hf:timm/{NAME}@v9")
+    assert (
+        f"{at}/timm/{NAME} has no revision v9; name a branch, a tag or a whole commit, a slash in it as %2F,"
+        in refusal(f"hf:timm/{NAME}@v9")
+    )
     assert f"{at}/lab/empty has no model.safetensors or pytorch_model.bin or final.pt; name a file" in refusal(
         "hf:lab/empty"
     )
     assert f"{at}/lab/plain has no other.bin; name a file" in refusal("hf:lab/plain/other.bin")
     assert "names no weights; give timm:NAME, torchvision:NAME or hf:ORG/NAME" in refusal("hf:lab")
-    assert "timm:resnet50.nobody is not among timm's repositories of weights; there are resnet50." in refusal(
-        "timm:resnet50.nobody"
-    )
+    assert "timm:resnet50.nobody is not among timm's weights; there are resnet50." in refusal("timm:resnet50.nobody")
     assert "timm.list_pretrained() lists what is" in refusal("timm:nonet")
+    assert "has no revision refs; name a branch" in refusal("hf:lab/plain@refs/heads/x/sub/one.safetensors")
     short = refusal("hf:lab/short")
     assert "it is damaged" in short and "remove that file, and it is downloaded anew" in short
     offline(monkeypatch)
@@ -146,11 +163,13 @@ def test_what_cannot_be_had_is_a_sentence(hub: Hub, tmp_path: Path, monkeypatch:
     assert f"not in the cache {tmp_path}/hf, and HF_HUB_OFFLINE is set; run once where there is a network" in cold
 
 
-def test_a_hub_that_does_not_answer_and_a_transfer_that_breaks_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_and_a_transfer_that_breaks_off(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None, raising=False)
     assert "cannot be downloaded from" in (torn := refusal("hf:lab/torn")) and "; try again, or give a file" in torn
     nowhere = "http://127.0.0.1:9"
-    ask(nowhere, monkeypatch)
+    in_place(Hub(endpoint=nowhere), tmp_path / "hf", monkeypatch)
     assert f"and {nowhere} does not answer; run once where there is a network" in refusal(f"timm:{NAME}")
 
 
