@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what editors and mypy read
     from ffcv_train.data.kernels.crops import RandomResizedCrop as RandomResizedCrop
     from ffcv_train.data.loader import Loader as Loader
     from ffcv_train.data.loading.batch import Batch as Batch
+    from ffcv_train.data.loading.batch import ViewBatch as ViewBatch
     from ffcv_train.data.open import open_data_set as open_data_set
     from ffcv_train.data.write import write_dataset as write_dataset
     from ffcv_train.evaluation.classifier import Classifier as Classifier
@@ -47,6 +48,7 @@ _MODULE_OF = {
     "RunConfig": "config.schema",
     "Stopped": "training.trainer",
     "UserError": "system.errors",
+    "ViewBatch": "data.loading.batch",
     "WriteConfig": "data.convert.write",
     "create_model": "models.factory",
     "evaluate": "evaluation.classifier",

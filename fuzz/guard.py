@@ -71,6 +71,7 @@ class Request:
     parameters: np.ndarray
     resolution: int
     at_start: bool = False
+    views: int = 1
 
 
 class GuardedDecoder:
@@ -91,7 +92,7 @@ class GuardedDecoder:
         self._memory["tiles"] = GuardedMemory(max_stored_bytes + _CANARY_BYTES)
 
     def decode(self, request: Request) -> tuple[int, np.ndarray]:
-        """(problem, image uint8 [R, R, 3]); raises `GuardError`. The image is valid until the next call."""
+        """(problem, image uint8 [R, R, 3], of the first view); raises `GuardError`. It is valid until the next call."""
         data, resolution = request.data, request.resolution
         if request.at_start:
             source = self._source.at_start(data)
@@ -101,14 +102,14 @@ class GuardedDecoder:
         side = max(request.height, request.width)
         is_jpeg = request.mode == MODE_JPG
         image_bytes = request.height * request.width * 3 if is_jpeg else 0
-        scratch = Scratch(image_bytes, len(data) if is_jpeg else 0, side, resolution)
+        scratch = Scratch(image_bytes, len(data) if is_jpeg else 0, side, resolution, request.views)
         for name, memory in self._memory.items():
             plain = getattr(scratch, name)
             guarded = memory.at_end(plain.shape, plain.dtype)
             if plain.nbytes <= _COPIED_BYTES:
                 guarded[...] = plain
             setattr(scratch, name, guarded)
-        target = self._target.at_end((1, resolution, resolution, 3), np.dtype(np.uint8))
+        target = self._target.at_end((request.views, resolution, resolution, 3), np.dtype(np.uint8))
         position, problem = decode_samples(
             (
                 np.array([source.ctypes.data], np.uint64),
@@ -120,8 +121,10 @@ class GuardedDecoder:
             ),
             0,
             0,
-            request.parameters,
-            target,
+            (np.tile(request.parameters, (request.views, 1)), np.full(request.views, resolution)),
+            target.reshape(-1),
+            0,
+            1,
             scratch.arguments,
         )
         for name, memory in (*self._memory.items(), ("the stored bytes", self._source), ("the target", self._target)):

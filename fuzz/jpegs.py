@@ -1,5 +1,6 @@
 """Damaged JPEGs through the loader's inner loop, and a second opinion on every image that comes out."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -7,7 +8,7 @@ from random import Random
 
 import numpy as np
 
-from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
+from ffcv_train.data.kernels.crops import IS_RANDOM, CenterCrop, RandomResizedCrop, crop_parameters
 from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG, BAD_LEVEL
 from ffcv_train.data.kernels.level import TRAILER_BYTES, with_level
 from ffcv_train.data.kernels.resample import resize
@@ -21,6 +22,7 @@ REFUSED_BUT_CLEAN = "refused, though the whole decodes"
 _SEED_FILE = "jpegs.pickle"
 _MAX_PIXELS = 400 * 400
 _CHECK_EVERY = 50
+_VIEWS_EVERY = 3
 _CROPS = (
     RandomResizedCrop((0.08, 1.0)),
     RandomResizedCrop((0.02, 0.3), interpolation="bicubic"),
@@ -72,9 +74,16 @@ class JpegFuzzer:
         if problem and is_clean(request):
             result = REFUSED_BUT_CLEAN
         bad = "" if problem else self._opinion.of(request, image)
+        if case % _VIEWS_EVERY == 0 and not problem and not bad and request.parameters[IS_RANDOM]:
+            bad = self._other_with_views(request, image.copy())
         if case % _CHECK_EVERY == 0 and not bad and not np.array_equal(self._decode_sound(), self._sound_image):
             bad = "a sound image decodes to other pixels afterwards"
         return Outcome(result, mutations, bad)
+
+    def _other_with_views(self, request: Request, image: np.ndarray) -> str:
+        """What is wrong with the image as the first of three views; the others may meet damage that it does not."""
+        problem, first = self._decoder.decode(dataclasses.replace(request, views=3))
+        return "" if problem or np.array_equal(first, image) else "is another image as the first of three views"
 
     def save(self, case: int, folder: Path) -> Path:
         """The JPEG, and beside it the rest of the request."""

@@ -30,6 +30,7 @@ NAMES = [
     "RandomResizedCrop",
     "RunConfig",
     "UserError",
+    "ViewBatch",
     "load_config",
     "maxsup",
     "open_data_set",

@@ -16,7 +16,16 @@ HEAD = """# What `ffcv_train` exports
 neither PyTorch nor numba. Examples run in the tests. Made by `make docs` from the docstrings.
 """
 SECTIONS = {
-    "Data": ["open_data_set", "Loader", "Batch", "RandomResizedCrop", "CenterCrop", "write_dataset", "WriteConfig"],
+    "Data": [
+        "open_data_set",
+        "Loader",
+        "Batch",
+        "ViewBatch",
+        "RandomResizedCrop",
+        "CenterCrop",
+        "write_dataset",
+        "WriteConfig",
+    ],
     "Networks": ["create_model", "load_network", "Classifier", "Normaliser"],
     "Criteria": ["MaxSup", "maxsup", "LabelSmoothing", "Criterion", "CRITERIA"],
     "Training and evaluation": ["RunConfig", "load_config", "train", "evaluate", "MetricSums", "Stopped", "UserError"],

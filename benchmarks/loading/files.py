@@ -24,7 +24,7 @@ def from_folder(folder: Path, scratch: Path, mode: str, images: int, workers: in
     """
     links = scratch / "links"
     if not links.exists():
-        _link(folder, links, images)
+        link_photographs(folder, links, images)
     betons = []
     for tiles in (True, False):
         path = scratch / f"{mode}_{'tiles' if tiles else 'plain'}.beton"
@@ -50,7 +50,8 @@ def from_beton(beton: Path, scratch: Path, workers: int) -> tuple[Files, str]:
     return _extracted(Files(beton, beton, scratch / "images", scratch / "shards"), mode, workers), mode
 
 
-def _link(folder: Path, links: Path, images: int) -> None:
+def link_photographs(folder: Path, links: Path, images: int) -> None:
+    """Links to `images` photographs of a class folder tree, some more than once where there are fewer."""
     if not folder.is_dir():
         raise UserError(f"--folder: {folder} is no folder; give one that holds a folder of images per class")
     found = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in IMAGE_SUFFIXES)

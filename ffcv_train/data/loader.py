@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import get_args
+from typing import Generic, TypeVar, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ffcv_train.config.schema import AugmentConfig
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading import beton_loader
-from ffcv_train.data.loading.batch import Batch
+from ffcv_train.data.loading.batch import Batch, ViewBatch
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.loading.plan import Order
 from ffcv_train.data.open import DataSet, open_data_set
@@ -21,8 +21,11 @@ from ffcv_train.data.sources.image_set import ImageSet
 from ffcv_train.system.distributed import choose_device, local_process, share_of_cores
 from ffcv_train.system.errors import speaking_of_arguments
 
+AnyBatch = TypeVar("AnyBatch", bound=Batch | ViewBatch)
+View = tuple[int, RandomResizedCrop]
 
-class Loader:
+
+class Loader(Generic[AnyBatch]):
     """Batches of decoded, cropped images on a device; every iteration is the next epoch.
 
     - `data_set`: what `open_data_set` returned, or a path for it.
@@ -39,6 +42,10 @@ class Loader:
     - `cache`: hold a zip archive in memory, once per machine.
     - `weights`: a number of at least 0 per sample, array-like [N]; the first two orders draw as many samples an epoch
       as have one above 0, each in proportion. None draws every sample once.
+    - `views`: several random crops of each sample from one decode, in batches that are `ViewBatch`es. A number makes
+      so many of `crop` and `resolution`, of which the first is that without `views` to the bit; a list of (resolution,
+      crop), such as `[(224, large)] * 2 + [(96, small)] * 6`, stands for `crop` and `resolution`, which stay out.
+    - `boxes`: tell each view's crop and flip in the batch.
 
     As with PyTorch's loaders, `len` is the number of batches of an epoch. A new iteration ends one that is under way,
     whose consumer gets a `RuntimeError`. `close` it, or use it as a context manager, to end threads and let go of the
@@ -50,10 +57,39 @@ class Loader:
     ...         pass
     >>> len(loader), images.shape, images.dtype, labels.shape
     (3, torch.Size([32, 3, 24, 24]), torch.uint8, torch.Size([32]))
+
+    >>> with Loader("train.beton", 32, crop=RandomResizedCrop(), resolution=24, device="cpu", views=2) as loader:
+    ...     for images, labels, *_ in loader:
+    ...         first, second = images.unbind(1)
+    >>> images.shape, first.shape
+    (torch.Size([32, 2, 3, 24, 24]), torch.Size([32, 3, 24, 24]))
     """
 
+    @overload
     def __init__(
-        self,
+        self: "Loader[ViewBatch]",
+        data_set: DataSet | str | Path,
+        batch_size: int,
+        *,
+        crop: RandomResizedCrop | None = None,
+        resolution: int | None = None,
+        device: torch.device | str | None = None,
+        order: Order | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        batches_ahead: int = 3,
+        repeats: int = 1,
+        cache: bool = False,
+        weights: Sequence[float] | np.ndarray | None = None,
+        views: int | Sequence[View],
+        boxes: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Loader[Batch]",
         data_set: DataSet | str | Path,
         batch_size: int,
         *,
@@ -69,18 +105,49 @@ class Loader:
         repeats: int = 1,
         cache: bool = False,
         weights: Sequence[float] | np.ndarray | None = None,
+        views: None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        data_set: DataSet | str | Path,
+        batch_size: int,
+        *,
+        crop: RandomResizedCrop | CenterCrop | None = None,
+        resolution: int | None = None,
+        device: torch.device | str | None = None,
+        order: Order | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        batches_ahead: int = 3,
+        repeats: int = 1,
+        cache: bool = False,
+        weights: Sequence[float] | np.ndarray | None = None,
+        views: int | Sequence[View] | None = None,
+        boxes: bool = False,
     ) -> None:
         if isinstance(data_set, str | Path):
             data_set = open_data_set(data_set)
         if not isinstance(data_set, Beton | ImageSet):
             raise TypeError(f"data_set must be a path or what open_data_set returned, not {type(data_set).__name__}")
-        if not isinstance(crop, RandomResizedCrop | CenterCrop):
-            raise TypeError(f"crop must be a RandomResizedCrop or a CenterCrop, not {crop!r}")
-        _check_counts(batch_size=batch_size, resolution=resolution, batches_ahead=batches_ahead, repeats=repeats)
+        _check_counts(batch_size=batch_size, batches_ahead=batches_ahead, repeats=repeats)
+        listed = None if views is None or isinstance(views, int) else _checked_list(views, crop, resolution)
+        if isinstance(views, int):
+            _check_counts(views=views)
+            if isinstance(crop, CenterCrop):
+                raise ValueError(f"views={views} are random crops, and crop is a CenterCrop; give a RandomResizedCrop")
+        if listed is None:
+            if not isinstance(crop, RandomResizedCrop | CenterCrop):
+                raise TypeError(f"crop must be a RandomResizedCrop or a CenterCrop, not {crop!r}")
+            _check_counts(resolution=resolution)
+        if boxes and views is None:
+            raise ValueError("boxes=True tells the crops of views; give views=1 for those of one")
         if num_workers is not None:
             _check_counts(num_workers=num_workers)
         if order is None:
-            order = "random" if isinstance(crop, RandomResizedCrop) else "sequential"
+            order = "sequential" if isinstance(crop, CenterCrop) else "random"
         if order not in get_args(Order):
             raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
         if repeats > 1 and order == "sequential":
@@ -92,6 +159,7 @@ class Loader:
         self.data_set = data_set
         self.batch_size = batch_size
         self._next = (0, 0)
+        self._listed = listed is not None
         self._running: Generator[Batch, None, None] | None = None
         with speaking_of_arguments():
             if isinstance(data_set, Beton):
@@ -111,6 +179,8 @@ class Loader:
                     batches_ahead=batches_ahead,
                     repeats=repeats,
                     weights=drawn,
+                    views=views if listed is None else listed,
+                    boxes=boxes,
                 )
             else:
                 if order == "quasi_random":
@@ -127,13 +197,15 @@ class Loader:
                     batches_ahead=batches_ahead,
                     cache=cache,
                     weights=drawn,
+                    views=views if listed is None else listed,
+                    boxes=boxes,
                 )
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         """The batches of the next epoch: 0 at first, then one more each time, or what `set_epoch` said."""
         if self._running is not None:
             self._running.close()
@@ -143,11 +215,11 @@ class Loader:
         batches = self._running = self._loader.epoch()
         return self._batches(batches)
 
-    def _batches(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    def _batches(self, batches: Generator[Batch, None, None]) -> Generator[AnyBatch, None, None]:
         with contextlib.closing(batches), speaking_of_arguments():
             self._check_running(batches)
             for batch in batches:
-                yield batch
+                yield cast(AnyBatch, batch)
                 self._check_running(batches)
 
     def _check_running(self, batches: Generator[Batch, None, None]) -> None:
@@ -161,6 +233,8 @@ class Loader:
     def set_resolution(self, resolution: int) -> None:
         """The side in pixels of the images of later iterations; recompiles nothing."""
         _check_counts(resolution=resolution)
+        if self._listed:
+            raise ValueError(f"resolution={resolution}, but the views in the list have resolutions of their own")
         self._loader.set_resolution(resolution)
 
     @property
@@ -175,7 +249,7 @@ class Loader:
             self._running = None
         self._loader.close()
 
-    def __enter__(self) -> "Loader":
+    def __enter__(self) -> "Loader[AnyBatch]":
         return self
 
     def __exit__(
@@ -195,7 +269,22 @@ def _checked_weights(weights: Sequence[float] | np.ndarray, num_samples: int, or
     return found
 
 
-def _check_counts(**counts: int) -> None:
+def _checked_list(
+    views: Sequence[View], crop: RandomResizedCrop | CenterCrop | None, resolution: int | None
+) -> list[View]:
+    if crop is not None or resolution is not None:
+        name = "crop" if crop is not None else "resolution"
+        raise ValueError(f"views lists a resolution and a crop for each; leave {name} out")
+    if not isinstance(views, Sequence) or isinstance(views, str) or not views:
+        raise TypeError(f"views must be a number, or a list of (resolution, crop), not {views!r}")
+    for place, view in enumerate(views):
+        if not isinstance(view, tuple | list) or len(view) != 2 or not isinstance(view[1], RandomResizedCrop):
+            raise TypeError(f"views[{place}] must be (resolution, RandomResizedCrop), not {view!r}")
+        _check_counts(**{f"views[{place}][0]": view[0]})
+    return list(views)
+
+
+def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number, not {value!r}")

@@ -256,8 +256,10 @@ def loaded(jpgs: list[np.ndarray], crop: RandomResizedCrop, size: int) -> np.nda
         (addresses, sizes, modes, heights, widths, indices),
         0,
         0,
-        crop_parameters(crop),
-        target,
+        (crop_parameters(crop)[None], np.array([size])),
+        target.reshape(-1),
+        0,
+        len(jpgs),
         scratch.arguments,
     )
     assert found == (-1, 0)

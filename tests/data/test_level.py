@@ -41,7 +41,9 @@ def decoded(data: bytes, shape: tuple[int, ...], crop: RandomResizedCrop | Cente
     target = np.zeros((n, size, size, 3), np.uint8)
     table = (np.full(n, sample.ctypes.data, np.uint64), np.full(n, len(data)), np.zeros(n, np.uint8))
     sides = (np.full(n, height), np.full(n, width))
-    found = decode_samples((*table, *sides, np.arange(n)), 0, 0, crop_parameters(crop), target, scratch.arguments)
+    views = (crop_parameters(crop)[None], np.array([size]))
+    flat = target.reshape(-1)
+    found = decode_samples((*table, *sides, np.arange(n)), 0, 0, views, flat, 0, n, scratch.arguments)
     return target, found[1]
 
 

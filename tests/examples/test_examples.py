@@ -32,6 +32,11 @@ def test_pytorch_loop(small_betons: tuple[Path, Path]) -> None:
     assert loss < math.log(4)  # that of a network that knows nothing
 
 
+def test_two_views(small_betons: tuple[Path, Path]) -> None:
+    loss = importlib.import_module("examples.two_views").main(str(small_betons[0]), epochs=8)
+    assert loss < 0.9 * math.log(63)  # that of embeddings that are all alike
+
+
 def test_lightning_trainer(small_betons: tuple[Path, Path]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice

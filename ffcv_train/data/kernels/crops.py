@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ffcv_train.data.kernels.compile_cache import compiled
-from ffcv_train.data.kernels.random import uniform
+from ffcv_train.data.kernels.random import seed_stream, uniform
 from ffcv_train.data.kernels.resample import FILTERS, reach
 
 
@@ -111,6 +111,25 @@ def random_crop(height: int, width: int, parameters: np.ndarray, state: np.ndarr
     elif width / height > math.exp(high):
         w = min(width, max(1, round(height * math.exp(high))))
     return (height - h) // 2, (width - w) // 2, h, w, flip
+
+
+@compiled(nogil=True, error_model="numpy")
+def draw_boxes(
+    heights: np.ndarray, widths: np.ndarray, keys: np.ndarray, seed: int, epoch: int, parameters: np.ndarray
+) -> np.ndarray:
+    """Where `decode_samples` cuts its random views: int64 [n, V, 5], top, left, height, width, and 1 where flipped.
+
+    `heights`, `widths` and `keys` (int64 [n]) are of the samples, `parameters` (float64 [V, 8]) of the views.
+    """
+    boxes = np.empty((len(keys), len(parameters), 5), np.int64)
+    state = np.zeros(1, np.uint64)
+    for i in range(len(keys)):
+        for view in range(len(parameters)):
+            seed_stream(state, seed, epoch, keys[i], view)
+            top, left, h, w, flip = random_crop(heights[i], widths[i], parameters[view], state)
+            box = boxes[i, view]
+            box[0], box[1], box[2], box[3], box[4] = top, left, h, w, flip
+    return boxes
 
 
 @compiled(nogil=True, error_model="numpy")

@@ -1,6 +1,7 @@
 """From stored bytes to cropped, resized, flipped pixels: the compiled inner loop of the loader.
 
-`decode_samples` runs without the GIL on one thread's share of a batch, with that thread's scratch.
+A sample becomes one or several views, of one decode of the region that holds all their crops. `decode_samples` runs
+without the GIL on one thread's share of a batch, with that thread's scratch.
 """
 
 from typing import Any
@@ -10,16 +11,30 @@ from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
-from ffcv_train.data.kernels import compile_cache, jpeg, level, modes, native, random, resample, turbojpeg
+from ffcv_train.data.kernels import compile_cache, jpeg, modes, native, random, resample, turbojpeg
+from ffcv_train.data.kernels import level as levels
 from ffcv_train.data.kernels.compile_cache import compiled
-from ffcv_train.data.kernels.crops import DCT_SCALING, FILTER, IS_RANDOM, center_crop, random_crop, scaled_box
+from ffcv_train.data.kernels.crops import (
+    DCT_SCALING,
+    FILTER,
+    IS_RANDOM,
+    center_crop,
+    draw_boxes,
+    random_crop,
+    scaled_box,
+)
 from ffcv_train.data.kernels.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header
-from ffcv_train.data.kernels.level import jpeg_for
+from ffcv_train.data.kernels.level import serves, split_level
 from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.native import address_of
 from ffcv_train.data.kernels.random import seed_stream
 from ffcv_train.data.kernels.resample import resize_crop, scratch_sizes
 from ffcv_train.data.kernels.turbojpeg import decode_jpeg
+
+# Columns of what is planned for a crop (float64 [crops, PLAN_FIELDS]): the whole pixels that it reads of the JPEG that
+# serves it, the crop within them, its flip, where it goes in the target, and its decode. Crops of one decode have the
+# same number there: by how much the JPEG is reduced, negative for the level's; 0 when the crop is made.
+TOP, LEFT, TALL, WIDE, Y, X, BOX_HEIGHT, BOX_WIDTH, FLIP, START, DECODE, PLAN_FIELDS = range(12)
 
 OK = 0
 BAD_HEADER = 1
@@ -39,9 +54,14 @@ def problem_of(problem: int, data: bytes) -> str:
 
 
 class Scratch:
-    """What one thread needs while it decodes; allocated once."""
+    """What one thread needs while it decodes; allocated once.
 
-    def __init__(self, max_image_bytes: int, max_stored_bytes: int, max_side: int, max_resolution: int) -> None:
+    `crops` is how many crops one decode may serve: at least the views of a sample, more where it is repeated in a row.
+    """
+
+    def __init__(
+        self, max_image_bytes: int, max_stored_bytes: int, max_side: int, max_resolution: int, crops: int = 1
+    ) -> None:
         row, weights = scratch_sizes(max_side, max_resolution)
         self.image = np.empty(max_image_bytes, np.uint8)
         self.row = np.zeros(row, np.float32)
@@ -51,11 +71,13 @@ class Scratch:
         self.tiles = np.empty(max_stored_bytes, np.uint8)
         self.header = np.empty(HEADER_FIELDS, np.int64)
         self.region = np.empty(4, np.int64)
+        self.plan = np.empty((crops, PLAN_FIELDS))
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """As `decode_samples` takes it."""
-        return (self.image, self.row, self.weights, self.spans, self.state, self.tiles, self.header, self.region)
+        own = (self.image, self.row, self.weights, self.spans, self.state, self.tiles, self.header, self.region)
+        return (*own, self.plan)
 
 
 @intrinsic
@@ -73,69 +95,117 @@ def decode_samples(
     samples: tuple[Any, ...],
     seed: int,
     epoch: int,
-    parameters: np.ndarray,
+    views: tuple[Any, ...],
     target: np.ndarray,
+    first: int,
+    count: int,
     scratch: tuple[Any, ...],
 ) -> tuple[int, int]:
-    """Decode, crop, resize and flip samples into `target` (uint8 [n, R, R, 3]).
+    """Decode, crop, resize and flip samples into `target`, where they are number `first` and following of `count`.
 
     `samples`: where each one's bytes lie in memory, uint64 [n], and how many there are, int64 [n]; modes, uint8 [n];
-    heights and widths, int64 [n]; the numbers that key the random draw, int64 [n]. `parameters` are those of
-    `crop_parameters`, `scratch` the `arguments` of a `Scratch`. Returns (position, problem) of the first sample that
-    failed, or (−1, OK).
+    heights and widths, int64 [n]; the numbers that key the random draw, int64 [n]. `views`: the `crop_parameters` of
+    each, float64 [V, 8], all of random crops or one of a centre crop, and their sides R in pixels, int64 [V].
+    `target` (uint8, flat) takes one view after the other, each [count, R, R, 3]. `scratch` is the `arguments` of a
+    `Scratch`. Returns (position, problem) of the first sample that failed, or (−1, OK).
     """
     # Plain tuples: numba looks at the fields of a named one in Python at each call, and holds the GIL meanwhile.
     addresses, sizes, stored_as, heights, widths, keys = samples
-    image, row, weights, spans, state, tiles, header, region = scratch
-    kind, size = int(parameters[FILTER]), target.shape[1]
-    for i in range(len(keys)):
+    parameters, sides = views
+    image, row, weights, spans, state, tiles, header, region, plan = scratch
+    number, drawn = len(sides), parameters[0, IS_RANDOM] != 0.0
+    i = 0
+    while i < len(keys):
+        # Repetitions of a sample in a row are made of one decode too.
+        crops = number
+        while i + crops // number < len(keys) and addresses[i + crops // number] == addresses[i]:
+            if crops + number > len(plan):
+                break
+            crops += number
         height, width = heights[i], widths[i]
         data = carray(as_pointer(np.uintp(addresses[i])), sizes[i])  # type: ignore[call-arg]
-        drawn = parameters[IS_RANDOM] != 0.0
-        if drawn:
-            seed_stream(state, seed, epoch, keys[i])
-            top, left, h, w, flip = random_crop(height, width, parameters, state)
-            y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
-        else:
-            top, left, h, w, y, x, box_h, box_w = center_crop(height, width, parameters, size)
-            flip = False
-        pixels, stride = data, width
-        if stored_as[i] == MODE_JPG:
-            sound, stored, rows, columns = True, data, height, width
+        coded = stored_as[i] == MODE_JPG
+        sound, whole, level, rows, columns = True, data, data[:0], 0, 0
+        if coded and drawn:
+            sound, whole, level, rows, columns = split_level(data, header, height, width)
+        if not sound:
+            return i, BAD_LEVEL
+        before = 0
+        for crop in range(crops):
+            view = crop % number
+            wanted, size = parameters[view], sides[view]
             if drawn:
-                sound, stored, rows, columns = jpeg_for(data, header, height, width, h, w, size)
-            if not sound:
-                return i, BAD_LEVEL
-            if rows != height or columns != width:
-                down, across = rows / height, columns / width
+                seed_stream(state, seed, epoch, keys[i + crop // number], view)
+                top, left, h, w, flip = random_crop(height, width, wanted, state)
+                y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
+            else:
+                top, left, h, w, y, x, box_h, box_w = center_crop(height, width, wanted, size)
+                flip = False
+            reduction, sign = 1, 1
+            if serves(rows, columns, height, width, h, w, size):
+                down, across, sign = rows / height, columns / width, -1
                 top, left, h, w, y, x, box_h, box_w = scaled_box(top, left, h, w, down, across, rows, columns)
-            if not parse_header(stored, header) or header[HEIGHT] != rows or header[WIDTH] != columns:
-                return i, BAD_HEADER
-            address, used = np.uint64(address_of(stored)), np.uint64(len(stored))
             # A crop of at least twice the target is decoded at a half, a quarter, an eighth, where that is wished.
-            reduction = 1
-            while parameters[DCT_SCALING] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * size:
+            while coded and wanted[DCT_SCALING] > 0.0 and reduction < 8 and min(h, w) >= 2 * reduction * size:
                 reduction *= 2
-            # A pixel of the reduced image, which upsampling may look at, is as many of the whole.
-            cut = cut_tiles(stored, header, top, left, h, w, tiles, region, max(MARGIN, reduction))
-            if cut < 0:
-                return i, BAD_JPEG
-            if cut > 0:
-                address, used = np.uint64(address_of(tiles)), np.uint64(cut)
-                top, left, rows, columns = top - region[0], left - region[1], region[2], region[3]
-            if reduction > 1:
-                rows, columns = -(-rows // reduction), -(-columns // reduction)
-                part = 1.0 / reduction
-                top, left, h, w, y, x, box_h, box_w = scaled_box(
-                    top + y, left + x, box_h, box_w, part, part, rows, columns
-                )
-            if decode_jpeg(address, used, rows, columns, image) != 0:
-                return i, BAD_JPEG
-            pixels, stride = image, columns
-        resize_crop(pixels, stride, top, left, h, w, y, x, box_h, box_w, flip, kind, target[i], row, weights, spans)
+            own = plan[crop]
+            own[TOP], own[LEFT], own[TALL], own[WIDE] = top, left, h, w
+            own[Y], own[X], own[BOX_HEIGHT], own[BOX_WIDTH] = y, x, box_h, box_w
+            own[FLIP], own[DECODE] = flip, sign * reduction
+            before = before if view > 0 else 0
+            own[START] = 3 * (before * count + (first + i + crop // number) * size * size)
+            before += size * size
+        for leader in range(crops):
+            decode = plan[leader, DECODE]
+            if decode == 0.0:
+                continue
+            reduction = int(abs(decode))
+            pixels, stride, lines, upper, before = data, width, height, 0, 0
+            if coded:
+                stored, lines, stride = (whole, height, width) if decode > 0.0 else (level, rows, columns)
+                if not parse_header(stored, header) or header[HEIGHT] != lines or header[WIDTH] != stride:
+                    return i, BAD_HEADER
+                top, left, bottom, right = lines, stride, 0, 0
+                for crop in range(leader, crops):
+                    own = plan[crop]
+                    if own[DECODE] == decode:
+                        top, left = min(top, int(own[TOP])), min(left, int(own[LEFT]))
+                        bottom = max(bottom, int(own[TOP] + own[TALL]))
+                        right = max(right, int(own[LEFT] + own[WIDE]))
+                address, used = np.uint64(address_of(stored)), np.uint64(len(stored))
+                # A pixel of the reduced image, which upsampling may look at, is as many of the whole.
+                margin = max(MARGIN, reduction)
+                cut = cut_tiles(stored, header, top, left, bottom - top, right - left, tiles, region, margin)
+                if cut < 0:
+                    return i, BAD_JPEG
+                if cut > 0:
+                    address, used = np.uint64(address_of(tiles)), np.uint64(cut)
+                    upper, before, lines, stride = region[0], region[1], region[2], region[3]
+                lines, stride = -(-lines // reduction), -(-stride // reduction)
+                if decode_jpeg(address, used, lines, stride, image) != 0:
+                    return i, BAD_JPEG
+                pixels = image
+            for crop in range(leader, crops):
+                own, view = plan[crop], crop % number
+                if own[DECODE] != decode:
+                    continue
+                own[DECODE] = 0.0
+                top, left, h, w = int(own[TOP]) - upper, int(own[LEFT]) - before, int(own[TALL]), int(own[WIDE])
+                y, x, box_h, box_w = own[Y], own[X], own[BOX_HEIGHT], own[BOX_WIDTH]
+                if reduction > 1:
+                    part = 1.0 / reduction
+                    top, left, h, w, y, x, box_h, box_w = scaled_box(
+                        top + y, left + x, box_h, box_w, part, part, lines, stride
+                    )
+                size, start, flip = sides[view], int(own[START]), own[FLIP] != 0.0
+                place = target[start : start + 3 * size * size].reshape(size, size, 3)
+                kind = int(parameters[view, FILTER])
+                resize_crop(pixels, stride, top, left, h, w, y, x, box_h, box_w, flip, kind, place, row, weights, spans)
+        i += crops // number
     return -1, OK
 
 
 compile_cache.forget_outdated(
-    (random_crop, center_crop, scaled_box, decode_samples), (jpeg, level, modes, native, random, resample, turbojpeg)
+    (random_crop, center_crop, scaled_box, draw_boxes, decode_samples),
+    (jpeg, levels, modes, native, random, resample, turbojpeg),
 )

@@ -43,21 +43,24 @@ def is_smaller(rows: int, columns: int, height: int, width: int) -> bool:
     return abs(rows * width - columns * height) <= max(height, width)
 
 
-@compiled(nogil=True, error_model="numpy")
-def jpeg_for(
-    data: np.ndarray, header: np.ndarray, height: int, width: int, crop_height: int, crop_width: int, side: int
-) -> tuple[bool, np.ndarray, int, int]:
-    """The JPEG of a stored sample that a crop is to be cut from, with its height and width: the level's where the crop
-    has at least `side` pixels both ways there, else the image's. False where the level is none of this image.
+@compiled(nogil=True)
+def split_level(
+    data: np.ndarray, header: np.ndarray, height: int, width: int
+) -> tuple[bool, np.ndarray, np.ndarray, int, int]:
+    """The image's JPEG in a stored sample, its level's (empty where there is none), and the level's height and width.
 
-    `header` (int64 [HEADER_FIELDS]) is overwritten.
+    Before them, False where the level is none of this image. `header` (int64 [HEADER_FIELDS]) is overwritten.
     """
     level = level_of(data)
     if len(level) == 0:
-        return True, data, height, width
+        return True, data, level, 0, 0
     if not parse_header(level, header) or not is_smaller(header[HEIGHT], header[WIDTH], height, width):
-        return False, level, height, width
-    rows, columns = header[HEIGHT], header[WIDTH]
-    if crop_height * (rows / height) >= side and crop_width * (columns / width) >= side:
-        return True, level, rows, columns
-    return True, data[: len(data) - len(level) - TRAILER_BYTES], height, width
+        return False, data, level, 0, 0
+    return True, data[: len(data) - len(level) - TRAILER_BYTES], level, header[HEIGHT], header[WIDTH]
+
+
+@compiled(nogil=True, error_model="numpy")
+def serves(rows: int, columns: int, height: int, width: int, crop_height: int, crop_width: int, side: int) -> bool:
+    """Whether a crop of an image of `height` × `width` has at least `side` pixels both ways in its level of `rows` ×
+    `columns` (0 × 0: there is none), from which it is to be cut then."""
+    return crop_height * (rows / height) >= side and crop_width * (columns / width) >= side

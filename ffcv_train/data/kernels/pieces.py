@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from ffcv_train.data.kernels import compile_cache, crops, jpeg, level, native, random
+from ffcv_train.data.kernels import compile_cache, crops, jpeg, native, random
+from ffcv_train.data.kernels import level as levels
 from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.crops import random_crop, scaled_box
 from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG, BAD_LEVEL, OK, as_pointer
 from ffcv_train.data.kernels.jpeg import HEADER_FIELDS, HEIGHT, MARGIN, WIDTH, cut_tiles, parse_header, scans_are_whole
-from ffcv_train.data.kernels.level import jpeg_for
+from ffcv_train.data.kernels.level import serves, split_level
 from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.random import seed_stream
 
@@ -42,11 +43,11 @@ def cut_samples(
 ) -> tuple[int, int]:
     """Write what random crops of `side` pixels need of samples to `output` (uint8, as many bytes as the samples have).
 
-    `samples` and `parameters` are those of `decode_samples`, `scratch` is `cutting_scratch()`. Pieces stand one after
-    another; `pieces` (float64 [n, FIELDS]) takes where each ends in `output`, its size in pixels, the whole pixels
-    (top, left, height, width) that the crop may read, the crop (y, x, height, width) within them, whether it is
-    mirrored, and whether the piece is raw pixels. Returns (position, problem) of the first sample that failed, or
-    (−1, OK).
+    `samples` are those of `decode_samples`, `parameters` those of `crop_parameters`, `scratch` is `cutting_scratch()`.
+    Pieces stand one after another; `pieces` (float64 [n, FIELDS]) takes where each ends in `output`, its size in
+    pixels, the whole pixels (top, left, height, width) that the crop may read, the crop (y, x, height, width) within
+    them, whether it is mirrored, and whether the piece is raw pixels. Returns (position, problem) of the first sample
+    that failed, or (−1, OK).
     """
     addresses, sizes, stored_as, heights, widths, keys = samples
     state, header, region = scratch
@@ -58,12 +59,15 @@ def cut_samples(
         top, left, h, w, flip = random_crop(height, width, parameters, state)
         y, x, box_h, box_w = 0.0, 0.0, float(h), float(w)
         if stored_as[i] == MODE_JPG:
-            sound, stored, rows, columns = jpeg_for(data, header, height, width, h, w, side)
+            sound, stored, level, rows, columns = split_level(data, header, height, width)
             if not sound:
                 return i, BAD_LEVEL
-            if rows != height or columns != width:
+            if serves(rows, columns, height, width, h, w, side):
+                stored = level
                 down, across = rows / height, columns / width
                 top, left, h, w, y, x, box_h, box_w = scaled_box(top, left, h, w, down, across, rows, columns)
+            else:
+                rows, columns = height, width
             if not parse_header(stored, header) or header[HEIGHT] != rows or header[WIDTH] != columns:
                 return i, BAD_HEADER
             size = len(stored)
@@ -93,4 +97,4 @@ def cut_samples(
     return -1, OK
 
 
-compile_cache.forget_outdated((cut_samples,), (crops, jpeg, level, native, random))
+compile_cache.forget_outdated((cut_samples,), (crops, jpeg, levels, native, random))

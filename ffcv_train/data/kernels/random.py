@@ -1,4 +1,4 @@
-"""Counter-based random numbers for numba: a stream per (seed, epoch, sample), whoever asks and in whatever order.
+"""Counter-based random numbers for numba: a stream per (seed, epoch, sample, view), whoever asks and in whatever order.
 
 The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 """
@@ -10,7 +10,7 @@ from ffcv_train.data.kernels.compile_cache import compiled
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_S27, _S30, _S31, _S11 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(11)
+_S27, _S30, _S31, _S32, _S11 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32), np.uint64(11)
 
 
 @compiled(nogil=True)
@@ -30,12 +30,15 @@ def uniform(state: np.ndarray, low: float, high: float) -> float:
 
 
 @compiled(nogil=True)
-def seed_stream(state: np.ndarray, seed: int, epoch: int, sample: int) -> None:
-    """Put `state` at the start of the stream of (seed, epoch, sample), each a non-negative integer.
+def seed_stream(state: np.ndarray, seed: int, epoch: int, sample: int, view: int = 0) -> None:
+    """Put `state` at the start of the stream of (seed, epoch, sample, view), each a non-negative integer.
 
     Each number is hashed before the next is mixed in, so that neighbouring keys give unrelated streams.
     """
     state[0] = np.uint64(seed)
     state[0] = next_u64(state) ^ np.uint64(epoch)
     state[0] = next_u64(state) ^ np.uint64(sample)
+    if view > 0:
+        # In the upper half: the lower numbers are the purposes of the policies (augment/draws.py).
+        state[0] = next_u64(state) ^ (np.uint64(view) << _S32)
     state[0] = next_u64(state)

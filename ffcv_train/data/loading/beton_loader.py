@@ -5,7 +5,6 @@ are ours (docs/architecture.md says why).
 """
 
 import ctypes
-import math
 import threading
 import weakref
 from collections import deque
@@ -20,7 +19,7 @@ import torch
 
 from ffcv_train.augment.draws import to_device
 from ffcv_train.data.format.beton import Beton
-from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, draw_boxes
 from ffcv_train.data.kernels.decode import BAD_JPEG, Scratch, decode_samples, problem_of
 from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.kernels.pieces import FIELDS, cut_samples, cutting_scratch
@@ -31,6 +30,7 @@ from ffcv_train.data.loading.plan import EpochPlan, Order
 from ffcv_train.data.loading.source_file import SourceFile
 from ffcv_train.data.loading.threads import Threads
 from ffcv_train.data.loading.transfer import Transfer
+from ffcv_train.data.loading.views import Views, batch_of, tensors_of, views_of
 from ffcv_train.data.loading.waiting import POLL_SECONDS, NoBatchError, Wait, never
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.watch import at
@@ -48,16 +48,20 @@ _left_alone: list["Loader"] = []
 class _Slot:
     """A host buffer for one batch, pinned where a GPU copies from it."""
 
-    def __init__(self, batch_size: int, resolution: int, pinned: bool) -> None:
-        self.images = torch.empty(batch_size * resolution * resolution * 3, dtype=torch.uint8, pin_memory=pinned)
-        self.labels = torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned)
-        self.indices = torch.empty(batch_size, dtype=torch.int64, pin_memory=pinned)
+    def __init__(self, batch_size: int, views: Views, pinned: bool) -> None:
+        def room(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.empty(*shape, dtype=dtype, pin_memory=pinned)
+
+        self.pixels = room(batch_size * views.bytes_per_sample, dtype=torch.uint8)
+        self.labels, self.indices = room(batch_size), room(batch_size)
+        told = batch_size if views.boxes else 0
+        self.boxes, self.flips = room(told, len(views.sides), 4), room(told, len(views.sides), dtype=torch.bool)
         self.copied: torch.cuda.Event | None = None
 
 
 @dataclass
 class _Task:
-    """A batch being decoded into `target` (uint8 [B, R, R, 3]), which is a part of the slot, or on the device.
+    """A batch being decoded into `target` (uint8, flat), which is a part of the slot, or on the device.
 
     There the last of `futures` makes the batch, and what it may be read after.
     """
@@ -65,6 +69,7 @@ class _Task:
     slot: _Slot | None
     target: np.ndarray | None
     keys: np.ndarray
+    views: Views
     pages: np.ndarray | None
     futures: list[Future[Any]]
 
@@ -91,7 +96,8 @@ class Loader:
     `order` and `repeats` are those of `EpochPlan`: "random" over the page cache, "quasi_random" for files larger than
     memory, "sequential" for evaluation. Crops, flips and order are functions of (seed, epoch, sample)
     and do not depend on threads, ranks (random order) or resuming. With `decode` "device" the threads only cut what the
-    crop needs of each JPEG, and the device decodes and resizes: random crops only.
+    crop needs of each JPEG, and the device decodes and resizes: random crops only. With `views` (see `views_of`)
+    batches are `ViewBatch`es.
     """
 
     def __init__(
@@ -99,8 +105,8 @@ class Loader:
         beton: Beton,
         batch_size: int,
         *,
-        crop: RandomResizedCrop | CenterCrop,
-        resolution: int,
+        crop: RandomResizedCrop | CenterCrop | None,
+        resolution: int | None,
         device: torch.device,
         order: Order,
         num_workers: int,
@@ -111,10 +117,12 @@ class Loader:
         repeats: int = 1,
         decode: Literal["host", "device"] = "host",
         weights: np.ndarray | None = None,
+        views: int | Sequence[tuple[int, RandomResizedCrop]] | None = None,
+        boxes: bool = False,
     ) -> None:
         self._beton = beton
-        self._parameters = crop_parameters(crop)
-        self._resolution = resolution
+        self._views = views_of(crop, resolution, views, boxes)
+        self._repeats = repeats
         self._device = device
         self._seed = seed
         pages, window = _window(beton, batch_size) if order == "quasi_random" else (None, 1)
@@ -123,15 +131,17 @@ class Loader:
         self._epoch, self._first_batch = 0, 0
         self._batches_ahead = batches_ahead
         self._free: deque[_Slot] = deque()
-        self._slot_resolution = 0
+        self._room: Views | None = None
         self._busy = threading.Lock()
         self._threads = threading.local()
         self._generation = 0
         if decode == "device":
+            if views is not None:
+                raise ValueError("decode='device' makes one view of each sample; leave decode at 'host' for views")
             if not isinstance(crop, RandomResizedCrop):
                 raise ValueError("decode='device' is for random crops")
             check_decoder(device)
-        self._cubic = crop.interpolation == "bicubic"
+            self._cubic = crop.interpolation == "bicubic"
         self._pool = Threads(num_workers, "decode")
         # A thread of its own: the decoder makes whoever calls it wait.
         self._device_thread = Threads(1, "device") if decode == "device" else None
@@ -149,9 +159,9 @@ class Loader:
             self._content = np.memmap(self._file.file, np.uint8, mode="r")
         nothing = (0, np.empty(0, np.int64), np.empty(0, np.uint64))
         if self._device_thread is not None:
-            self._pool.submit(self._cut, *nothing, resolution, None).result()
+            self._pool.submit(self._cut, *nothing, self._views, None).result()
         else:
-            self._pool.submit(self._decode, *nothing, None, None).result()
+            self._pool.submit(self._decode, *nothing, self._views, np.empty(0, np.uint8), 0, 0, None).result()
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
@@ -163,7 +173,7 @@ class Loader:
 
     def set_resolution(self, resolution: int) -> None:
         """The side in pixels of the images of later iterations; recompiles nothing."""
-        self._resolution = resolution
+        self._views = self._views.at(resolution)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
@@ -183,10 +193,10 @@ class Loader:
             batches = self._plan.batches(self._epoch, self._first_batch)
             self._prepare(batches)
             upcoming = iter(batches)
-            epoch, resolution = self._epoch, self._resolution
+            epoch, views = self._epoch, self._views
             staged: tuple[Batch, torch.cuda.Event | None] | None = None
             for keys in upcoming:
-                pending.append(self._submit(keys, epoch, resolution))
+                pending.append(self._submit(keys, epoch, views))
                 if len(pending) >= self._batches_ahead:
                     break
             while pending:
@@ -196,7 +206,7 @@ class Loader:
                 fresh = self._to_device(task)
                 following = next(upcoming, None)
                 if following is not None:
-                    pending.append(self._submit(following, epoch, resolution))
+                    pending.append(self._submit(following, epoch, views))
                 # The copy of one batch runs on its stream while the step works on the one before.
                 if staged is not None:
                     yield self._handed_over(*staged)
@@ -231,10 +241,11 @@ class Loader:
             _left_alone.append(self)
 
     def _prepare(self, batches: Sequence[np.ndarray]) -> None:
-        if self._resolution > self._slot_resolution and self._device_thread is None:
+        room = self._room.bytes_per_sample if self._room is not None else 0
+        if self._views.bytes_per_sample > room and self._device_thread is None:
             # A new queue: smaller slots that a consumer still holds return to the old one.
             self._free = deque()
-            self._slot_resolution = self._resolution
+            self._room = self._views
             # One slot per batch ahead and one that a copy to the device may still read from.
             self._free.extend(self._new_slot() for _ in range(self._batches_ahead + 1))
             self._generation += 1
@@ -243,9 +254,10 @@ class Loader:
             self._page_cache.begin([np.unique(self._beton.ptrs[b % n] // size) for b in batches])
 
     def _new_slot(self) -> _Slot:
-        return _Slot(self._plan.batch_size, self._slot_resolution, self._device.type == "cuda")
+        assert self._room is not None
+        return _Slot(self._plan.batch_size, self._room, self._device.type == "cuda")
 
-    def _submit(self, keys: np.ndarray, epoch: int, resolution: int) -> _Task:
+    def _submit(self, keys: np.ndarray, epoch: int, views: Views) -> _Task:
         samples = keys % len(self._beton)
         pages, reads = None, None
         ptrs = self._beton.ptrs[samples]
@@ -256,26 +268,33 @@ class Loader:
         else:
             assert self._content is not None
             addresses = np.uint64(self._content.ctypes.data) + ptrs.astype(np.uint64)
-        chunks = [slice(start, start + _CHUNK) for start in range(0, len(samples), _CHUNK)]
+        # Repetitions of a sample stay together, which then is decoded once.
+        step = _CHUNK - _CHUNK % self._repeats or _CHUNK
+        chunks = [slice(start, start + step) for start in range(0, len(samples), step)]
         if self._device_thread is not None:
-            cuts = [self._pool.submit(self._cut, epoch, keys[own], addresses[own], resolution, reads) for own in chunks]
-            made = self._device_thread.submit(self._make, cuts, keys, resolution)
-            return _Task(None, None, keys, pages, [*cuts, made])
+            cuts = [self._pool.submit(self._cut, epoch, keys[own], addresses[own], views, reads) for own in chunks]
+            made = self._device_thread.submit(self._make, cuts, keys, views)
+            return _Task(None, None, keys, views, pages, [*cuts, made])
         # Slots run out only where the consumer keeps batches: a batch on the CPU is its slot.
         slot = self._free.popleft() if self._free else self._new_slot()
         if slot.copied is not None:
             slot.copied.synchronize()
-        slot.labels[: len(samples)] = torch.from_numpy(self._beton.labels[samples])
-        slot.indices[: len(samples)] = torch.from_numpy(samples)
-        shape = (len(samples), resolution, resolution, 3)
-        target = slot.images[: math.prod(shape)].numpy().reshape(shape)
+        count = len(samples)
+        slot.labels[:count] = torch.from_numpy(self._beton.labels[samples])
+        slot.indices[:count] = torch.from_numpy(samples)
+        if views.boxes:
+            heights, widths = self._beton.heights[samples], self._beton.widths[samples]
+            drawn = torch.from_numpy(draw_boxes(heights, widths, keys, self._seed, epoch, views.parameters))
+            slot.boxes[:count], slot.flips[:count] = drawn[..., :4], drawn[..., 4] != 0
+        target = slot.pixels[: count * views.bytes_per_sample].numpy()
         futures = [
-            self._pool.submit(self._decode, epoch, keys[own], addresses[own], target[own], reads) for own in chunks
+            self._pool.submit(self._decode, epoch, keys[own], addresses[own], views, target, own.start, count, reads)
+            for own in chunks
         ]
-        return _Task(slot, target, keys, pages, futures)
+        return _Task(slot, target, keys, views, pages, futures)
 
     def _cut(
-        self, epoch: int, keys: np.ndarray, addresses: np.ndarray, resolution: int, reads: list[Future[Any]] | None
+        self, epoch: int, keys: np.ndarray, addresses: np.ndarray, views: Views, reads: list[Future[Any]] | None
     ) -> _Cut:
         self._wait_for_file(reads)
         samples = self._table(addresses, keys)
@@ -285,8 +304,8 @@ class Loader:
             samples,
             self._seed,
             epoch,
-            self._parameters,
-            resolution,
+            views.parameters[0],
+            int(views.sides[0]),
             cut.content,
             cut.pieces,
             cutting_scratch(),
@@ -307,16 +326,14 @@ class Loader:
             keys,
         )
 
-    def _make(
-        self, cuts: list[Future[Any]], keys: np.ndarray, resolution: int
-    ) -> tuple[Batch, torch.cuda.Event | None]:
+    def _make(self, cuts: list[Future[Any]], keys: np.ndarray, views: Views) -> tuple[Batch, torch.cuda.Event | None]:
         """The batch of what was cut, on the device; called by its thread."""
         found: list[_Cut] = [future.result() for future in cuts]
         samples = keys % len(self._beton)
 
         def action() -> list[torch.Tensor]:
             contents, pieces = [cut.content for cut in found], [cut.pieces for cut in found]
-            images = decode_batch(contents, pieces, resolution, self._device, self._cubic)
+            images = decode_batch(contents, pieces, int(views.sides[0]), self._device, self._cubic)
             return [images, *(to_device(values, self._device) for values in (self._beton.labels[samples], samples))]
 
         try:
@@ -346,19 +363,22 @@ class Loader:
         epoch: int,
         keys: np.ndarray,
         addresses: np.ndarray,
-        target: np.ndarray | None,
+        views: Views,
+        target: np.ndarray,
+        first: int,
+        count: int,
         reads: list[Future[Any]] | None,
     ) -> None:
         self._wait_for_file(reads)
         scratch = self._scratch()
-        if target is None:
-            target = np.empty((0, 1, 1, 3), np.uint8)
         position, problem = decode_samples(
             self._table(addresses, keys),
             self._seed,
             epoch,
-            self._parameters,
+            (views.parameters, views.sides),
             target,
+            first,
+            count,
             scratch.arguments,
         )
         if position >= 0:
@@ -371,12 +391,15 @@ class Loader:
             image_bytes = int((beton.heights * beton.widths * 3 * compressed).max())
             stored_bytes = int((beton.sizes * compressed).max())
             side = int(max(beton.heights.max(), beton.widths.max()))
+            largest = int(self._room.sides.max()) if self._room is not None else 1
             try:
-                self._threads.scratch = Scratch(image_bytes, stored_bytes, side, max(1, self._slot_resolution))
+                self._threads.scratch = Scratch(
+                    image_bytes, stored_bytes, side, largest, len(self._views.sides) * self._repeats
+                )
             except MemoryError:
-                largest = int(np.argmax(beton.heights * beton.widths * compressed))
+                sample = int(np.argmax(beton.heights * beton.widths * compressed))
                 raise UserError(
-                    f"{beton.describe(largest)} has {beton.widths[largest]} × {beton.heights[largest]} pixels, for "
+                    f"{beton.describe(sample)} has {beton.widths[sample]} × {beton.heights[sample]} pixels, for "
                     f"which a thread needs more memory than there is; lower --data.num_workers, or write the data "
                     f"set again with --cfg.max_resolution"
                 ) from None
@@ -402,20 +425,21 @@ class Loader:
         if task.slot is None or task.target is None:
             return task.futures[-1].result()
         slot, count = task.slot, len(task.keys)
-        labels, indices = slot.labels[:count], slot.indices[:count]
+        parts = [slot.labels[:count], slot.indices[:count]]
+        if task.views.boxes:
+            parts += [slot.boxes[:count], slot.flips[:count]]
         if self._transfer is None:
-            images = torch.from_numpy(task.target)
+            pixels = torch.from_numpy(task.target)
             # No copy: the slot is free again when the last tensor that shares its memory is gone.
             weakref.finalize(task.target, self._free.append, slot).atexit = False
-            return Batch(images.permute(0, 3, 1, 2), labels.clone(), indices.clone(), task.keys), None
-        sources = (slot.images[: task.target.size].view(task.target.shape), labels, indices)
-        copies, slot.copied = self._transfer.send(sources)
+            return batch_of(task.views, task.keys, pixels, *(part.clone() for part in parts)), None
+        copies, slot.copied = self._transfer.send([slot.pixels[: task.target.size], *parts])
         self._free.append(slot)
-        return Batch(copies[0].permute(0, 3, 1, 2), copies[1], copies[2], task.keys), slot.copied
+        return batch_of(task.views, task.keys, *copies), slot.copied
 
     def _handed_over(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
         if self._transfer is not None and copied is not None:
-            self._transfer.receive((batch.images, batch.labels, batch.indices), copied)
+            self._transfer.receive(tensors_of(batch), copied)
         return batch
 
     def _cancel(self, pending: deque[_Task]) -> None:

@@ -1,19 +1,20 @@
 """Batches from image files: torch DataLoader's worker processes behind the interface of `loader.Loader`."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ffcv_train.config.schema import AugmentConfig
-from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
+from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading.archive_cache import ArchiveCache
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.image_worker import Failure, ImageFiles, SampleKey, collate, set_up_worker
 from ffcv_train.data.loading.image_workers import ImageWorkers
 from ffcv_train.data.loading.plan import EpochPlan
 from ffcv_train.data.loading.transfer import Transfer
+from ffcv_train.data.loading.views import Views, batch_of, tensors_of, views_of
 from ffcv_train.data.loading.waiting import Wait, never
 from ffcv_train.data.sources.image_set import ImageSet, archive_of
 from ffcv_train.system.distributed import Process
@@ -26,7 +27,8 @@ class ImageLoader:
 
     Order, batches, crops and flips are the same functions of (seed, epoch, key) as there; so are the pixels, but for
     what a .beton's own compression changes. `augment` is given for training: its policy is applied in the workers,
-    drawn from (seed, epoch, key). With `cache` the archive is held in memory, once per machine.
+    drawn from (seed, epoch, key). With `cache` the archive is held in memory, once per machine. With `views` (see
+    `views_of`) batches are `ViewBatch`es.
     """
 
     def __init__(
@@ -34,8 +36,8 @@ class ImageLoader:
         images: ImageSet,
         batch_size: int,
         *,
-        crop: RandomResizedCrop | CenterCrop,
-        resolution: int,
+        crop: RandomResizedCrop | CenterCrop | None,
+        resolution: int | None,
         process: Process,
         num_workers: int,
         augment: AugmentConfig | None = None,
@@ -43,6 +45,8 @@ class ImageLoader:
         batches_ahead: int = 3,
         cache: bool = False,
         weights: np.ndarray | None = None,
+        views: int | Sequence[tuple[int, RandomResizedCrop]] | None = None,
+        boxes: bool = False,
     ) -> None:
         self._images = images
         self._plan = EpochPlan(
@@ -57,7 +61,7 @@ class ImageLoader:
         )
         if augment is not None:
             self._plan.check_length(images.path)
-        self._resolution = resolution
+        self._views = views_of(crop, resolution, views, boxes)
         self._transfer = Transfer(process.device) if process.device.type == "cuda" else None
         self._epoch, self._first_batch = 0, 0
         self._busy = False
@@ -68,7 +72,7 @@ class ImageLoader:
         path = self._cache.path if self._cache is not None else ""
         self._sampler = _BatchSampler()
         self._workers = ImageWorkers(
-            ImageFiles(images, crop_parameters(crop), augment, seed, path),
+            ImageFiles(images, self._views, augment, seed, path),
             batch_sampler=self._sampler,
             collate_fn=collate,
             num_workers=num_workers,
@@ -95,7 +99,7 @@ class ImageLoader:
 
     def set_resolution(self, resolution: int) -> None:
         """The side in pixels of the images of later iterations."""
-        self._resolution = resolution
+        self._views = self._views.at(resolution)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
@@ -110,17 +114,18 @@ class ImageLoader:
         self._busy = True
         try:
             batches = self._plan.batches(self._epoch, self._first_batch)
-            self._sampler.set(batches, self._epoch, self._resolution)
+            views = self._views
+            self._sampler.set(batches, self._epoch, views.sides)
             staged: tuple[Batch, torch.cuda.Event | None] | None = None
             wait = Wait(self._images.path, give_up)
             results = self._workers.batches(wait)
             for keys in batches:
-                images = next(results)
+                made = next(results)
                 self.wait_seconds += wait.seconds
                 at()
-                if isinstance(images, Failure):
-                    raise UserError(images.sentence)
-                fresh = self._to_device(images, keys)
+                if isinstance(made, Failure):
+                    raise UserError(made.sentence)
+                fresh = self._to_device(made, keys, views)
                 if self._transfer is None:
                     yield fresh[0]
                 else:
@@ -142,18 +147,21 @@ class ImageLoader:
             self._cache.close()
             self._cache = None
 
-    def _to_device(self, images: torch.Tensor, keys: np.ndarray) -> tuple[Batch, torch.cuda.Event | None]:
+    def _to_device(
+        self, made: list[torch.Tensor], keys: np.ndarray, views: Views
+    ) -> tuple[Batch, torch.cuda.Event | None]:
         indices = keys % len(self._images)
-        tensors = [images, torch.from_numpy(self._images.labels[indices]), torch.from_numpy(indices)]
+        pixels, *told = made
+        tensors = [pixels, torch.from_numpy(self._images.labels[indices]), torch.from_numpy(indices), *told]
         copied = None
         if self._transfer is not None:
-            # The images are pinned already, by DataLoader's thread.
+            # What workers made is pinned already, by DataLoader's thread.
             tensors, copied = self._transfer.send([t.pin_memory() for t in tensors])
-        return Batch(tensors[0].permute(0, 3, 1, 2), tensors[1], tensors[2], keys), copied
+        return batch_of(views, keys, *tensors), copied
 
     def _handed_over(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
         if self._transfer is not None and copied is not None:
-            self._transfer.receive((batch.images, batch.labels, batch.indices), copied)
+            self._transfer.receive(tensors_of(batch), copied)
         return batch
 
 
@@ -161,15 +169,15 @@ class _BatchSampler:
     """The batches of the next iteration, as DataLoader asks a sampler for them."""
 
     def __init__(self) -> None:
-        self.set([], 0, 0)
+        self.set([], 0, np.empty(0, np.int64))
 
-    def set(self, batches: list[np.ndarray], epoch: int, side: int) -> None:
-        self._batches, self._epoch, self._side = batches, epoch, side
+    def set(self, batches: list[np.ndarray], epoch: int, sides: np.ndarray) -> None:
+        self._batches, self._epoch, self._sides = batches, epoch, sides
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         # Made as they are asked for: an epoch of ImageNet would be a hundred megabytes of them.
-        batches, epoch, side = self._batches, self._epoch, self._side
-        return ([SampleKey(key, epoch, side) for key in keys.tolist()] for keys in batches)
+        batches, epoch, sides = self._batches, self._epoch, self._sides
+        return ([SampleKey(key, epoch, sides) for key in keys.tolist()] for keys in batches)
 
     def __len__(self) -> int:
         return len(self._batches)

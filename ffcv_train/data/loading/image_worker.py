@@ -1,7 +1,6 @@
 """What a worker process does with an image: read, decode, crop, resize, flip, and the policy of augmentation."""
 
 import gc
-import math
 import multiprocessing.queues
 import os
 import random
@@ -19,18 +18,29 @@ from torch.utils.data import Dataset
 
 from ffcv_train.augment.pillow_policy import Policy, policy
 from ffcv_train.config.schema import AugmentConfig
+from ffcv_train.data.kernels.crops import draw_boxes
 from ffcv_train.data.kernels.cut import Cutter
+from ffcv_train.data.loading.views import Views
 from ffcv_train.data.sources.archives import ZipBlob
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
 from ffcv_train.data.sources.image_set import ImageSet, Places
 
 
 class SampleKey(NamedTuple):
-    """What a worker is asked for: the image of `key` (`Batch.keys`) in an epoch, `side` pixels a side."""
+    """What a worker is asked for: the images of `key` (`Batch.keys`) in an epoch; int64 [V] of views, in pixels."""
 
     key: int
     epoch: int
-    side: int
+    sides: np.ndarray
+
+
+class Made(NamedTuple):
+    """What it makes of it."""
+
+    images: list[np.ndarray]
+    """uint8 [side, side, 3], of each view"""
+    drawn: np.ndarray | None
+    """int64 [1, V, 5], `draw_boxes` of it, where asked for"""
 
 
 @dataclass(frozen=True)
@@ -41,22 +51,23 @@ class Failure:
 
 
 class ImageFiles(Dataset[Any]):
-    """uint8 [side, side, 3] or `Failure` for a `SampleKey`; nothing depends on the worker that does it.
+    """`Made` or `Failure` for a `SampleKey`; nothing depends on the worker that does it.
 
-    `parameters` is `crop_parameters` of the crop. With `archive`, members are read from that file instead of their own.
+    Of `views` the crops are taken, and whether boxes are told. With `archive`, members are read from that file instead
+    of their own.
     """
 
     def __init__(
-        self, images: ImageSet, parameters: np.ndarray, augment: AugmentConfig | None, seed: int, archive: str = ""
+        self, images: ImageSet, views: Views, augment: AugmentConfig | None, seed: int, archive: str = ""
     ) -> None:
-        self._images, self._seed = images, seed
-        self._cut = Cutter(parameters)
+        self._images, self._views, self._seed = images, views, seed
+        self._cut = Cutter(views.parameters)
         self._places = Places(images.source)
         self._archive = archive
         self._augment = augment
         self._policy: Policy | None = None
 
-    def __getitem__(self, asked: SampleKey) -> np.ndarray | Failure:
+    def __getitem__(self, asked: SampleKey) -> Made | Failure:
         index = asked.key % len(self._images)
         try:
             return self._make(asked, index)
@@ -67,36 +78,50 @@ class ImageFiles(Dataset[Any]):
                 "by ffcv-train write, whose on_error=skip leaves out and lists all such images"
             )
 
-    def _make(self, asked: SampleKey, index: int) -> np.ndarray:
+    def _make(self, asked: SampleKey, index: int) -> Made:
         place = self._places[index]
         if self._archive and isinstance(place, ZipBlob):
             place = place._replace(path=self._archive)
         pixels = contiguous(decode_rgb(place.read(), bgr=False))
-        image = self._cut(pixels, asked.side, key=asked.key, seed=self._seed, epoch=asked.epoch)
+        images = self._cut.views(pixels, asked.sides, key=asked.key, seed=self._seed, epoch=asked.epoch)
+        drawn = None
+        if self._views.boxes:
+            height, width, key = (np.array([number]) for number in (*pixels.shape[:2], asked.key))
+            drawn = draw_boxes(height, width, key, self._seed, asked.epoch, self._views.parameters)
         if self._augment is None or self._augment.policy == "none":
-            return image
+            return Made(images, drawn)
         self._policy = self._policy or policy(self._augment)
         _seed_generators(self._seed, asked)
-        return np.asarray(self._policy(Image.fromarray(image)))
+        return Made([np.asarray(self._policy(Image.fromarray(image))) for image in images], drawn)
 
 
-def collate(images: list[np.ndarray | Failure]) -> torch.Tensor | Failure:
-    """uint8 [B, side, side, 3], or the first failure."""
-    pixels = []
-    for image in images:
-        if isinstance(image, Failure):
-            return image
-        pixels.append(image)
+def collate(samples: list[Made | Failure]) -> list[torch.Tensor] | Failure:
+    """The pixels as `batch_of` takes them, and where told boxes, int64 [B, V, 4], and flips, bool [B, V]; or the first
+    failure."""
+    made = []
+    for sample in samples:
+        if isinstance(sample, Failure):
+            return sample
+        made.append(sample)
+    views = list(zip(*(sample.images for sample in made), strict=True))
     # In shared memory from the start, so that it is not copied there on its way to the trainer.
     batch = torch.empty(0, dtype=torch.uint8)
-    shape = (len(pixels), *pixels[0].shape)
+    size = sum(image.size for view in views for image in view)
     try:
-        storage = batch._typed_storage()._new_shared(math.prod(shape), device="cpu")
+        storage = batch._typed_storage()._new_shared(size, device="cpu")
     except RuntimeError as error:
-        return _no_shared_memory(error, math.prod(shape))
-    batch = batch.new(storage).view(shape)
-    np.stack(pixels, out=batch.numpy())
-    return batch
+        return _no_shared_memory(error, size)
+    batch = batch.new(storage).view(size)
+    room = batch.numpy()
+    for view in views:
+        taken = len(view) * view[0].size
+        np.stack(view, out=room[:taken].reshape(len(view), *view[0].shape))
+        room = room[taken:]
+    drawn = [sample.drawn for sample in made if sample.drawn is not None]
+    if not drawn:
+        return [batch]
+    told = torch.from_numpy(np.concatenate(drawn))
+    return [batch, told[..., :4].contiguous(), told[..., 4] != 0]
 
 
 def set_up_worker(worker: int) -> None:

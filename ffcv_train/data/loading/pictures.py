@@ -140,8 +140,10 @@ def _cut_sample(sample: Sample, parameters: np.ndarray, side: int) -> np.ndarray
         ),
         0,
         0,
-        parameters,
-        target,
+        (parameters[None], np.array([side])),
+        target.reshape(-1),
+        0,
+        1,
         scratch.arguments,
     )
     if position >= 0:
