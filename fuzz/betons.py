@@ -65,15 +65,14 @@ class SeedBeton:
 
 
 class BetonFuzzer:
-    """Case n: one of the .beton files in `folder`, damaged."""
+    """Case n: one of the .beton files in `folder`, damaged; it is written into a folder within."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self._seed = seed
         self._decoder = GuardedDecoder(_MAX_IMAGE_BYTES, _MAX_IMAGE_BYTES)
         self._opinion = SecondOpinion(self._decoder)
         self._seeds = [self._read(path) for path in sorted(folder.glob("*.beton"))]
-        self._work = tempfile.TemporaryDirectory(dir=folder, prefix="work-")
-        self._path = Path(self._work.name) / "case.beton"
+        self._path = Path(tempfile.mkdtemp(dir=folder, prefix="work-")) / "case.beton"
 
     def case(self, number: int) -> tuple[SeedBeton, Damaged]:
         """The sound file and what became of it."""

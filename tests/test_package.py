@@ -1,10 +1,12 @@
 """Packaging: one version, one list of dependencies, everything that is read at run time in the wheel."""
 
 import ast
-import fnmatch
+import email
 import importlib.metadata
 import re
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -71,15 +73,44 @@ def test_one_version() -> None:
     assert f"## {ffcv_train.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_wheel_holds_what_is_read_at_run_time() -> None:
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
-    files = [file for file in (ROOT / "ffcv_train").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    data = {file.name for file in files if file.suffix != ".py"}
-    assert {"quickstart.yaml", "page.html", "py.typed"} <= data
-    for name in data:
-        assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), f"{name} is not in the wheel"
-    for file in files:
-        assert (file.parent / "__init__.py").exists(), f"{file.parent} is no package, so its files are not in the wheel"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The package's wheel, built without a network and without a trace in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    words = ["build", f"--build-base={folder / 'build'}", "egg_info", f"--egg-base={folder}"]
+    words += ["bdist_wheel", f"--bdist-dir={folder / 'bdist'}", f"--dist-dir={folder}"]
+    build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "--quiet", *words]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_holds_the_package_and_no_more(wheel: zipfile.ZipFile) -> None:
+    """Every module, page, recipe and the mark of types; no tests, no scripts."""
+    files = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "ffcv_train").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert {Path(name).name for name in files if not name.endswith(".py")} >= {
+        "quickstart.yaml",
+        "page.html",
+        "py.typed",
+    }
+    info = f"ffcv_train-{ffcv_train.__version__}.dist-info"
+    held = {name for name in wheel.namelist() if not name.startswith(f"{info}/")}
+    assert held == files
+    assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert b"ffcv-train = ffcv_train.cli.main:main" in wheel.read(f"{info}/entry_points.txt")
+
+
+def test_wheel_states_its_dependencies(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    about = email.message_from_bytes(wheel.read(name))
+    needed = {str(r) for r in map(Requirement, about.get_all("Requires-Dist", [])) if r.marker is None}
+    assert needed == {str(Requirement(text)) for text in PROJECT["project"]["dependencies"]}
+    assert about["Version"] == ffcv_train.__version__ and about["License-Expression"] == "Apache-2.0"
 
 
 def test_cites_both_papers() -> None:

@@ -110,6 +110,17 @@ def test_quickstart_images(tmp_path: Path) -> None:
     assert image.std() > 30
 
 
+@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("--epochs=3", 2)])
+def test_quickstart_takes_no_options_and_starts_nothing_when_given_some(
+    word: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quickstart.OUTPUT.mkdir()
+    with pytest.raises(SystemExit) as caught:
+        quickstart.main([word])
+    assert caught.value.code == status and quickstart.OUTPUT.is_dir()
+
+
 def test_quickstart_gives_commands_that_exist() -> None:
     for _, arguments in quickstart.commands(Path("out")):
         assert arguments[0] in COMMANDS

@@ -89,9 +89,10 @@ class Contender:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._process.stdout.close()
 
     def _say(self, word: str) -> None:
         assert self._process.stdin is not None

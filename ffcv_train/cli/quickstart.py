@@ -4,6 +4,7 @@ scikit-learn's handwritten digits become JPEG folders, the folders .beton files,
 checkpoint metrics and a figure. Each step is a command that users run themselves; its line is printed.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -23,6 +24,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from ffcv_train.system.errors import UserError
+
+DESCRIPTION = """The whole job on scikit-learn's handwritten digits, in minutes: images, .beton files, a trained and
+evaluated network, a figure. Takes no options; writes into quickstart_run/ here, in place of an earlier one's."""
 
 OUTPUT = Path("quickstart_run")
 SIDE = 32
@@ -139,8 +143,8 @@ OUTPUTS = {
 }
 
 NEXT = """
-Next, ImageNet (D holds train/ and val/ with a folder per class; the README walks through it):
-  source .venv/bin/activate
+Next, ImageNet, in the project's folder, whose rn50_configs/ are the recipes (D holds train/ and val/ with a folder per
+class; the README walks through it; where make set it up, source .venv/bin/activate comes first):
   for split in train val; do
     ffcv-train write --cfg.dataset=imagenet --cfg.split=$split --cfg.data_dir=D --cfg.write_path=$split.beton \\
       --cfg.max_resolution=500 --cfg.write_mode=jpg --cfg.jpeg_quality=90
@@ -151,6 +155,7 @@ Next, ImageNet (D holds train/ and val/ with a folder per class; the README walk
 
 def main(argv: Sequence[str]) -> None:
     """Run every step in a fresh quickstart_run/; exit status 2 where one fails or accuracy falls short."""
+    argparse.ArgumentParser(prog="ffcv-train quickstart", description=DESCRIPTION).parse_args(list(argv))
     console = Console(highlight=False)
     start = time.perf_counter()
     shutil.rmtree(OUTPUT, ignore_errors=True)

@@ -4,8 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SCORES = ("probability", "logit", "energy", "knn")
-"""Largest softmax probability (as its log odds), largest logit, log Σ exp z, cosine to the k-th nearest neighbour"""
 _ROWS = 1024
 
 

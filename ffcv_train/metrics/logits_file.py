@@ -28,7 +28,6 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors, whole_file
 
 FORMAT = 1
-ROWS = ("logits", "labels", "indices", "features")
 
 
 @dataclass(frozen=True, eq=False)

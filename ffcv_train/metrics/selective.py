@@ -7,14 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SCORES = ("probability", "logit", "margin")
-"""Largest softmax probability (as its log odds), largest logit, largest minus second largest logit"""
 RISKS = (0.01, 0.02, 0.05)
 _CURVE_POINTS = 100
 
 
 def confidence_scores(logits: Tensor) -> dict[str, np.ndarray]:
-    """Each of `SCORES` of `logits` [N, K ≥ 2] on the CPU, float64 [N]; the larger, the surer."""
+    """Scores of `logits` [N, K ≥ 2] on the CPU, float64 [N] each; the larger, the surer.
+
+    `probability`: the largest softmax probability, as its log odds; `logit`: the largest; `margin`: that minus the
+    second largest.
+    """
     top, probability = [], []
     for part in logits.split(4096):
         z = part.double()

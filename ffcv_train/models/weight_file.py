@@ -182,7 +182,8 @@ def _refuse_others(path: Path, start: bytes, zipped: bool) -> None:
 
 def _kind_of_archive(path: Path) -> str | None:
     try:
-        names = zipfile.ZipFile(path).namelist()
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
     except zipfile.BadZipFile:
         return None  # said with what is damaged
     if any("/code/" in name for name in names):

@@ -203,6 +203,8 @@ class _Thread:
         if self._in_main:
             signal.set_wakeup_fd(self._before)
         self._over.set()
+        with contextlib.suppress(OSError):  # closed by the judge, which had just looked
+            self._wakes.send(b"\0")
         self._say_goodbye(reason)
 
     def _say_goodbye(self, reason: str) -> None:
@@ -234,6 +236,10 @@ class _Thread:
         return {rank: Report(**json.loads(self._store.get(_key(rank)))) for rank in there}
 
     def _judging(self) -> None:
+        with self._woken, self._wakes:
+            self._judge()
+
+    def _judge(self) -> None:
         while not self._over.is_set():
             select.select([self._woken], [], [], 1.0)
             with contextlib.suppress(BlockingIOError):

@@ -4,6 +4,7 @@ Written here and now: PyTorch's `SummaryWriter` leaves it to a thread, whose err
 own, and comes back at some later call.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -16,7 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventFile:
-    """A new event file in `folder`; every method raises `OSError` where the disk refuses.
+    """A new event file in `folder`; every method raises `OSError` where the disk refuses, which ends the file.
 
     With `purge_step` TensorBoard hides what older files of the folder hold of that step and later ones.
     """
@@ -40,5 +41,10 @@ class EventFile:
         self._file.close()
 
     def _write(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
-        self._records.flush()
+        try:
+            self._records.write(event.SerializeToString())
+            self._records.flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # of what the file's buffer still holds
+                self._file.close()
+            raise

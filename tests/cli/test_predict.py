@@ -169,7 +169,8 @@ def test_the_least_sure_are_drawn(
     assert names == [Path(row["path"]).name for row in rows]
     assert [ranked[0] for ranked in guesses] == [(row["class_1"], float(row["probability_1"])) for row in rows]
     assert [image.shape for image in images] == [(32, 32, 3)] * 5
-    assert Image.open(grid).size[0] > 500
+    with Image.open(grid) as picture:
+        assert picture.size[0] > 500
 
 
 def test_parquet_is_pandas(

@@ -320,10 +320,10 @@ def test_a_killed_comparison_leaves_no_training_behind() -> None:
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     # Not a pipe to the end: the child would hold it open.
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    assert parent.wait() == -signal.SIGKILL
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert parent.wait() == -signal.SIGKILL
     deadline = time.monotonic() + 10
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the child lives on"

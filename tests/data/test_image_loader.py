@@ -558,7 +558,7 @@ def test_a_signal_to_all_processes_loses_no_step(sets: Path, tmp_path: Path, num
         run = subprocess.Popen(
             [sys.executable, "train_imagenet.py", *arguments],
             cwd=ROOT,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=errors,
             text=True,
             start_new_session=True,

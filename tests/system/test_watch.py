@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from ffcv_train.system import watch as watch_module
-from ffcv_train.system.watch import Report, Watch
+from ffcv_train.system.watch import Report, Watch, watched
 from tests.support.photographs import ROOT
 from tests.support.runs import free_port
 
@@ -224,3 +226,12 @@ def test_a_rank_that_is_killed_ends_the_other_with_a_sentence(tmp_path: Path) ->
     assert error.startswith("error: rank 0") and "rank 1 on" in error
     assert "which has ended (killed, or crashed)" in error
     assert "--training.resume=auto continues from the last checkpoint" in error
+
+
+def test_a_watch_that_is_left_keeps_nothing_open() -> None:
+    with watched(dist.HashStore(), 0, 2):
+        thread = watch_module._current
+        judge = next(thread for thread in threading.enumerate() if thread.name == "_judging")
+    assert thread is not None
+    judge.join(30)
+    assert (thread._woken.fileno(), thread._wakes.fileno()) == (-1, -1)

@@ -184,6 +184,8 @@ def test_what_the_disk_refused_does_not_come_back_at_the_end(
         full = Path("/dev/full").open("wb")  # noqa: SIM115
         monkeypatch.setattr(log._events._records, "_writer", full)  # type: ignore[union-attr]
         log.epoch(record(0))
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
     assert capsys.readouterr().out.count("No space left on device; the run goes on without") == 1
 
 

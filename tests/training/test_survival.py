@@ -432,11 +432,10 @@ def test_training_goes_on_when_nobody_reads_its_output(small_betons: Betons, tmp
 
 def test_a_script_whose_reader_leaves_says_nothing(tmp_path: Path) -> None:
     program = "from ffcv_train.cli.main import run_main\nrun_main(lambda: [print('line') for _ in range(100_000)])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=120) == 141
-    assert process.stderr.read() == ""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 141
+        assert process.stderr.read() == ""
