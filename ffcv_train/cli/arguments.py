@@ -1,7 +1,6 @@
 """The command line of whatever runs a checkpoint over a data set, laid over the checkpoint's own configuration."""
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,13 +60,14 @@ def parse_request(
     add_options: Callable[[argparse._ArgumentGroup], None] = add_options,
     defaults: Mapping[str, Any] | None = None,
     needs_data_set: bool = True,
+    read: Callable[[str], Subject] = read_subject,
 ) -> Request:
     """Resolve a script's arguments; the checkpoint's own configuration lies below YAML files and the command line.
 
     `add_options` declares what the script knows besides `--checkpoint`, `--weights` and the configuration;
     `defaults` ("section.key" to value) replaces what the checkpoint says. Without `needs_data_set`,
-    data.val_dataset may be empty. Raises `UserError` for what does not fit together, as far as that shows without the
-    data set.
+    data.val_dataset may be empty. `read` is `read_subject`, or what knows files that are open already. Raises
+    `UserError` for what does not fit together, as far as that shows without the data set.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own = parser.add_argument_group("evaluation")
@@ -84,7 +84,7 @@ def parse_request(
     if not options.checkpoint:
         load_config(RunConfig, rest, description)  # --help, or an error of its own, comes first
         raise UserError("no checkpoint to evaluate; give it with --checkpoint FILE")
-    subject = read_subject(options.checkpoint) if not {"-h", "--help"} & set(rest) else Subject("", False, {})
+    subject = read(options.checkpoint) if not {"-h", "--help"} & set(rest) else Subject("", False, {})
     base = {section: dict(values) for section, values in subject.config.items()}
     for key, value in (defaults or {}).items():
         section, name = key.split(".")
@@ -92,7 +92,8 @@ def parse_request(
     config, taken = load_config(RunConfig, rest, description, base=base), ""
     arch_given = any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest)
     if not subject.ours and (arch_given or subject.named):
-        preset = preset_of(dataclasses.replace(config.model, weights=subject.path))
+        subject = subject.opened(config.model.arch)
+        preset = preset_of(subject.file, config.model.arch)
         if preset is not None:
             config, taken = lay_preset(preset, rest, EVALUATION_KEYS, base)
     output = getattr(options, "output", None)

@@ -52,7 +52,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     add_suite_options(own)
     own.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its time, train nothing")
     options, rest = parser.parse_known_args(list(argv))
-    config, _ = load_run_config(rest, DESCRIPTION + "\n" + parser.format_help())
+    config = load_run_config(rest, DESCRIPTION + "\n" + parser.format_help()).config
     for key in _OWN_OPTIONS:
         if any(word == f"--{key}" or word.startswith(f"--{key}=") for word in rest):
             raise UserError(f"ffcv-train compare sets {key} itself; drop --{key}, and use --losses, --seeds and --out")

@@ -50,7 +50,7 @@ def parse_request(argv: Sequence[str]) -> Request:
     )
     own.add_argument("--fit-batch", action="store_true", help="instead: the largest batch that a GPU has memory for")
     options, rest = parser.parse_known_args(list(argv))
-    config, _ = load_run_config(rest, DESCRIPTION + "\n" + parser.format_help())
+    config = load_run_config(rest, DESCRIPTION + "\n" + parser.format_help()).config
     request = Request(
         config,
         Path(options.json) if options.json else None,

@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
                     save_figure(draw_suite(name, [("", record)]), path)
                     print(f"figure: {path}")
             if request.options.keep_temperature:
-                calibration.keep(request.subject.path, request.weights, suites["calibration"])
+                calibration.keep(request.subject.file, request.weights, suites["calibration"])
                 print(f"temperature {suites['calibration']['temperature']:.4f} kept in {request.subject.path}")
             if per_class is not None:
                 print_worst(report, Console(highlight=False))

@@ -4,7 +4,8 @@ ffcv-train gradcam --checkpoint maxsup.pt ls.pt --labels MaxSup LS --images phot
 """
 
 import argparse
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from ffcv_train.analysis.figures.style import save_both
 from ffcv_train.cli.arguments import add_class_names_option, parse_request
 from ffcv_train.evaluation.gradcam import GradcamRequest, run_gradcam
 from ffcv_train.evaluation.gradcam_images import MAX_IMAGES
-from ffcv_train.evaluation.subject import read_subject
+from ffcv_train.evaluation.subject import Subject, read_subject
 from ffcv_train.metrics.maps import Row
 from ffcv_train.models.class_names import read_names
 from ffcv_train.system.distributed import process_group
@@ -71,7 +72,7 @@ def parse_gradcam_request(argv: Sequence[str]) -> GradcamRequest:
     several = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     several.add_argument("--checkpoint", nargs="+", type=expand_path, default=[""])
     chosen, rest = several.parse_known_args(list(argv))
-    paths = chosen.checkpoint
+    paths, read = chosen.checkpoint, functools.cache(read_subject)
     requests = tuple(
         parse_request(
             ["--checkpoint", path, *arguments],
@@ -79,8 +80,9 @@ def parse_gradcam_request(argv: Sequence[str]) -> GradcamRequest:
             add_options=add_options,
             defaults={"training.amp": "off"},
             needs_data_set=False,
+            read=read,
         )
-        for path, arguments in zip(paths, _arguments_of_each(paths, rest), strict=True)
+        for path, arguments in zip(paths, _arguments_of_each(paths, rest, read), strict=True)
     )
     options = requests[0].options
     if len(paths) > MAX_CHECKPOINTS:
@@ -110,7 +112,7 @@ def record(request: GradcamRequest, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _arguments_of_each(paths: Sequence[str], rest: Sequence[str]) -> list[list[str]]:
+def _arguments_of_each(paths: Sequence[str], rest: Sequence[str], read: Callable[[str], Subject]) -> list[list[str]]:
     """`rest` for each checkpoint; beside foreign ones, which need it, ours do without --model.arch: they know it."""
     without, skip = [], False
     for word in rest:
@@ -121,7 +123,7 @@ def _arguments_of_each(paths: Sequence[str], rest: Sequence[str]) -> list[list[s
             skip = False
     if len(paths) == 1 or without == list(rest):
         return [list(rest)] * len(paths)
-    ours = [read_subject(path).ours for path in paths]
+    ours = [read(path).ours for path in paths]
     return [without if own and not all(ours) else list(rest) for own in ours]
 
 

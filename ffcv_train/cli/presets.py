@@ -1,29 +1,42 @@
 """Configurations in which published weights bring their preprocessing, below what files and the command line tell."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ffcv_train.config.read import load_config, told_options
 from ffcv_train.config.schema import RunConfig
+from ffcv_train.models.opening import Checkpoint, open_checkpoint
 from ffcv_train.models.preset import TRAINING_KEYS, Preset, preset_of
 from ffcv_train.system.files import parse_json
 from ffcv_train.training.resume import find_checkpoint
 
 
-def load_run_config(argv: Sequence[str], description: str = "") -> tuple[RunConfig, str]:
-    """The configuration of a training run, and in words what it took from `model.weights`.
+class RunOptions(NamedTuple):
+    """The resolved command line of a training run."""
+
+    config: RunConfig
+    taken: str = ""
+    """In words, what it took from model.weights"""
+    weights: Checkpoint | None = None
+    """What model.weights names, where it had to be opened to be asked"""
+
+
+def load_run_config(argv: Sequence[str], description: str = "") -> RunOptions:
+    """The configuration of a training run, above what its model.weights state.
 
     A run that is continued keeps what it took when it began. Raises `UserError`.
     """
     config = load_config(RunConfig, argv, description)
     if not config.model.weights:
-        return config, ""
+        return RunOptions(config)
     before = _of_the_run(config)
-    preset = before or preset_of(config.model)
+    if before is not None:
+        return RunOptions(lay_preset(before, argv, TRAINING_KEYS)[0])
+    weights = open_checkpoint(config.model.weights, config.model.arch)
+    preset = preset_of(weights, config.model.arch)
     if preset is None:
-        return config, ""
-    config, taken = lay_preset(preset, argv, TRAINING_KEYS)
-    return config, "" if before else taken
+        return RunOptions(config, weights=weights)
+    return RunOptions(*lay_preset(preset, argv, TRAINING_KEYS), weights)
 
 
 def lay_preset(

@@ -14,10 +14,10 @@ from ffcv_train.training.trainer import Stopped, Trainer
 
 def main(argv: Sequence[str]) -> None:
     """Parse, build, train."""
-    config, taken = load_run_config(argv, "Train a classifier on .beton files.")
+    config, taken, weights = load_run_config(argv, "Train a classifier on .beton files.")
     with process_group(config.training.device) as process:
         try:
-            trainer = Trainer(config, process)
+            trainer = Trainer(config, process, weights=weights)
             trainer.notes += [taken] if taken else []
             folder = trainer.fit()
         except Stopped as stopped:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ffcv_train.config.read import from_dict, to_dict
-from ffcv_train.config.schema import ModelConfig, RunConfig
+from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.open import DataSet, open_data_set, val_loader
 from ffcv_train.data.sources.image_file import ImageError, rgb_of
@@ -140,8 +140,10 @@ def load_network(
         check_arch_is_given(subject, bool(arch) or model is not None, ", or pass one like it as model")
         if subject.ours and arch not in ("", subject.arch):
             raise UserError(f"{path} is a checkpoint of {subject.arch}, not {arch}; leave arch out")
+        network_name = type(model).__name__ if model is not None else arch
+        subject = subject.opened(network_name)
         told = {
-            "model.arch": type(model).__name__ if model is not None else arch or None,
+            "model.arch": network_name or None,
             "model.num_classes": num_classes or None,
             "training.amp": amp,
             "validation.resolution": (resolution,) if resolution is not None else None,
@@ -149,21 +151,14 @@ def load_network(
             "data.mean": mean or (IMAGENET_MEAN if model is not None and not subject.ours else None),
             "data.std": std or (IMAGENET_STD if model is not None and not subject.ours else None),
         }
-        content = to_dict(from_dict(RunConfig, subject.config, str(path)))
         named = arch or (subject.arch if subject.named and model is None else "")
-        stated = preset_of(ModelConfig(named, weights=str(path))) if named and not subject.ours else None
-        taken = stated.untold([key for key, value in told.items() if value is not None]) if stated else {}
-        taken = {key: taken[key] for key in EVALUATION_KEYS if key in taken}
-        for key, value in [*taken.items(), *told.items()]:
-            section, name = key.split(".")
-            if value is not None:
-                content[section][name] = value
-        config = from_dict(RunConfig, content, "the arguments")
+        config = _configured(subject, {key: value for key, value in told.items() if value is not None}, named)
         used = choose_weights(subject, weights)
         request = Request(subject, config, used, None, False)
         network = run.load_network(request, chosen, model)
     network.model.eval()
-    return Classifier(network, config, subject, chosen, used)
+    # Without the file, which is read by now.
+    return Classifier(network, config, dataclasses.replace(subject, checkpoint=None), chosen, used)
 
 
 def evaluate(
@@ -224,6 +219,17 @@ def evaluate(
         names = network.class_names or data_set.class_names
         records = run_suites(wanted, network.network, config, data_set, process, names)
         return {**metrics, "notes": notes, "suites": records}
+
+
+def _configured(subject: Subject, told: Mapping[str, Any], arch: str) -> RunConfig:
+    """The checkpoint's configuration, under what is `told` and, of a foreign one of `arch`, what is stated for it."""
+    content = to_dict(from_dict(RunConfig, subject.config, subject.path))
+    stated = preset_of(subject.file, arch) if arch and not subject.ours else None
+    taken = stated.untold(told) if stated else {}
+    for key, value in [*((key, taken[key]) for key in EVALUATION_KEYS if key in taken), *told.items()]:
+        section, name = key.split(".")
+        content[section][name] = value
+    return from_dict(RunConfig, content, "the arguments")
 
 
 class _Images:

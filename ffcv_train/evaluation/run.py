@@ -1,7 +1,6 @@
 """From a checkpoint and a data set to metrics at every resolution asked for: what `eval` does."""
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -37,9 +36,7 @@ def load_network(request: Request, device: torch.device, model: nn.Module | None
     if request.tau is not None:
         side = config.validation.resolution[0]
         need_last_layer(model, side, config.model.arch, "normalised weights").normalise(request.tau)
-    stored = dataclasses.replace(config.model, weights=request.subject.path)
-    stated = normalisation(dataclasses.replace(config, model=stored))
-    network = Network.on(device, model, num_classes, config, stated)
+    network = Network.on(device, model, num_classes, config, normalisation(config, request.subject.file))
     if request.taken and local_process(device).is_main:
         print(request.taken, file=sys.stderr)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
@@ -142,7 +139,7 @@ def _load(request: Request, num_classes: int, model: nn.Module | None = None) ->
     config = request.config.model
     if model is None:
         model = create_model(config, num_classes)
-    report = load_weights(model, request.subject.path, config.arch, ema=request.weights == "ema")
+    report = load_weights(model, request.subject.file, config.arch, ema=request.weights == "ema")
     if request.weights == "ema" and not report.averaged:
         raise UserError(f"the averaged weights in {request.subject.path} are no {config.arch}'s; use --weights model")
     return model, report.file_classes if report.replaced else num_classes

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import propose_arch
+from ffcv_train.models.opening import Checkpoint, open_checkpoint
 from ffcv_train.models.published import arch_of, local_file
-from ffcv_train.models.weight_file import has_averaged, read_weight_file, stated_arch
+from ffcv_train.models.weight_file import has_averaged, stated_arch
 from ffcv_train.models.weights import read_state_dict
 from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
@@ -34,6 +34,18 @@ class Subject:
     epoch: int | None = None
     temperature: Mapping[str, Any] | None = None
     """What `ffcv-train eval --keep-temperature` wrote: `value`, and the `weights` it belongs to"""
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+    """None for weights of torchvision's until `opened` is told whose they are, and after the file has served"""
+
+    @property
+    def file(self) -> Checkpoint:
+        """The checkpoint, which is open."""
+        assert self.checkpoint is not None
+        return self.checkpoint
+
+    def opened(self, arch: str) -> "Subject":
+        """The subject with its file open, which has weights of `arch`. Raises `UserError`."""
+        return self if self.checkpoint is not None else replace(self, checkpoint=open_checkpoint(self.path, arch))
 
     def temperature_of(self, weights: str, option: str) -> float:
         """The temperature of these `weights`. Raises `UserError` where none is kept; `option` is what asked for it."""
@@ -50,6 +62,7 @@ class Request:
     """A resolved command line of a command that runs a checkpoint over a data set."""
 
     subject: Subject
+    """Opened"""
     config: RunConfig
     weights: str
     output: Path | None
@@ -66,17 +79,17 @@ def read_subject(path: str) -> Subject:
     """What a checkpoint says about itself. Raises `UserError` where the file is missing or is no checkpoint."""
     if path.startswith("torchvision:"):
         return Subject(path, False, {}, arch=arch_of(path), named=bool(arch_of(path)))
-    file = local_file(path)
-    if not file.is_file():
+    if not local_file(path).exists():
         raise UserError(f"the checkpoint {path} does not exist; a run writes last.pt, best.pt and final.pt")
-    try:
-        state = load_checkpoint(file)
-    except UserError:
-        weights = read_state_dict(path)  # says what is wrong with a file that is no checkpoint at all
-        content = read_weight_file(file)
-        named, stated = arch_of(path), stated_arch(content)
+    checkpoint = open_checkpoint(path)
+    state = checkpoint.content
+    if not checkpoint.ours:
+        weights = read_state_dict(checkpoint)  # says what is wrong with a file that holds no weights
+        named, stated = arch_of(path), stated_arch(state)
         arch = named or (propose_arch(stated, weights) if stated else "")
-        return Subject(path, False, {}, has_ema=has_averaged(content), arch=arch, named=bool(named))
+        return Subject(
+            path, False, {}, has_ema=has_averaged(state), arch=arch, named=bool(named), checkpoint=checkpoint
+        )
     try:
         names = state.get("class_names")
         return Subject(
@@ -89,6 +102,7 @@ def read_subject(path: str) -> Subject:
             class_names=tuple(map(tidy, names)) if names is not None else None,
             epoch=state.get("epoch"),
             temperature=_temperature(state.get("temperature")),
+            checkpoint=checkpoint,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} does not say what it is ({error}); give another checkpoint of this run") from None

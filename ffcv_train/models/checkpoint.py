@@ -45,9 +45,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         # Whatever a hostile or damaged pickle makes of the reader: recursion, missing keys, absurd sizes.
         raise _damaged(path, error) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("model"), Mapping):
+    if not is_ours(state):
         raise UserError(f"{path} is not a checkpoint of this trainer; plain weights go to --model.weights")
     return state
+
+
+def is_ours(content: Any) -> bool:
+    """Whether a file with this content is a checkpoint of this trainer."""
+    return isinstance(content, dict) and content.get("format") == FORMAT and isinstance(content.get("model"), Mapping)
 
 
 def check_container(path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD, Normaliser
+from ffcv_train.models.opening import Checkpoint, open_checkpoint
 from ffcv_train.models.preset import preset_of
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.class_names import difference
@@ -65,11 +66,11 @@ def _memory_format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def normalisation(config: RunConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(config: RunConfig, weights: Checkpoint | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) per channel of pixels in [0, 1]: the options', else the weights' own, else ImageNet's."""
     if config.data.mean:
         return config.data.mean, config.data.std
-    preset = preset_of(config.model)
+    preset = preset_of(weights, config.model.arch) if weights is not None else None
     return (preset.normalisation if preset is not None else None) or (IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -80,11 +81,13 @@ def build_network(
     sides: Set[int],
     model: nn.Module | None = None,
     class_names: Sequence[str] | None = None,
+    weights: Checkpoint | None = None,
 ) -> tuple[Network, str]:
     """The network to train on `device`, initialised from the seed or model.weights, and what was loaded, in words.
 
     `model` stands in place of the one that `config` describes; `class_names`, in label order, are those of the data,
-    which a head from the file may have in another order. Raises `UserError` where it cannot take images of the
+    which a head from the file may have in another order; `weights` is what model.weights names, where it is open
+    already. Raises `UserError` where it cannot take images of the
     training `sides` or of validation's, or has not `num_classes` outputs.
     """
     torch.manual_seed(config.training.seed)
@@ -99,9 +102,10 @@ def build_network(
             )
     loaded = ""
     if config.model.weights:
-        report = load_weights(model, config.model.weights, config.model.arch)
+        weights = weights or open_checkpoint(config.model.weights, config.model.arch)
+        report = load_weights(model, weights, config.model.arch)
         loaded = str(report)
         if class_names and report.class_names:
             apart = difference("the file", report.class_names, "the data", class_names)
             loaded += f"; {apart}, so its head begins with other classes' rows" if apart else ""
-    return Network.on(device, model, num_classes, config, normalisation(config)), loaded
+    return Network.on(device, model, num_classes, config, normalisation(config, weights)), loaded

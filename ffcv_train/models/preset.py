@@ -11,9 +11,9 @@ from typing import Any
 
 import torchvision
 
-from ffcv_train.config.schema import ModelConfig
 from ffcv_train.models.factory import find_arch
-from ffcv_train.models.published import arch_of, described, local_file, read_weights
+from ffcv_train.models.opening import Checkpoint
+from ffcv_train.models.published import arch_of, described
 
 _INTERPOLATIONS = ("bilinear", "bicubic")
 _TOGETHER = (("data.mean", "data.std"), ("resolution.min_res", "resolution.max_res"))
@@ -69,28 +69,25 @@ class Preset:
         return f"took {', '.join(shown)} from {self.source}{notes}" if shown else ""
 
 
-def preset_of(config: ModelConfig) -> Preset | None:
-    """What is stated for `config.weights`, a file of `config.arch`'s weights; None without weights or statement.
+def preset_of(checkpoint: Checkpoint, arch: str) -> Preset | None:
+    """What is stated for the weights of `arch` in `checkpoint`; None where nothing is.
 
     A checkpoint of ours says it. Of torchvision's weights the file name or the content, by its SHA-256, tells which
     they are; of others is taken what all weights of this architecture have in common. timm states it in `config.json`
     beside the file, with the architecture, else for the name and tag of the architecture: the side and crop of the
-    test, and the side of training. Raises `UserError` for a file that is no checkpoint.
+    test, and the side of training.
     """
-    if not config.weights:
-        return None
-    own = _of_checkpoint(config.weights, read_weights(config.weights, config.arch))
+    own = _of_checkpoint(checkpoint.source, checkpoint.content)
     if own is not None:
         return own
-    path = local_file(config.weights, config.arch)
-    stated = described(path)
+    stated = described(checkpoint.path)
     if stated is not None:
         preset = of_timm(stated)
         return replace(preset, options={"model.arch": f"timm/{stated['architecture']}", **preset.options})
-    named = arch_of(config.weights) if config.weights.startswith("torchvision:") else ""
-    library, name = find_arch(named or config.arch)
+    named = arch_of(checkpoint.source) if checkpoint.source.startswith("torchvision:") else ""
+    library, name = find_arch(named or arch)
     if library == "torchvision":
-        found = _of_torchvision(name, path)
+        found = _of_torchvision(name, checkpoint.path)
         return replace(found, options={"model.arch": named, **found.options}) if found and named else found
     if library == "timm":
         import timm

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import re
 import urllib.error
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -12,7 +11,6 @@ from urllib.parse import unquote
 import torch
 import torchvision
 
-from ffcv_train.models.weight_file import read_weight_file
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import parse_json
 
@@ -41,17 +39,6 @@ def local_file(source: str | Path, arch: str = "") -> Path:
     """
     source = str(source)
     return _download(source, arch if source.startswith("torchvision:") else "") if is_by_name(source) else Path(source)
-
-
-def read_weights(source: str | Path, arch: str = "") -> Mapping[str, Any]:
-    """The content of the file that `source` is or names; see `read_weight_file` and `local_file`."""
-    path = local_file(source, arch)
-    try:
-        return read_weight_file(path)
-    except UserError as error:
-        if is_by_name(str(source)):
-            raise UserError(f"{source}: {error}; remove that file, and it is downloaded anew") from None
-        raise
 
 
 def arch_of(source: str) -> str:

@@ -79,7 +79,9 @@ def read_weight_file(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def state_dicts(content: Mapping[str, Any], path: Path, ema: bool) -> Iterator[tuple[OrderedDict[str, Tensor], bool]]:
+def state_dicts(
+    content: Mapping[str, Any], path: str | Path, ema: bool
+) -> Iterator[tuple[OrderedDict[str, Tensor], bool]]:
     """Every (state dict, whether it is averaged weights) of `content`, the likeliest first; averaged ones with `ema`.
 
     Keys lack the names of wrappers. Raises `UserError` where there are no tensors.
@@ -136,7 +138,7 @@ def renamed(state: Mapping[Any, Tensor], rename: Callable[[str], str | None]) ->
     return found
 
 
-def _unwrapped(found: Mapping[Any, Any], path: Path) -> OrderedDict[str, Tensor]:
+def _unwrapped(found: Mapping[Any, Any], path: str | Path) -> OrderedDict[str, Tensor]:
     """The tensors of a state dict, without the names of wrappers in their keys."""
     tensors = {str(key) for key, value in found.items() if isinstance(value, Tensor)}
     state = renamed(found, lambda key: _INFIXES.sub("", key) if key in tensors or key.endswith(".") else None)
@@ -220,7 +222,7 @@ def _kind_of_bytes(path: Path, start: bytes) -> str | None:
     return None
 
 
-def _sharded(path: Path) -> UserError:
+def _sharded(path: str | Path) -> UserError:
     return UserError(
         f"{path} holds one process's share of each tensor (DTensor, of FSDP2 or tensor parallelism); gather them with "
         "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ffcv_train.models.blurpool import blurred_layers, with_filters
 from ffcv_train.models.checkpoint import check_tensors
-from ffcv_train.models.published import read_weights
+from ffcv_train.models.opening import Checkpoint, opened
 from ffcv_train.models.weight_file import renamed, state_dicts, stated_arch
 from ffcv_train.system.errors import UserError
 
@@ -52,20 +52,22 @@ class WeightsReport:
         return text
 
 
-def read_state_dict(path: str | Path, ema: bool = False) -> OrderedDict[str, Tensor]:
+def read_state_dict(checkpoint: Checkpoint | str | Path, ema: bool = False) -> OrderedDict[str, Tensor]:
     """The tensors of a checkpoint on the CPU, by name, without the names of wrappers such as torch.compile's.
 
     Takes files of torch.save (a state dict, or one in "model", "state_dict" and the like) and safetensors; executes
     nothing from the file. With `ema` the averaged weights, where the file has them. Raises `UserError` for what is
     not a checkpoint.
     """
-    path = Path(path)
-    state, _ = next(state_dicts(read_weights(str(path)), path, ema))
-    check_tensors(state, path)
+    checkpoint = opened(checkpoint)
+    state, _ = next(state_dicts(checkpoint.content, checkpoint.source, ema))
+    check_tensors(state, checkpoint.source)
     return state
 
 
-def load_weights(model: nn.Module, path: str | Path, arch: str = "", *, ema: bool = True) -> WeightsReport:
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint | str | Path, arch: str = "", *, ema: bool = True
+) -> WeightsReport:
     """Load a checkpoint (see `read_state_dict`) into `model`; every key and shape must fit, except in the head.
 
     The network's keys may stand under any prefix: DDP's `module.`, Lightning's `model.`, both, another's; what stands
@@ -75,8 +77,8 @@ def load_weights(model: nn.Module, path: str | Path, arch: str = "", *, ema: boo
     is the model's name in errors. Raises `UserError` where the file does not fit, or only one of its network and
     `model` has BlurPool.
     """
-    path = Path(path)
-    content = read_weights(str(path), arch)
+    checkpoint = opened(checkpoint, arch)
+    path, content = checkpoint.source, checkpoint.content
     name = arch or type(model).__name__
     own = model.state_dict()
     state, prefix, outside, averaged = _of_the_network(content, path, own, ema)
@@ -110,7 +112,7 @@ def load_weights(model: nn.Module, path: str | Path, arch: str = "", *, ema: boo
         hint = f"the file says that it is of {stated}" if stated else "is this a checkpoint of another architecture?"
         raise UserError(f"{path} does not fit {name}: keys {listed}; {hint}")
     return WeightsReport(
-        str(path),
+        path,
         len(state) - len(replaced),
         averaged=averaged,
         prefix=prefix,
@@ -144,7 +146,7 @@ def find_prefix(keys: Iterable[str], own: Collection[str]) -> str:
 
 
 def _of_the_network(
-    content: Mapping[str, Any], path: Path, own: Mapping[str, Tensor], ema: bool
+    content: Mapping[str, Any], path: str, own: Mapping[str, Tensor], ema: bool
 ) -> tuple[OrderedDict[str, Tensor], str, list[str], bool]:
     """(state dict, the prefix it stood under, keys beside that, whether averaged) where the keys are a network's `own`.
 
@@ -170,7 +172,7 @@ def _below(prefix: str, state: OrderedDict[str, Tensor]) -> OrderedDict[str, Ten
 
 
 def _of_the_same_filters(
-    state: OrderedDict[str, Tensor], content: Mapping[str, Any], path: Path, name: str, model: nn.Module
+    state: OrderedDict[str, Tensor], content: Mapping[str, Any], path: str, name: str, model: nn.Module
 ) -> OrderedDict[str, Tensor]:
     """`state` in the keys of `model`, where both have BlurPool or neither has. Raises `UserError` elsewhere."""
     config = content.get("config")

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ffcv_train.config.read import from_dict
 from ffcv_train.config.schema import DistillConfig, ModelConfig, RunConfig
-from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.class_names import imagenet_names
 from ffcv_train.models.factory import check_resolution, create_model
 from ffcv_train.models.network import place
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
+from ffcv_train.models.opening import Checkpoint, open_checkpoint
 from ffcv_train.models.preset import preset_of
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.class_names import check_same_classes, whole_numbers
@@ -51,14 +51,15 @@ class Teacher:
 
         Raises `UserError` for a teacher that does not fit.
         """
-        model_config, stated, names = _describe(config)
+        checkpoint = _open(config)
+        model_config, stated, names = _describe(config, checkpoint)
         if names is None and class_names is not None and len(class_names) == len(imagenet_names().keys):
             names = _imagenets_order(class_names)
         if names is not None and class_names is not None:
             advice = "choose a teacher of the same classes in the same order"
             check_same_classes(f"the teacher {config.teacher}", names, "the data set", class_names, advice)
         model = create_model(model_config, num_classes)
-        report = load_weights(model, config.teacher, model_config.arch)
+        report = load_weights(model, checkpoint, model_config.arch)
         if report.replaced:
             raise UserError(
                 f"the teacher {config.teacher} has {report.file_classes} classes, the data set has {num_classes}; "
@@ -107,17 +108,26 @@ class _Description(NamedTuple):
     class_names: tuple[str, ...] | None
 
 
-def _describe(config: DistillConfig) -> _Description:
+def _open(config: DistillConfig) -> Checkpoint:
     if config.teacher_arch:
-        model = ModelConfig(arch=config.teacher_arch, weights=config.teacher)
-        preset = preset_of(model)
+        return open_checkpoint(config.teacher, config.teacher_arch)
+    if not Path(config.teacher).is_file():
+        raise UserError(f"the teacher {config.teacher} does not exist; a run writes last.pt, best.pt and final.pt")
+    checkpoint = open_checkpoint(config.teacher)
+    if not checkpoint.ours:
+        raise UserError(
+            f"{config.teacher} is not a checkpoint of this trainer; for a teacher of another program set "
+            "--distill.teacher_arch"
+        )
+    return checkpoint
+
+
+def _describe(config: DistillConfig, checkpoint: Checkpoint) -> _Description:
+    if config.teacher_arch:
+        preset = preset_of(checkpoint, config.teacher_arch)
+        model = ModelConfig(arch=config.teacher_arch)
         return _Description(model, preset.normalisation if preset is not None else None, None)
-    try:
-        content = load_checkpoint(config.teacher)
-    except UserError as error:
-        if not Path(config.teacher).is_file():
-            raise
-        raise UserError(f"{error}; for a teacher of another program set --distill.teacher_arch") from None
+    content = checkpoint.content
     normalisation = content["normalisation"]
     model = from_dict(RunConfig, content["config"], config.teacher).model
     names = content.get("class_names")

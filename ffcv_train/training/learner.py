@@ -16,6 +16,7 @@ from ffcv_train.losses.base import Criterion
 from ffcv_train.models.checkpoint import unwrap
 from ffcv_train.models.inspect.trace import trace
 from ffcv_train.models.network import build_network
+from ffcv_train.models.opening import Checkpoint
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
 from ffcv_train.training import distill, finetune, parallel, schedules
@@ -35,7 +36,8 @@ _ALONE = (
 class Learner:
     """A network and all that changes its weights, as `config` describes them, on the device of `process`.
 
-    `model` and `criterion` stand in place of those that `config` describes. Between the making and `prepare` a
+    `model` and `criterion` stand in place of those that `config` describes; `weights` is what model.weights names,
+    where it is open already. Between the making and `prepare` a
     checkpoint may fill what is here. Raises `UserError` for what does not fit together.
     """
 
@@ -48,6 +50,7 @@ class Learner:
         steps: int,
         model: nn.Module | None = None,
         criterion: Criterion | None = None,
+        weights: Checkpoint | None = None,
     ) -> None:
         """`steps`: of an epoch."""
         self.config, self.process, self.sizes = config, process, sizes
@@ -55,7 +58,7 @@ class Learner:
         parallel.set_up_device(config.training.amp, process.device)
         sides = schedules.sides(config.resolution, config.training.epochs)
         self.network, self.loaded = build_network(
-            config, data.num_classes, process.device, sides, model, data.class_names
+            config, data.num_classes, process.device, sides, model, data.class_names, weights
         )
         self.model = self.network.model
         if config.model.sync_batchnorm:

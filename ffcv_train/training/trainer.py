@@ -19,6 +19,7 @@ from ffcv_train.data.loading.waiting import NoBatchError
 from ffcv_train.data.open import open_data_sets, train_loader, val_loader
 from ffcv_train.evaluation.predict import evaluate, out_of_memory
 from ffcv_train.losses.base import Criterion
+from ffcv_train.models.opening import Checkpoint
 from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from_rank_0
 from ffcv_train.system.environment import peak_memory_gb
 from ffcv_train.system.errors import UserError
@@ -50,11 +51,17 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 class Trainer:
     """Everything a run consists of, built and checked; `fit` runs it.
 
-    `model` and `criterion` stand in place of those that `config` describes.
+    `model` and `criterion` stand in place of those that `config` describes; `weights` is what model.weights names,
+    where it is open already.
     """
 
     def __init__(
-        self, config: RunConfig, process: Process, model: nn.Module | None = None, criterion: Criterion | None = None
+        self,
+        config: RunConfig,
+        process: Process,
+        model: nn.Module | None = None,
+        criterion: Criterion | None = None,
+        weights: Checkpoint | None = None,
     ) -> None:
         setup.check_config(config)
         self.config, self.process = config, process
@@ -70,7 +77,7 @@ class Trainer:
             self.data.digests(),
         )
         check_ranks_agree(process, what_ranks_share(config, facts))
-        self.learner = learner = Learner(config, process, self.data, self.sizes, self.steps, model, criterion)
+        self.learner = learner = Learner(config, process, self.data, self.sizes, self.steps, model, criterion, weights)
         self.state = TrainState(
             config,
             facts,

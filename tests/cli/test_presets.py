@@ -23,7 +23,7 @@ def weights(tmp_path: Path) -> Path:
 
 def test_a_run_takes_what_its_weights_state_unless_told(weights: Path, tmp_path: Path) -> None:
     arguments = ["--model.arch=test_efficientnet_gn", f"--model.weights={weights}"]
-    config, taken = load_run_config(arguments)
+    config, taken, _ = load_run_config(arguments)
     assert taken == (
         "took side 160, crop torchvision, crop ratio 0.95, interpolation bicubic, training side 160, training "
         "interpolation bicubic, mean 0.5,0.5,0.5, std 0.5,0.5,0.5 from timm's test_efficientnet_gn.r160_in1k"
@@ -33,7 +33,7 @@ def test_a_run_takes_what_its_weights_state_unless_told(weights: Path, tmp_path:
     assert config.data.mean == timm.get_pretrained_cfg("test_efficientnet_gn").mean
     (tmp_path / "told.yaml").write_text("validation: {crop_ratio: 1.0, crop: ffcv}\nresolution: {max_res: 192}\n")
     told = [*arguments, f"--config-file={tmp_path}/told.yaml", "--data.interpolation=bilinear"]
-    config, taken = load_run_config([*told, "--data.mean=0.1,0.1,0.1", "--data.std=0.2,0.2,0.2"])
+    config, taken, _ = load_run_config([*told, "--data.mean=0.1,0.1,0.1", "--data.std=0.2,0.2,0.2"])
     assert taken == "took side 160, interpolation bicubic from timm's test_efficientnet_gn.r160_in1k"
     assert (config.validation.crop_ratio, config.validation.crop, config.data.interpolation) == (
         1.0,
@@ -69,5 +69,5 @@ def test_a_continued_run_keeps_what_it_took(
     stored["validation"]["crop_ratio"] = 0.5
     (tmp_path / "r" / "params.json").write_text(json.dumps({"config": stored}))
     weights.unlink()
-    config, taken = load_run_config([*arguments, "--training.resume=auto"])
+    config, taken, _ = load_run_config([*arguments, "--training.resume=auto"])
     assert (config.validation.crop_ratio, config.data.mean, taken) == (0.5, tuple(cfg.mean), "")

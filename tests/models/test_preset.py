@@ -14,8 +14,9 @@ from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import CenterCrop, InterpolationMode, Normalize, Resize
 
 from ffcv_train.config.read import load_config, to_dict
-from ffcv_train.config.schema import ModelConfig, RunConfig
+from ffcv_train.config.schema import RunConfig
 from ffcv_train.models import preset as presets
+from ffcv_train.models.opening import open_checkpoint
 from ffcv_train.models.preset import Preset, of_timm, preset_of
 from ffcv_train.system.errors import UserError
 
@@ -28,7 +29,7 @@ def weights(folder: Path, name: str = "weights.pth", **entries: Any) -> str:
 
 
 def stated(arch: str, path: str) -> Preset:
-    found = preset_of(ModelConfig(arch=arch, weights=path))
+    found = preset_of(open_checkpoint(path, arch), arch)
     assert found is not None
     return found
 
@@ -125,11 +126,10 @@ def test_a_checkpoint_of_ours_states_its_own(tmp_path: Path) -> None:
 
 
 def test_who_states_nothing_is_not_asked(tmp_path: Path) -> None:
-    assert preset_of(ModelConfig(arch="cifar_resnet20", weights=weights(tmp_path))) is None
-    assert preset_of(ModelConfig(arch="tf_efficientnet_lite0")) is None
+    assert preset_of(open_checkpoint(weights(tmp_path)), "cifar_resnet20") is None
     (tmp_path / "broken.pt").write_bytes(b"broken")
     with pytest.raises(UserError, match="is not a checkpoint"):
-        preset_of(ModelConfig(arch="resnet50", weights=str(tmp_path / "broken.pt")))
+        open_checkpoint(tmp_path / "broken.pt", "resnet50")
 
 
 def test_what_is_told_is_left_out_with_its_partner() -> None:

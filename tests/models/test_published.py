@@ -25,8 +25,9 @@ from ffcv_train.evaluation.classifier import load_network
 from ffcv_train.evaluation.subject import read_subject
 from ffcv_train.models import published
 from ffcv_train.models.factory import create_model
+from ffcv_train.models.opening import open_checkpoint
 from ffcv_train.models.preset import preset_of
-from ffcv_train.models.published import local_file, read_weights
+from ffcv_train.models.published import local_file
 from ffcv_train.models.weights import load_weights
 from ffcv_train.system.errors import UserError
 from tests.support.hub import Hub, in_place, serving
@@ -78,12 +79,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(source: str, arch: str = "resnet18") -> str:
     published._download.cache_clear()
     with pytest.raises(UserError) as caught:
-        read_weights(source, arch)
+        open_checkpoint(source, arch)
     return str(caught.value)
 
 
 def test_timms_weights_come_with_their_architecture_and_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, taken = load_run_config([f"--model.weights=timm:{NAME}"])
+    config, taken, _ = load_run_config([f"--model.weights=timm:{NAME}"])
     assert config.model.arch == "timm/test_efficientnet_gn"
     assert (config.validation.resolution, config.validation.crop_ratio) == ((160,), 0.9)
     assert (config.validation.interpolation, config.resolution.min_res) == ("bicubic", 160)
@@ -94,7 +95,7 @@ def test_timms_weights_come_with_their_architecture_and_preprocessing(monkeypatc
         assert str(report).endswith(f"tensors from {weights}")
         torch.testing.assert_close(dict(model.state_dict()), dict(network().state_dict()), rtol=0, atol=0)
     offline(monkeypatch)
-    assert load_run_config([f"--model.weights=timm:{NAME}"]) == (config, taken)
+    assert load_run_config([f"--model.weights=timm:{NAME}"])[:2] == (config, taken)
 
 
 def test_a_network_by_name_from_python() -> None:
@@ -191,10 +192,11 @@ def test_torchvisions_weights_by_name_and_from_its_cache(tmp_path: Path, monkeyp
     torch.save(model.state_dict(), cached)
     for name in ("IMAGENET1K_V1", "DEFAULT", "ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1"):
         assert local_file(f"torchvision:{name}", "shufflenet_v2_x0_5") == cached
-    config, taken = load_run_config([f"--model.weights=torchvision:{weights}"])
+    config, taken, _ = load_run_config([f"--model.weights=torchvision:{weights}"])
     assert config.model.arch == "torchvision/shufflenet_v2_x0_5"
     assert taken.endswith(f" from torchvision's {weights}") and "crop ratio 0.875" in taken
-    named = preset_of(ModelConfig(arch="shufflenet_v2_x0_5", weights="torchvision:IMAGENET1K_V1"))
+    arch = "shufflenet_v2_x0_5"
+    named = preset_of(open_checkpoint("torchvision:IMAGENET1K_V1", arch), arch)
     assert named is not None and named.source == f"torchvision's {weights}"
     assert load_weights(create_model(config.model, 1000), f"torchvision:{weights}").loaded == len(model.state_dict())
 

@@ -1,13 +1,13 @@
 """`calibration`: do probabilities mean what they say, without and with a temperature fitted on other samples?"""
 
-from pathlib import Path
 from typing import Any
 
 from ffcv_train.data.open import DataSet
 from ffcv_train.evaluation.collect import collect
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.temperature import calibration, fit_temperature, split_halves
-from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
+from ffcv_train.models.checkpoint import save_checkpoint
+from ffcv_train.models.opening import Checkpoint
 from ffcv_train.system.errors import UserError
 
 
@@ -48,8 +48,11 @@ def run(examined: Examined) -> dict[str, Any]:
     }
 
 
-def keep(path: str, weights: str, found: dict[str, Any]) -> None:
-    """Write what `run` found into the checkpoint of ours at `path`, whose `weights` it belongs to."""
-    state = load_checkpoint(path)
+def keep(checkpoint: Checkpoint, weights: str, found: dict[str, Any]) -> None:
+    """Write what `run` found into `checkpoint`, one of ours, whose `weights` it belongs to.
+
+    Raises `UserError` where another file lies there by now.
+    """
+    checkpoint.check_unchanged()
     kept = {"value": found["temperature"], "weights": weights, "fitted_on": found["fitted_on"]}
-    save_checkpoint({**state, "temperature": kept}, Path(path))
+    save_checkpoint({**checkpoint.content, "temperature": kept}, checkpoint.path)
