@@ -1,7 +1,6 @@
 """Export: a network in another program's format, and at once what that program makes of real images."""
 
 import contextlib
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from ffcv_train.models.factory import create_model
 from ffcv_train.publish.description import Description
 from ffcv_train.publish.formats import FORMATS
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import disk_errors
+from ffcv_train.system.files import disk_errors, umask
 
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit where that is above 1"""
@@ -94,10 +93,9 @@ def _compare(wanted: Tensor, found: Tensor) -> Check:
 
 def _publish(folder: Path, path: Path) -> None:
     """Move what lies in `folder` beside `path`, which comes last."""
-    umask = os.umask(0)
-    os.umask(umask)
+    rights = ~umask()
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == path.name):
-        entry.chmod((0o777 if entry.is_dir() else 0o666) & ~umask)
+        entry.chmod((0o777 if entry.is_dir() else 0o666) & rights)
         target = path.with_name(entry.name)
         if target.is_dir():
             with contextlib.suppress(OSError):

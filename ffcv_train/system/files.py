@@ -115,11 +115,13 @@ def whole_file(path: str | Path, *, keep: Path | None = None, one_writer: bool =
         with disk_errors(path):
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp's files are the owner's alone
+            temporary.chmod(0o666 & ~umask())  # mkstemp's files are the owner's alone
             if keep is not None:
                 _link(path, keep)
             temporary.replace(path)
-        sync_folder(path.parent)
+        # The file is in its place; some file systems know no more of folders.
+        with contextlib.suppress(OSError):
+            sync_folder(path.parent)
     finally:
         # It is gone by now, or the disk has become read-only.
         with contextlib.suppress(OSError):
@@ -133,20 +135,20 @@ def sync_file(file: IO[Any]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in `folder` on the disk, where the file system knows how to."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Put the names in `folder` on the disk. Raises `OSError`, also where the file system cannot."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The rights that new files and folders of this process lack."""
     # There is no asking without setting.
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    found = os.umask(0)
+    os.umask(found)
+    return found
 
 
 def _link(path: Path, name: Path) -> None:

@@ -126,7 +126,7 @@ def test_what_was_there_stays_where_packing_fails(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(make_zip.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left on device; it is as it was before"):
         make_zips(images, output)
     assert {file.name: file.read_bytes() for file in output.iterdir()} == before

@@ -1,6 +1,5 @@
 """ffcv-train write --make-zip: an image folder to train.zip and val.zip with their maps, the MaxSup paper's layout."""
 
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import FileSource, Request, Source
 from ffcv_train.data.sources.zips import REPLACING
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import sync_file
 from ffcv_train.system.progress import ProgressLine
 from ffcv_train.system.signals import StopSignals
 
@@ -162,19 +162,14 @@ def _pack(
             entry.compress_type = kind
             archive.writestr(entry, content)
             progress.show(shown, index + 1, len(names), "images")
-    _flush(to)
+    sync_file(to.handle)
     if len(index_zip(to.path)) != len(names):
         raise RuntimeError(f"{to.path} does not hold the {len(names)} images that were written")
 
 
 def _write(to: Unfinished, text: str) -> None:
     to.handle.write(text.encode())
-    _flush(to)
-
-
-def _flush(to: Unfinished) -> None:
-    to.handle.flush()
-    os.fsync(to.handle.fileno())
+    sync_file(to.handle)
 
 
 def _lines(texts: Iterator[str] | Sequence[str]) -> str:

@@ -1,11 +1,11 @@
 """Files that were written under temporary names take their places."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import sync_file, sync_folder
 
 
 def publish(moves: Sequence[tuple[Path, Path]], mark: Path | None = None, outdated: Sequence[Path] = ()) -> None:
@@ -23,21 +23,20 @@ def publish(moves: Sequence[tuple[Path, Path]], mark: Path | None = None, outdat
         if mark is not None:
             with mark.open("w", encoding="utf-8") as file:
                 file.writelines(f"{target.name}\n" for _, target in moves)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync_folder(folder)
+                sync_file(file)
+            sync_folder(folder)
         for path in outdated:
             moved = moved or path.exists()
             path.unlink(missing_ok=True)
         if outdated:
-            _sync_folder(folder)
+            sync_folder(folder)
         for temporary, target in moves:
             temporary.replace(target)
             moved = True
-            _sync_folder(folder)
+            sync_folder(folder)
         if mark is not None:
             mark.unlink()
-            _sync_folder(folder)
+            sync_folder(folder)
     except OSError as error:
         if moved:
             raise UserError(
@@ -48,11 +47,3 @@ def publish(moves: Sequence[tuple[Path, Path]], mark: Path | None = None, outdat
             with contextlib.suppress(OSError):
                 mark.unlink()
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -39,6 +39,7 @@ from ffcv_train.data.sources.selection import (
 )
 from ffcv_train.data.sources.source import Request, Source
 from ffcv_train.system.errors import UserError
+from ffcv_train.system.files import sync_file
 from ffcv_train.system.progress import ProgressLine, duration
 from ffcv_train.system.resources import usable_cores
 from ffcv_train.system.signals import StopSignals
@@ -400,5 +401,4 @@ def _check(beton: Path, source: Source, written: Written) -> None:
 def _write_text(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)

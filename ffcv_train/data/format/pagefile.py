@@ -1,7 +1,6 @@
 """The layout of a .beton file while it is written: where each sample goes, then the tables, the header last."""
 
 import contextlib
-import os
 import zlib
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ffcv_train.data.format.layout import (
     SAMPLE,
     EncodedSample,
 )
+from ffcv_train.system.files import sync_file
 
 MIN_PAGE_SIZE = 1 << 21
 DEFAULT_PAGE_SIZE = 1 << 23
@@ -116,21 +116,17 @@ class PageFile:
         self._file.write(regions.tobytes())
         self._file.seek(HEADER.itemsize)
         self._file.write(fields.tobytes() + samples.tobytes())
-        self._sync()
+        sync_file(self._file)
         # Everything else is on the disk before the header makes the file valid.
         self._file.seek(0)
         self._file.write(header.tobytes())
-        self._sync()
+        sync_file(self._file)
         self._file.close()
 
     def close(self) -> None:
         """Close the file, unfinished as it may be."""
         with contextlib.suppress(OSError):  # closing flushes, which fails once more on a full disk
             self._file.close()
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
 
 def tables_crc(path: Path) -> int:
