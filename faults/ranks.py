@@ -18,6 +18,7 @@ from faults.runs import PATIENCE, differs, lines, options, unreadable
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = ("--training.batch_size=8", "--training.epochs=6")
+_ENDLESS = ("--training.epochs=4000", "--validation.every=4000")
 
 
 class Launcher:
@@ -108,16 +109,24 @@ def undisturbed(bench: Bench) -> Path:
     return folder
 
 
-def a_rank_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
-    """One of two ranks gets SIGKILL: the other ends with a sentence, before torchrun would kill it."""
-    endless = ("--training.epochs=4000", "--validation.every=4000")
-    flags = ["--nproc_per_node=2", f"--master_port={_port()}"]
-    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *RANKS, *endless))
+@contextlib.contextmanager
+def _two_ranks(
+    bench: Bench, folder: Path, flags: Sequence[str] = (), *more: str
+) -> Iterator[tuple[Launcher, list[psutil.Process], list[str]]]:
+    """Torchrun, its two ranks, which train, and what is wrong where there are not two; killed at the end."""
+    where = ["--nproc_per_node=2", f"--master_port={_port()}", *flags]
+    launcher = Launcher(folder, "torchrun", where, options(bench.data, folder, *RANKS, *more))
     with launched(launcher):
         launcher.wait(lambda: lines(folder) >= 1)
         ranks = launcher.ranks()
-        if len(ranks) != 2:
-            return [f"{len(ranks)} ranks started: {launcher.said()[-300:]}"]
+        yield launcher, ranks, [] if len(ranks) == 2 else [f"{len(ranks)} ranks started: {launcher.said()[-300:]}"]
+
+
+def a_rank_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
+    """One of two ranks gets SIGKILL: the other ends with a sentence, before torchrun would kill it."""
+    with _two_ranks(bench, folder, [], *_ENDLESS) as (launcher, ranks, wrong):
+        if wrong:
+            return wrong
         draw.choice(ranks).kill()
         if launcher.wait() is None:
             return ["hangs"]
@@ -128,13 +137,9 @@ def a_rank_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list[st
 
 def restarts(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
     """With --max-restarts the ranks start again and finish the run."""
-    flags = ["--nproc_per_node=2", f"--master_port={_port()}", "--max-restarts=2"]
-    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *RANKS))
-    with launched(launcher):
-        launcher.wait(lambda: lines(folder) >= 1)
-        ranks = launcher.ranks()
-        if len(ranks) != 2:
-            return [f"{len(ranks)} ranks started: {launcher.said()[-300:]}"]
+    with _two_ranks(bench, folder, ["--max-restarts=2"]) as (launcher, ranks, wrong):
+        if wrong:
+            return wrong
         draw.choice(ranks).kill()
         status = launcher.wait()
         wrong = [] if status == 0 else [f"status {status}: {launcher.said()[-300:]}"]
@@ -143,14 +148,9 @@ def restarts(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
 
 def the_agent_is_killed(bench: Bench, folder: Path, draw: random.Random) -> list[str]:
     """Torchrun itself gets SIGKILL: its ranks stop and free the run."""
-    endless = ("--training.epochs=4000", "--validation.every=4000")
-    flags = ["--nproc_per_node=2", f"--master_port={_port()}"]
-    launcher = Launcher(folder, "torchrun", flags, options(bench.data, folder, *RANKS, *endless))
-    with launched(launcher):
-        launcher.wait(lambda: lines(folder) >= 1)
-        ranks = launcher.ranks()
-        if len(ranks) != 2:
-            return [f"{len(ranks)} ranks started: {launcher.said()[-300:]}"]
+    with _two_ranks(bench, folder, [], *_ENDLESS) as (launcher, ranks, wrong):
+        if wrong:
+            return wrong
         launcher.process.kill()
         left = psutil.wait_procs(ranks, timeout=PATIENCE)[1]
         for rank in left:

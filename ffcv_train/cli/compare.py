@@ -9,14 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ffcv_train.cli.measure import add_measure_options, transfer_files
 from ffcv_train.cli.presets import load_run_config
-from ffcv_train.cli.suite_arguments import add_suite_options, suite_options, suite_words
+from ffcv_train.cli.suite_arguments import suite_options, suite_words
 from ffcv_train.comparison.estimate import print_plan
-from ffcv_train.comparison.plan import (
-    Plan,
-    check_plan,
-    claim_folder,
-)
+from ffcv_train.comparison.plan import Plan, check_plan, claim_folder
 from ffcv_train.comparison.report import collect, summarise, write_report
 from ffcv_train.comparison.run import Interrupted, run_all
 from ffcv_train.losses import CRITERIA
@@ -43,13 +40,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     own.add_argument("--losses", metavar="A,B,…", help=f"criteria: {', '.join(CRITERIA)}")
     own.add_argument("--seeds", metavar="0,1,…", default="0,1,2", help="seeds of every criterion [0,1,2]")
     own.add_argument("--out", type=expand_path, metavar="DIR", help="folder of the comparison: runs, tables, figure")
-    own.add_argument(
-        "--transfer-train", type=expand_path, metavar="BETON", help="data set that a linear probe is fitted to"
-    )
-    own.add_argument(
-        "--transfer-val", type=expand_path, metavar="BETON", help="data set that the linear probe is tested on"
-    )
-    add_suite_options(own)
+    add_measure_options(own)
     own.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its time, train nothing")
     options, rest = parser.parse_known_args(list(argv))
     config = load_run_config(rest, DESCRIPTION + "\n" + parser.format_help()).config
@@ -58,22 +49,16 @@ def parse_plan(argv: Sequence[str]) -> Plan:
             raise UserError(f"ffcv-train compare sets {key} itself; drop --{key}, and use --losses, --seeds and --out")
     if not options.out:
         raise UserError("nowhere to write the comparison to; give a folder with --out DIR")
-    transfer = (options.transfer_train, options.transfer_val)
-    if any(transfer) and not all(transfer):
-        raise UserError("--transfer-train and --transfer-val belong together; give both or neither")
-    options.output = None  # each run has its own
-    config_of_runs = {"data": {"train_dataset": config.data.train_dataset}}
-    suites = suite_options(options, config_of_runs)
     return Plan(
         config=config,
         arguments=tuple(rest),
         losses=_losses(options.losses),
         seeds=_seeds(options.seeds),
         out=Path(options.out),
-        transfer=(Path(transfer[0]), Path(transfer[1])) if all(transfer) else None,
+        transfer=transfer_files(options),
         dry_run=options.dry_run,
-        suites=suites,
-        suite_words=tuple(suite_words(options, suites)),
+        suites=suite_options(options, config.data.train_dataset),
+        suite_words=tuple(suite_words(options)),
     )
 
 

@@ -15,7 +15,7 @@ from ffcv_train.analysis.figures.style import make_folder, save_figure
 from ffcv_train.analysis.figures.suites import draw_suite, suite_tables
 from ffcv_train.cli.arguments import parse_request
 from ffcv_train.cli.class_results import print_worst, write_per_class
-from ffcv_train.cli.suite_arguments import suite_options
+from ffcv_train.cli.suite_arguments import part_file, suite_options
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites import calibration
 from ffcv_train.evaluation.suites.run import evaluate_with_suites
@@ -85,7 +85,7 @@ def check_keeping(request: Request, options: SuiteOptions) -> None:
 def main(argv: Sequence[str]) -> None:
     """Parse, evaluate, print and write."""
     request = parse_request(argv)
-    options = suite_options(request.options, request.subject.config)
+    options = suite_options(request.options, request.subject.train_set, part_file(request.output))
     check_keeping(request, options)
     per_class = Path(request.options.per_class) if request.options.per_class else None
     if per_class is not None:

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ from ffcv_train.data.open import center_crop_of
 from ffcv_train.evaluation.classifier import Classifier
 from ffcv_train.evaluation.run import load_network
 from ffcv_train.evaluation.subject import Request
-from ffcv_train.publish.description import describe
+from ffcv_train.publish.description import Description, describe
 from ffcv_train.publish.export import Check, check_output, export
 from ffcv_train.publish.formats import FORMATS
-from ffcv_train.system.distributed import process_group
+from ffcv_train.system.distributed import need_one_process, process_group
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import expand_path
 
@@ -43,6 +44,17 @@ EXPORT_DEFAULTS = {"training.amp": "off", "training.device": "cpu", "model.chann
 """Networks are exported from the CPU, in float32"""
 
 
+class Exportable(NamedTuple):
+    """A network on its way out, and the images that what is written is compared on."""
+
+    classifier: Classifier
+    description: Description
+    images: Tensor
+    """uint8 [B, 3, R, R]"""
+    source: str
+    """Whose images they are"""
+
+
 def parse_export_request(argv: Sequence[str]) -> Request:
     """Resolve the arguments of `export`. Raises `UserError`."""
 
@@ -51,9 +63,7 @@ def parse_export_request(argv: Sequence[str]) -> Request:
         group.add_argument(
             "--output", dest="target", type=expand_path, metavar="PATH", help="file to write; for timm a new folder"
         )
-        group.add_argument(
-            "--images", type=expand_path, metavar="PATH", help="compare on the first images of this file, folder or zip"
-        )
+        add_images_option(group)
 
     request = parse_request(
         argv,
@@ -69,6 +79,23 @@ def parse_export_request(argv: Sequence[str]) -> Request:
         raise UserError("nowhere to write to; give a path with --output PATH")
     check_output(options.format, Path(options.target))
     return request
+
+
+def add_images_option(group: argparse._ArgumentGroup) -> None:
+    """`--images`, for the commands that compare what they write."""
+    group.add_argument(
+        "--images", type=expand_path, metavar="PATH", help="compare on the first images of this file, folder or zip"
+    )
+
+
+def open_exportable(request: Request, command: str) -> Exportable:
+    """What `request` names, on the CPU. Raises `UserError`, under torchrun too."""
+    with process_group("cpu") as process:
+        need_one_process(process, command)
+        network = load_network(request, process.device)
+    classifier = Classifier(network, request.config, request.subject, process.device, request.weights)
+    images, source = real_images(request.config, request.options.images)
+    return Exportable(classifier, describe(classifier), images, source)
 
 
 def real_images(config: RunConfig, wish: str | None) -> tuple[Tensor, str]:
@@ -106,14 +133,8 @@ def sentence(check: Check, source: str) -> str:
 def main(argv: Sequence[str]) -> None:
     """Parse, write, compare."""
     request = parse_export_request(argv)
-    options = request.options
-    with process_group("cpu") as process:
-        if process.world_size > 1:
-            raise UserError("export runs in one process; start it without torchrun")
-        network = load_network(request, process.device)
-        classifier = Classifier(network, request.config, request.subject, process.device)
-        images, source = real_images(request.config, options.images)
-        path = Path(options.target)
-        check = export(classifier, options.format, path, describe(classifier, request.weights), images)
+    form, path = request.options.format, Path(request.options.target)
+    classifier, description, images, source = open_exportable(request, "export")
+    check = export(classifier, form, path, description, images)
     print(sentence(check, source))
-    print(f"{options.format}: {path}")
+    print(f"{form}: {path}")

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ffcv_train.cli.arguments import parse_request
-from ffcv_train.cli.suite_arguments import add_suite_options, suite_options
+from ffcv_train.cli.suite_arguments import add_suite_options, part_file, suite_options
 from ffcv_train.comparison.measure import measure
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.system.distributed import process_group
@@ -17,24 +19,36 @@ python -m ffcv_train measure --checkpoint runs/ce_seed0/final.pt --output runs/c
 """
 
 
+def add_measure_options(group: argparse._ArgumentGroup) -> None:
+    """What is measured besides, for a comparison too."""
+    group.add_argument(
+        "--transfer-train", type=expand_path, metavar="BETON", help="data set that a linear probe is fitted to"
+    )
+    group.add_argument(
+        "--transfer-val", type=expand_path, metavar="BETON", help="data set that the linear probe is tested on"
+    )
+    add_suite_options(group)
+
+
+def transfer_files(options: Any) -> tuple[Path, Path] | None:
+    """The linear probe's training and test set. Raises `UserError` for one without the other."""
+    files = (options.transfer_train, options.transfer_val)
+    if any(files) and not all(files):
+        raise UserError("--transfer-train and --transfer-val belong together; give both or neither")
+    return (Path(files[0]), Path(files[1])) if all(files) else None
+
+
 def parse_measure_request(argv: Sequence[str]) -> Request:
     """Resolve the arguments. Raises `UserError`."""
 
     def add_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument("--output", type=expand_path, metavar="FILE", help="write the measures to this JSON file")
-        group.add_argument(
-            "--transfer-train", type=expand_path, metavar="BETON", help="data set that a linear probe is fitted to"
-        )
-        group.add_argument(
-            "--transfer-val", type=expand_path, metavar="BETON", help="data set that the linear probe is tested on"
-        )
-        add_suite_options(group)
+        add_measure_options(group)
 
     request = parse_request(argv, description=DESCRIPTION, add_options=add_options)
     if request.output is None:
         raise UserError("nowhere to write the measures to; give --output FILE")
-    if bool(request.options.transfer_train) != bool(request.options.transfer_val):
-        raise UserError("--transfer-train and --transfer-val belong together; give both or neither")
+    transfer_files(request.options)
     return request
 
 
@@ -42,8 +56,8 @@ def main(argv: Sequence[str]) -> None:
     """Parse, measure, write."""
     request = parse_measure_request(argv)
     assert request.output is not None
-    suites = suite_options(request.options, request.subject.config)
-    samples = request.output.with_name("samples.npz")
+    suites = suite_options(request.options, request.subject.train_set, part_file(request.output))
+    transfer, samples = transfer_files(request.options), request.output.with_name("samples.npz")
     with process_group(request.config.training.device) as process:
-        write_json(request.output, measure(request, process, suites, samples))
+        write_json(request.output, measure(request, process, suites, transfer, samples))
     print(f"measures: {request.output}")

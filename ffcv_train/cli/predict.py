@@ -21,7 +21,7 @@ from ffcv_train.evaluation.predictions import Predictions, check_format, predict
 from ffcv_train.evaluation.run import load_network
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.models.class_names import read_names
-from ffcv_train.system.distributed import process_group
+from ffcv_train.system.distributed import need_one_process, process_group
 from ffcv_train.system.errors import UserError, printable
 from ffcv_train.system.files import expand_path
 
@@ -147,8 +147,7 @@ def main(argv: Sequence[str]) -> None:
     calibrated = request.options.calibrated
     temperature = request.subject.temperature_of(request.weights, "--calibrated") if calibrated else 1.0
     with process_group(request.config.training.device) as process:
-        if process.world_size > 1:
-            raise UserError("predict runs in one process; start it without torchrun")
+        need_one_process(process, "predict")
         pictures = open_pictures(request.options.images)
         network = load_network(request, process.device)
         classes = class_names(request, network.num_classes)

@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ffcv_train.cli.arguments import parse_request
-from ffcv_train.cli.export import EXPORT_DEFAULTS, real_images, sentence
-from ffcv_train.evaluation.classifier import Classifier
-from ffcv_train.evaluation.run import load_network
+from ffcv_train.cli.export import EXPORT_DEFAULTS, add_images_option, open_exportable, sentence
 from ffcv_train.evaluation.subject import Request
-from ffcv_train.publish.description import describe
 from ffcv_train.publish.push import check_repo, upload, write_folder
-from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import expand_path
 
@@ -41,9 +37,7 @@ def parse_push_request(argv: Sequence[str]) -> Request:
         group.add_argument("--license", default="unknown", metavar="ID", help="the card's licence, mit say [unknown]")
         group.add_argument("--private", action="store_true", help="a repository that is made is private")
         group.add_argument("--dry-run", action="store_true", help="write the folder, and send nothing")
-        group.add_argument(
-            "--images", type=expand_path, metavar="PATH", help="compare on the first images of this file, folder or zip"
-        )
+        add_images_option(group)
 
     request = parse_request(
         argv, description=DESCRIPTION, add_options=add_options, defaults=EXPORT_DEFAULTS, needs_data_set=False
@@ -59,15 +53,8 @@ def main(argv: Sequence[str]) -> None:
     request = parse_push_request(argv)
     options = request.options
     folder = Path(options.folder) if options.folder else Path(request.subject.path).parent / "hub"
-    with process_group("cpu") as process:
-        if process.world_size > 1:
-            raise UserError("push runs in one process; start it without torchrun")
-        network = load_network(request, process.device)
-        classifier = Classifier(network, request.config, request.subject, process.device)
-        images, source = real_images(request.config, options.images)
-        library, check = write_folder(
-            classifier, describe(classifier, request.weights), folder, options.to, options.license, images
-        )
+    classifier, description, images, source = open_exportable(request, "push")
+    library, check = write_folder(classifier, description, folder, options.to, options.license, images)
     print(sentence(check, source))
     print(f"for {library}: {folder}")
     if not options.dry_run:

@@ -2,128 +2,126 @@
 
 import argparse
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ffcv_train.evaluation.suites.run import SUITES
 from ffcv_train.evaluation.suites.subject import SuiteOptions
-from ffcv_train.metrics.groups import FEW_UNDER, MANY_OVER
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import expand_path
 
-_TAKERS = {"calibrate_on": ("calibration",), "train_set": ("groups", "ood"), "ood_data": ("ood",)}
-_TAKERS |= {"corrupted_data": ("corruptions",), "frost_images": ("corruptions",)}
-_TAKERS |= {"variant_data": ("variants",), "real_labels": ("variants",)}
-"""Which suites take an option"""
+
+class _Option(NamedTuple):
+    name: str
+    """On the command line, without dashes before it"""
+    kind: str
+    """file, files or whole: a whole number of at least 0"""
+    suites: tuple[str, ...]
+    """Which take it"""
+    metavar: str
+    help: str
+    field: str = ""
+    """Of `SuiteOptions`, where it is called otherwise there"""
+
+    @property
+    def key(self) -> str:
+        return self.name.replace("-", "_")
+
+
+_OPTIONS = (
+    _Option("calibrate-on", "file", ("calibration",), "DATA", "fit the temperature to this data set"),
+    _Option(
+        "split-seed",
+        "whole",
+        ("calibration",),
+        "N",
+        "of the random half of the validation set that the temperature is fitted to else",
+    ),
+    _Option("train-set", "file", ("groups", "ood"), "DATA", "the training set [the checkpoint's data.train_dataset]"),
+    _Option("many-over", "whole", ("groups",), "N", "more samples are many"),
+    _Option("few-under", "whole", ("groups",), "N", "fewer samples are few"),
+    _Option("ood-data", "files", ("ood",), "DATA", "data sets of other things"),
+    _Option("knn-k", "whole", ("ood",), "K", "which nearest neighbour", field="neighbour"),
+    _Option(
+        "corrupted-data",
+        "file",
+        ("corruptions",),
+        "DIR",
+        "ImageNet-C or CIFAR-10-C, unpacked [made from the images]",
+    ),
+    _Option("corruption-seed", "whole", ("corruptions",), "N", "of what is made"),
+    _Option(
+        "frost-images",
+        "file",
+        ("corruptions",),
+        "DIR",
+        "the authors' photographs of frost [package imagecorruptions]",
+    ),
+    _Option("variant-data", "files", ("variants",), "DATA", "ImageNet-V2, -A, -R, Sketch, matched by class name"),
+    _Option("real-labels", "file", ("variants",), "FILE", "real.json, ReaL's labels of ImageNet's val set"),
+)
+"""Beside --suite; a number's default is that of `SuiteOptions`"""
 
 
 def add_suite_options(group: argparse._ArgumentGroup) -> None:
     """`--suite` and what the suites take."""
     group.add_argument("--suite", metavar="A,B,…", help=f"more than accuracy: {', '.join(SUITES)} (docs/suites.md)")
-    group.add_argument(
-        "--calibrate-on", type=expand_path, metavar="DATA", help="calibration: fit the temperature to this data set"
-    )
-    group.add_argument(
-        "--split-seed",
-        metavar="N",
-        default="0",
-        help="calibration: of the random half of the validation set that the temperature is fitted to else [0]",
-    )
-    group.add_argument(
-        "--train-set",
-        type=expand_path,
-        metavar="DATA",
-        help="groups, ood: the training set [the checkpoint's data.train_dataset]",
-    )
-    group.add_argument(
-        "--many-over", metavar="N", default=str(MANY_OVER), help=f"groups: more samples are many [{MANY_OVER}]"
-    )
-    group.add_argument(
-        "--few-under", metavar="N", default=str(FEW_UNDER), help=f"groups: fewer samples are few [{FEW_UNDER}]"
-    )
-    group.add_argument("--ood-data", nargs="+", type=expand_path, metavar="DATA", help="ood: data sets of other things")
-    group.add_argument("--knn-k", metavar="K", default="50", help="ood: which nearest neighbour [50]")
-    group.add_argument(
-        "--corrupted-data",
-        type=expand_path,
-        metavar="DIR",
-        help="corruptions: ImageNet-C or CIFAR-10-C, unpacked [made from the images]",
-    )
-    group.add_argument("--corruption-seed", metavar="N", default="0", help="corruptions: of what is made [0]")
-    group.add_argument(
-        "--frost-images",
-        type=expand_path,
-        metavar="DIR",
-        help="corruptions: the authors' photographs of frost [package imagecorruptions]",
-    )
-    group.add_argument(
-        "--variant-data",
-        nargs="+",
-        type=expand_path,
-        metavar="DATA",
-        help="variants: ImageNet-V2, -A, -R, Sketch, matched by class name",
-    )
-    group.add_argument(
-        "--real-labels",
-        type=expand_path,
-        metavar="FILE",
-        help="variants: real.json, ReaL's labels of ImageNet's val set",
-    )
+    for option in _OPTIONS:
+        about = f"{', '.join(option.suites)}: {option.help}"
+        if option.kind == "whole":
+            default = getattr(SuiteOptions(), option.field or option.key)
+            more: dict[str, Any] = {"default": str(default), "help": f"{about} [{default}]"}
+        else:
+            more = {"type": expand_path, "help": about} | ({"nargs": "+"} if option.kind == "files" else {})
+        group.add_argument(f"--{option.name}", metavar=option.metavar, **more)
 
 
-def suite_options(options: Any, config: Mapping[str, Any]) -> SuiteOptions:
-    """What the command line, as parsed, said of suites; `config` is the checkpoint's. Raises `UserError`."""
+def suite_options(options: Any, train_set: str, part_file: str = "") -> SuiteOptions:
+    """What the command line, as parsed, said of suites. Raises `UserError`.
+
+    `train_set` is the checkpoint's own; `part_file` as `SuiteOptions` has it.
+    """
     names = tuple(name.strip() for name in options.suite.split(",")) if options.suite is not None else ()
     for name in names:
         if name not in SUITES:
             raise UserError(f"--suite names {name!r}, which is no suite; there are {', '.join(SUITES)}")
         if names.count(name) > 1:
             raise UserError(f"--suite names {name!r} twice; name each once")
-    for key, takers in _TAKERS.items():
-        if getattr(options, key) and not set(takers) & set(names):
-            raise UserError(
-                f"--{key.replace('_', '-')} is for --suite {' and '.join(takers)}; add the suite, or leave it out"
-            )
-    neighbour = whole(options.knn_k, "--knn-k")
-    if not neighbour:
+    found: dict[str, Any] = {"suites": names, "part_file": part_file}
+    for option in _OPTIONS:
+        given, field = getattr(options, option.key), option.field or option.key
+        if option.kind == "whole":
+            found[field] = whole(given, f"--{option.name}")
+            continue
+        if given and not set(option.suites) & set(names):
+            takers = " and ".join(option.suites)
+            raise UserError(f"--{option.name} is for --suite {takers}; add the suite, or leave it out")
+        found[field] = tuple(given or ()) if option.kind == "files" else given or ""
+    found["train_set"] = found["train_set"] or train_set
+    if not found["neighbour"]:
         raise UserError("--knn-k must be at least 1")
-    many, few = whole(options.many_over, "--many-over"), whole(options.few_under, "--few-under")
-    if few > many + 1:
-        raise UserError(f"--few-under {few} and --many-over {many} overlap; lower --few-under")
-    train_set = config.get("data", {}).get("train_dataset", "")
-    return SuiteOptions(
-        suites=names,
-        calibrate_on=options.calibrate_on or "",
-        split_seed=whole(options.split_seed, "--split-seed"),
-        train_set=options.train_set or train_set,
-        many_over=many,
-        few_under=few,
-        ood_data=tuple(options.ood_data or ()),
-        neighbour=neighbour,
-        corrupted_data=options.corrupted_data or "",
-        corruption_seed=whole(options.corruption_seed, "--corruption-seed"),
-        frost_images=options.frost_images or "",
-        variant_data=tuple(options.variant_data or ()),
-        real_labels=options.real_labels or "",
-        part_file=str(Path(options.output).with_suffix("")) + "_corruptions" if options.output else "",
-    )
+    if found["few_under"] > found["many_over"] + 1:
+        raise UserError(
+            f"--few-under {found['few_under']} and --many-over {found['many_over']} overlap; lower --few-under"
+        )
+    return SuiteOptions(**found)
 
 
-def suite_words(options: Any, out: SuiteOptions) -> list[str]:
+def part_file(output: Path | None) -> str:
+    """`SuiteOptions.part_file` of a command that writes to `output`."""
+    return f"{output.with_suffix('')}_corruptions" if output is not None else ""
+
+
+def suite_words(options: Any) -> list[str]:
     """The words by which another command is given the same suites."""
-    if not out.suites:
+    if options.suite is None:
         return []
-    words = [f"--suite={','.join(out.suites)}", f"--split-seed={out.split_seed}", f"--knn-k={out.neighbour}"]
-    words += [f"--many-over={out.many_over}", f"--few-under={out.few_under}"]
-    words += [f"--calibrate-on={out.calibrate_on}"] if out.calibrate_on else []
-    words += [f"--train-set={options.train_set}"] if options.train_set else []
-    words += [f"--corrupted-data={out.corrupted_data}"] if out.corrupted_data else []
-    words += [f"--frost-images={out.frost_images}"] if out.frost_images else []
-    words += [f"--corruption-seed={out.corruption_seed}"]
-    words += [f"--real-labels={out.real_labels}"] if out.real_labels else []
-    words += ["--variant-data", *out.variant_data] if out.variant_data else []
-    return words + (["--ood-data", *out.ood_data] if out.ood_data else [])
+    words = [f"--suite={options.suite}"]
+    for option in _OPTIONS:
+        given = getattr(options, option.key)
+        if given:
+            words += [f"--{option.name}", *given] if option.kind == "files" else [f"--{option.name}={given}"]
+    return words
 
 
 def whole(text: str, name: str) -> int:

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.open import DataSet, open_data_set, open_further, open_together, without_unread_list
+from ffcv_train.data.open import DataSet, open_further, open_together, without_unread_list
 from ffcv_train.evaluation.collect import Collected
 from ffcv_train.evaluation.extraction import outputs as outputs_of
 from ffcv_train.evaluation.matching import matched
-from ffcv_train.evaluation.run import load_network, run_evaluation
+from ffcv_train.evaluation.run import load_network, open_pair, run_evaluation
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites.run import check_suites, collect_for, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
-from ffcv_train.evaluation.transfer import transfer
+from ffcv_train.evaluation.transfer import transfer as probe_transfer
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.metrics.features import FeatureSums
 from ffcv_train.metrics.linear_probe import GRID, HELD_OUT
@@ -36,48 +36,46 @@ _METRICS = ("top_1", "top_5", "nll", "ece")
 
 
 def measure(
-    request: Request, process: Process, suites: SuiteOptions | None = None, samples: Path | None = None
+    request: Request,
+    process: Process,
+    suites: SuiteOptions | None = None,
+    transfer: tuple[Path, Path] | None = None,
+    samples: Path | None = None,
 ) -> dict[str, Any]:
     """Metrics on the validation set, features of both sets, transfer and suites where asked for, as plain values.
 
     The metrics are those of `eval` at the first of validation.resolution, flip-averaged ones beside them. Features,
     and the metrics on the training set, are those of centre crops of that side, in float32. What each validation sample
-    got goes to the file `samples`, see `write_samples`. Raises `UserError`.
+    got goes to the file `samples`, see `write_samples`. `transfer` are the probe's training and test set. Raises
+    `UserError`.
     """
     listed = request.config.data.classes
     suites = dataclasses.replace(suites or SuiteOptions(), classes=listed)
     sets = (request.config.data.train_dataset, request.config.data.val_dataset)
-    transfer_sets = (request.options.transfer_train, request.options.transfer_val)
-    config = without_unread_list(request.config, (sets[0], *suites.further, *filter(None, transfer_sets)))
+    config = without_unread_list(request.config, (sets[0], *suites.further, *map(str, transfer or ())))
     side = config.validation.resolution[0]
-    # Of a run of ours, whose checkpoint says how many classes it has.
-    val_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
-    val_set, _ = matched(val_set, request.subject, request.subject.num_classes)
-    check_suites(suites, val_set, request.subject.num_classes)
     validation = dataclasses.replace(config.validation, resolution=(side,), lr_tta=True)
-    report = run_evaluation(
-        dataclasses.replace(request, config=dataclasses.replace(config, validation=validation)), process
-    )
+    config = dataclasses.replace(config, validation=validation)
+    request = dataclasses.replace(request, config=config)
+    pair = open_pair(request, process.device)
+    network, val_set, _ = pair
+    check_suites(suites, val_set, network.num_classes)
+    report = run_evaluation(request, process, pair)
     result = report["results"][0]
-    network = load_network(request, process.device)
     outputs = collect_for(suites, network, config, val_set, process)
     if samples is not None:
         write_samples(samples, outputs)
     found_by_suites = run_suites(suites, network, config, val_set, process, request.subject.class_names, outputs)
-    precise = dataclasses.replace(
-        config, validation=validation, training=dataclasses.replace(config.training, amp="off")
-    )
-    request = dataclasses.replace(request, config=precise)
-    network = load_network(request, process.device)
+    # The rest in float32.
+    precise = dataclasses.replace(config, training=dataclasses.replace(config.training, amp="off"))
+    network = load_network(dataclasses.replace(request, config=precise), process.device)
     layer = need_last_layer(network.model, side, config.model.arch, "features")
     features, metrics = {}, {}
     opened = open_together(sets, config.data.format, listed)
     for name, data_set in zip(("train", "val"), opened, strict=True):
         data_set, _ = matched(data_set, request.subject, network.num_classes)
         features[name], metrics[name] = _features(network, precise, data_set, process, layer, name)
-    found = None
-    if transfer_sets[0]:
-        found = _transfer(network, precise, process, layer, transfer_sets, listed)
+    found = _transfer(network, precise, process, layer, transfer, listed) if transfer else None
     return {
         "format": FORMAT,
         "loss": config.loss.name,
@@ -153,12 +151,12 @@ def _features(
 
 
 def _transfer(
-    network: Network, config: RunConfig, process: Process, layer: LastLayer, files: tuple[str, str], classes: str
+    network: Network, config: RunConfig, process: Process, layer: LastLayer, files: tuple[Path, Path], classes: str
 ) -> dict[str, Any]:
     train, test = (open_further(file, classes) for file in files)
-    probe = transfer(network, layer, config, train, test, process)
+    probe = probe_transfer(network, layer, config, train, test, process)
     return {
-        "files": [str(Path(file).resolve()) for file in files],
+        "files": [str(file.resolve()) for file in files],
         "num_classes": len(probe.fit.bias),
         "accuracy": probe.accuracy,
         "strength": probe.strength,

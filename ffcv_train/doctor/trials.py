@@ -15,7 +15,7 @@ from torch import Tensor
 from ffcv_train.config.schema import AugmentConfig, DistillConfig, RunConfig
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.open import DataSets, open_data_sets, train_loader
-from ffcv_train.system.distributed import Process
+from ffcv_train.system.distributed import Process, need_one_process
 from ffcv_train.system.errors import UserError
 from ffcv_train.training import schedules, setup
 from ffcv_train.training.learner import Learner
@@ -186,8 +186,7 @@ def largest(fits: Callable[[int], bool], step: int, most: int) -> int:
 
 def _learner(config: RunConfig, process: Process) -> tuple[Learner, "_Endless", DataSets]:
     """The run's own learner, ready to step, its batches without an end, and its data. Raises `UserError`."""
-    if process.world_size > 1:
-        raise UserError("the doctor runs in one process; start it without torchrun")
+    need_one_process(process, "the doctor")
     training = dataclasses.replace(config.training, resume="")
     val = config.data.val_dataset or config.data.train_dataset
     config = dataclasses.replace(config, training=training, data=dataclasses.replace(config.data, val_dataset=val))

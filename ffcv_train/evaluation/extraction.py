@@ -10,10 +10,10 @@ import torch.distributed
 from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.open import DataSet, open_data_set, val_loader
-from ffcv_train.evaluation.matching import matched, say
+from ffcv_train.data.open import DataSet, val_loader
+from ffcv_train.evaluation.matching import say
 from ffcv_train.evaluation.predict import out_of_memory, predict, shown
-from ffcv_train.evaluation.run import load_network
+from ffcv_train.evaluation.run import open_pair
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.metrics.logits_file import RowBuffer, create_logits
 from ffcv_train.models.inspect.last_layer import LastLayer, find_last_layer, need_last_layer
@@ -65,9 +65,7 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
     """
     config, path = request.config, request.output
     assert path is not None
-    data_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
-    network = load_network(request, process.device)
-    data_set, notes = matched(data_set, request.subject, network.num_classes, ignore=request.ignore_class_names)
+    network, data_set, notes = open_pair(request, process.device)
     say(notes, process)
     side = config.validation.resolution[0]
     if request.options.features:

@@ -22,7 +22,7 @@ from ffcv_train.models.inspect.feature_map import FeatureMap, need_feature_map
 from ffcv_train.models.inspect.trace import evaluation_mode
 from ffcv_train.models.network import Network
 from ffcv_train.system.class_names import check_same_classes
-from ffcv_train.system.distributed import Process
+from ffcv_train.system.distributed import Process, need_one_process
 from ffcv_train.system.errors import UserError
 
 
@@ -46,8 +46,7 @@ class GradcamRequest:
 
 def run_gradcam(request: GradcamRequest, process: Process) -> list[Row]:
     """A row per checkpoint, a cell per image. Raises `UserError`, for what the checkpoints are before work starts."""
-    if process.world_size > 1:
-        raise UserError("ffcv-train gradcam runs in one process; start it without torchrun")
+    need_one_process(process, "ffcv-train gradcam")
     options = request.options
     images = open_images(
         options.images,

@@ -4,12 +4,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ffcv_train.data.open import open_data_set, val_loader
+from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.open import DataSet, open_data_set, val_loader
 from ffcv_train.evaluation.matching import matched, say
 from ffcv_train.evaluation.predict import Prediction, evaluate, out_of_memory, shown
 from ffcv_train.evaluation.subject import Request
@@ -47,45 +48,43 @@ def load_network(request: Request, device: torch.device, model: nn.Module | None
     return network
 
 
-def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
+class Pair(NamedTuple):
+    """A network, and the data set that it is to be evaluated on, with the network's labels."""
+
+    network: Network
+    data_set: DataSet
+    notes: list[str]
+    """What the user is to be told of how their classes were matched"""
+
+
+def open_pair(request: Request, device: torch.device) -> Pair:
+    """The network and the validation set of `request`. Raises `UserError` where they do not fit."""
+    data = request.config.data
+    data_set = open_data_set(data.val_dataset, data.format, data.classes)
+    network = load_network(request, device)
+    return Pair(network, *matched(data_set, request.subject, network.num_classes, ignore=request.ignore_class_names))
+
+
+def run_evaluation(request: Request, process: Process, pair: Pair | None = None) -> dict[str, Any]:
     """Evaluate and return the report, the same on every rank (`results` holds a record per resolution).
 
-    With the option `per_class` the report's `per_class` is `ClassResults.plain` of the single view at the first one.
-    Everything that can be wrong is checked before the first batch. Raises `UserError`.
+    `pair` is what `open_pair` gave, where it is there already. With the option `per_class` the report's `per_class` is
+    `ClassResults.plain` of the single view at the first resolution. Everything that can be wrong is checked before the
+    first batch. Raises `UserError`.
     """
     subject, config = request.subject, request.config
-    data_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
-    network = load_network(request, process.device)
-    data_set, notes = matched(data_set, subject, network.num_classes, ignore=request.ignore_class_names)
+    network, data_set, notes = pair or open_pair(request, process.device)
     say(notes, process)
     environment = describe_environment(process.device)
-
-    results = []
-    sides = list(dict.fromkeys(config.validation.resolution))
     wanted = getattr(request.options, "per_class", None) is not None
     samples = SampleResults(len(data_set), process.device) if wanted else None
-    line = ProgressLine() if process.is_main else None
-    with contextlib.closing(val_loader(config, data_set, max(sides), process)) as loader:
-        for side in sides:
-            loader.set_resolution(side)
-            start = time.perf_counter()
-            with out_of_memory(config, side), contextlib.closing(shown(loader, line, f"{side} px")) as batches:
-                metrics = evaluate(
-                    network,
-                    batches,
-                    tta=config.validation.lr_tta,
-                    num_samples=len(data_set),
-                    observe=_recorder(samples) if samples is not None and side == sides[0] else None,
-                )
-            seconds = time.perf_counter() - start
-            speed = {"seconds": seconds, "images_per_s": len(data_set) / seconds}
-            results.append({"resolution": side, **metrics, **speed})
+    results = _results(network, config, data_set, process, samples)
     per_class = {}
     if samples is not None:
         names = subject.class_names or data_set.class_names
         names = names if names is not None and len(names) == network.num_classes else None
         found = samples.reduce(all_reduce_sum).compute(data_set.labels, network.num_classes, names)
-        per_class = {"per_class": {"resolution": sides[0], **found.plain()}}
+        per_class = {"per_class": {"resolution": results[0]["resolution"], **found.plain()}}
     return {
         "format": 1,
         "checkpoint": subject.path,
@@ -110,6 +109,31 @@ def run_evaluation(request: Request, process: Process) -> dict[str, Any]:
         **per_class,
         **environment,
     }
+
+
+def _results(
+    network: Network, config: RunConfig, data_set: DataSet, process: Process, samples: SampleResults | None
+) -> list[dict[str, Any]]:
+    """A record per side of validation.resolution; `samples` takes what each sample got at the first."""
+    results: list[dict[str, Any]] = []
+    sides = list(dict.fromkeys(config.validation.resolution))
+    line = ProgressLine() if process.is_main else None
+    with contextlib.closing(val_loader(config, data_set, max(sides), process)) as loader:
+        for side in sides:
+            loader.set_resolution(side)
+            start = time.perf_counter()
+            with out_of_memory(config, side), contextlib.closing(shown(loader, line, f"{side} px")) as batches:
+                metrics = evaluate(
+                    network,
+                    batches,
+                    tta=config.validation.lr_tta,
+                    num_samples=len(data_set),
+                    observe=_recorder(samples) if samples is not None and side == sides[0] else None,
+                )
+            seconds = time.perf_counter() - start
+            speed = {"seconds": seconds, "images_per_s": len(data_set) / seconds}
+            results.append({"resolution": side, **metrics, **speed})
+    return results
 
 
 def _recorder(samples: SampleResults) -> Callable[[Prediction], None]:

@@ -43,6 +43,11 @@ class Subject:
         assert self.checkpoint is not None
         return self.checkpoint
 
+    @property
+    def train_set(self) -> str:
+        """Path of the data that it was trained on, as far as it says so."""
+        return str(self.config.get("data", {}).get("train_dataset", ""))
+
     def opened(self, arch: str) -> "Subject":
         """The subject with its file open, which has weights of `arch`. Raises `UserError`."""
         return self if self.checkpoint is not None else replace(self, checkpoint=open_checkpoint(self.path, arch))

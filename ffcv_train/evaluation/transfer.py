@@ -19,7 +19,7 @@ from ffcv_train.metrics.linear_probe import HELD_OUT, Probe, linear_probe
 from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
 from ffcv_train.models.network import Network
 from ffcv_train.system.class_names import largest_unnamed_label
-from ffcv_train.system.distributed import Process
+from ffcv_train.system.distributed import Process, need_one_process
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
@@ -29,8 +29,7 @@ from ffcv_train.system.resources import available_bytes
 def run_transfer(request: Request, process: Process) -> dict[str, Any]:
     """Extract, search, measure; the report, as JSON can say it. Raises `UserError` before long work starts."""
     options, config = request.options, request.config
-    if process.world_size > 1:
-        raise UserError("linear transfer runs in one process; start it without torchrun")
+    need_one_process(process, "linear transfer")
     data = config.data
     train, val = open_together((options.train, options.val), data.format, data.classes)
     network = load_network(request, process.device)

@@ -39,8 +39,8 @@ class Description:
         }
 
 
-def describe(classifier: Classifier, weights: str) -> Description:
-    """The description of `classifier`; `weights` are those that it was loaded with."""
+def describe(classifier: Classifier) -> Description:
+    """The description of `classifier`."""
     config, normalise = classifier.config, classifier.network.normalise
     return Description(
         arch=config.model.arch,
@@ -53,7 +53,7 @@ def describe(classifier: Classifier, weights: str) -> Description:
         crop=config.validation.crop,
         interpolation=config.validation.interpolation,
         use_blurpool=config.model.use_blurpool,
-        weights=weights,
+        weights=classifier.weights,
         epoch=classifier.subject.epoch,
         producer=f"ffcv_train {__version__}",
     )

@@ -102,6 +102,12 @@ def process_group(device_name: str) -> Iterator[Process]:
     dist.destroy_process_group()
 
 
+def need_one_process(process: Process, what: str) -> None:
+    """Raise `UserError` where `what`, which runs in one process, was started in several."""
+    if process.world_size > 1:
+        raise UserError(f"{what} runs in one process; start it without torchrun")
+
+
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all ranks, in place and returned; exact for integers. Without a group, `tensor`."""
     if dist.is_initialized():

@@ -7,7 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +23,19 @@ from torch import nn
 
 from ffcv_train.config.read import load_config, to_dict
 from ffcv_train.config.schema import ModelConfig, RunConfig
-from ffcv_train.models.checkpoint import save_checkpoint
 from ffcv_train.models.factory import create_model
 from ffcv_train.system.environment import command_line
+from tests.support.checkpoints import SMALL_EVALUATION, varied_network, write_checkpoint
 from tests.support.photographs import ROOT, crops_of_photographs
 from tests.support.runs import Betons
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CLASS_NAMES = [f"class{i}" for i in range(4)]
-SETTINGS = [
-    "--model.arch=cifar_resnet20",
-    "--validation.resolution=32",
-    "--validation.crop_ratio=1",
-    "--validation.batch_size=16",
-    "--training.amp=off",
-    "--training.device=cpu",
-    "--data.num_workers=1",
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine cost these small networks ten times what they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+SETTINGS = ["--model.arch=cifar_resnet20", *SMALL_EVALUATION]
 
 
 def network(seed: int) -> nn.Module:
-    """A network whose logits differ from image to image: its batch norms have seen data."""
-    torch.manual_seed(seed)
-    model = create_model(ModelConfig(arch="cifar_resnet20"), 4)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.randn(64, 3, 1, 1) + 0.5 * torch.randn(64, 3, 32, 32))
-    return model
+    return varied_network(len(CLASS_NAMES), seed)
 
 
 def logits_of(model: nn.Module, images: np.ndarray, mean: Any, std: Any) -> torch.Tensor:
@@ -87,19 +62,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_betons: tupl
     def make(**entries: Any) -> Path:
         config = load_config(RunConfig, [*SETTINGS, f"--data.val_dataset={small_betons[1]}"])
         path = tmp_path_factory.mktemp("run") / "final.pt"
-        state = {
-            "model": network(0).state_dict(),
-            "ema": None,
-            "config": to_dict(config),
-            "arch": config.model.arch,
-            "num_classes": 4,
-            "class_names": CLASS_NAMES,
-            "normalisation": {"mean": list(MEAN), "std": list(STD)},
-            "epoch": 3,
-            "step": 0,
-        }
-        save_checkpoint({**state, **entries}, path)
-        return path
+        return write_checkpoint(path, config, network(0), CLASS_NAMES, 4, (MEAN, STD), **entries)
 
     return make
 
@@ -267,7 +230,7 @@ def test_a_torchvision_state_dict(
         "--checkpoint",
         tmp_path / "weights.pth",
         f"--data.val_dataset={small_betons[1]}",
-        *SETTINGS[1:],
+        *SMALL_EVALUATION,
         "--model.arch=shufflenet_v2_x0_5",
         "--validation.lr_tta=0",
     )
@@ -287,7 +250,7 @@ def test_a_timm_safetensors_file_with_more_classes(
     model = timm.create_model("test_resnet", num_classes=7)
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(model.state_dict(), path)
-    arguments = ["--checkpoint", path, f"--data.val_dataset={small_betons[1]}", *SETTINGS[1:]]
+    arguments = ["--checkpoint", path, f"--data.val_dataset={small_betons[1]}", *SMALL_EVALUATION]
     arguments += ["--model.arch=timm/test_resnet", "--validation.lr_tta=0"]
     for extra in ([], ["--model.num_classes=7"]):
         message = error_of(*arguments, *extra)
@@ -316,7 +279,7 @@ def test_without_a_sidecar_the_checkpoint_decides(
         "--checkpoint",
         tmp_path / "weights.pth",
         f"--data.val_dataset={bare}",
-        *SETTINGS[1:],
+        *SMALL_EVALUATION,
         "--model.arch=shufflenet_v2_x0_5",
     )
     assert report["num_classes"] == 9
@@ -412,7 +375,7 @@ def test_a_resolution_that_the_model_refuses(
 ) -> None:
     model = timm.create_model("test_vit", num_classes=4)
     torch.save(model.state_dict(), tmp_path / "vit.pth")
-    arguments = ["--checkpoint", tmp_path / "vit.pth", f"--data.val_dataset={small_betons[1]}", *SETTINGS[1:]]
+    arguments = ["--checkpoint", tmp_path / "vit.pth", f"--data.val_dataset={small_betons[1]}", *SMALL_EVALUATION]
     message = error_of(*arguments, "--model.arch=test_vit", "--validation.resolution=160,40")
     assert "40 x 40" in message
 
@@ -490,7 +453,7 @@ def test_published_weights_are_evaluated_as_their_library_does(
     with torch.no_grad():
         logits = model(torch.stack([transform(Image.open(file).convert("RGB")) for file in files]))
     arguments = ["--checkpoint", tmp_path / "weights.pth", "--model.arch=test_vit", "--data.format=folder"]
-    arguments += [f"--data.val_dataset={photographs}", "--validation.lr_tta=0", *SETTINGS[4:]]
+    arguments += [f"--data.val_dataset={photographs}", "--validation.lr_tta=0", *SMALL_EVALUATION[3:]]
     report = evaluate(*arguments)
     assert (report["interpolation"], report["crop_ratio"], report["results"][0]["resolution"]) == ("bicubic", 0.95, 160)
     assert report["results"][0]["nll"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=2e-4)

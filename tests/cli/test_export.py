@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from ffcv_train import Classifier, load_network
 from ffcv_train.cli import export
 from ffcv_train.cli.main import run_main
-from ffcv_train.config.read import load_config, to_dict
+from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.models.checkpoint import save_checkpoint
 from ffcv_train.models.factory import create_model
 from ffcv_train.publish import export as exporting
 from ffcv_train.publish.description import describe
+from tests.support.checkpoints import write_checkpoint
 from tests.support.photographs import crops_of_photographs
 
 NAMES = [f"class{i}" for i in range(4)]
@@ -40,19 +40,17 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     def checkpoint(arch: str, side: int, *more: str) -> Path:
         words = [f"--model.arch={arch}", f"--validation.resolution={side}", "--validation.crop_ratio=0.875", *more]
         config = load_config(RunConfig, [*words, "--training.ema_decay=0.9"])
-        states = []
+        models = []
         for seed in (0, 1):
             torch.manual_seed(seed)
             model = create_model(config.model, 4)
             with torch.no_grad():
                 for _ in range(3):
                     model.train()(torch.randn(8, 3, 64, 64) if "vit" not in arch else torch.randn(2, 3, side, side))
-            states.append(model.state_dict())
+            models.append(model)
         path = tmp_path_factory.mktemp("run") / "final.pt"
-        about = {"config": to_dict(config), "arch": arch, "num_classes": 4, "class_names": NAMES, "epoch": 3, "step": 0}
-        normalisation = {"mean": list(MEAN), "std": list(STD)}
-        save_checkpoint({"model": states[0], "ema": states[1], "normalisation": normalisation, **about}, path)
-        return path
+        plain, averaged = models
+        return write_checkpoint(path, config, plain, NAMES, 4, (MEAN, STD), ema=averaged.state_dict())
 
     return checkpoint
 
@@ -214,7 +212,7 @@ def test_an_operator_that_is_missing(resnet: Path, files: list[Path], tmp_path: 
     loaded = classifier_of(Reduced(), resnet)
     images, _ = export.real_images(loaded.config, str(files[0].parent))
     with pytest.raises(exporting.UserError, match=r"cannot be written as ONNX: .*eig.*; choose another --format"):
-        exporting.export(loaded, "onnx", tmp_path / "n.onnx", describe(loaded, "ema"), images)
+        exporting.export(loaded, "onnx", tmp_path / "n.onnx", describe(loaded), images)
     assert not list(tmp_path.iterdir())
 
 
@@ -234,7 +232,7 @@ def test_other_logits_leave_nothing(resnet: Path, files: list[Path], tmp_path: P
     loaded = classifier_of(Undecided(), resnet)
     images, _ = export.real_images(loaded.config, str(files[0].parent))
     with pytest.raises(exporting.UserError, match="logits differ from ours by up to"):
-        exporting.export(loaded, "torch", tmp_path / "n.pt2", describe(loaded, "ema"), images)
+        exporting.export(loaded, "torch", tmp_path / "n.pt2", describe(loaded), images)
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import normalize
 
 from ffcv_train import evaluate as evaluate_in_python
 from ffcv_train import load_network
-from ffcv_train.config.read import load_config, to_dict
+from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.corruptions import CORRUPTIONS, corrupt
@@ -32,12 +32,13 @@ from ffcv_train.metrics.groups import group_accuracy
 from ffcv_train.metrics.logits_file import read_logits
 from ffcv_train.metrics.selective import confidence_scores, selective
 from ffcv_train.metrics.temperature import calibration, fit_temperature, split_halves
-from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
+from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import create_model
 from ffcv_train.models.network import Network
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
+from tests.support.checkpoints import SMALL_EVALUATION, write_checkpoint
 from tests.support.corruptions import frost_photographs
 from tests.support.photographs import ROOT, Samples, crops_of_photographs, write_stock_beton
 
@@ -51,22 +52,14 @@ def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> No
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, small_betons: tuple[Path, Path]) -> Path:
-    settings = [
-        *("--model.arch=cifar_resnet20", "--validation.resolution=32", "--validation.crop_ratio=1"),
-        *("--validation.batch_size=16", "--training.device=cpu", "--training.amp=off", "--data.num_workers=1"),
-        *(f"--data.train_dataset={small_betons[0]}", f"--data.val_dataset={small_betons[1]}"),
-    ]
-    config = load_config(RunConfig, settings)
+    data = [f"--data.train_dataset={small_betons[0]}", f"--data.val_dataset={small_betons[1]}"]
+    config = load_config(RunConfig, ["--model.arch=cifar_resnet20", *SMALL_EVALUATION, *data])
     torch.manual_seed(0)
     model = create_model(ModelConfig(arch="cifar_resnet20"), 4)
     with torch.no_grad():
         model.fc.bias.normal_()
-    state = {"model": model.state_dict(), "ema": None, "config": to_dict(config), "arch": "cifar_resnet20"}
-    state |= {"num_classes": 4, "class_names": NAMES, "epoch": 1, "step": 0}
     (tmp_path / "run").mkdir()
-    path = tmp_path / "run" / "final.pt"
-    save_checkpoint({**state, "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3}}, path)
-    return path
+    return write_checkpoint(tmp_path / "run" / "final.pt", config, model, NAMES, 4, ([0.5] * 3, [0.5] * 3))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ import torch
 from ffcv_train.analysis.report.page import make_page
 from ffcv_train.cli.arguments import parse_request
 from ffcv_train.cli.compare import parse_plan
-from ffcv_train.cli.measure import parse_measure_request
+from ffcv_train.cli.measure import parse_measure_request, transfer_files
 from ffcv_train.comparison import run as running
 from ffcv_train.comparison.measure import is_measured, measure
 from ffcv_train.comparison.plan import Plan, Run, check_plan, claim_folder, devices, measure_command, train_command
@@ -523,7 +523,9 @@ def check_transfer(checkpoint: Path, betons: tuple[Path, Path], folder: Path) ->
     words = [f"--checkpoint={checkpoint}", f"--output={folder / 'm.json'}"]
     words += [f"--transfer-train={betons[0]}", f"--transfer-val={betons[1]}"]
     request = parse_measure_request(words)
-    found = measure(request, Process(0, 1, 0, 1, torch.device("cpu")))["transfer"]
+    found = measure(request, Process(0, 1, 0, 1, torch.device("cpu")), transfer=transfer_files(request.options))[
+        "transfer"
+    ]
     assert found["train_samples"] == 96 and found["test_samples"] == 50 and found["num_classes"] == 4
     assert len(found["curve"]) == 45 and 0.5 < found["accuracy"] <= 1
     write_json(folder / "m.json", {"format": 1, "transfer": found})

@@ -45,14 +45,6 @@ Betons = tuple[Path, Path]
 GIB = 1 << 30
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def judge(loader: float, per_core: float, step: float, cores: float, step_core_seconds: float = 0.0) -> Forecast:
     """One epoch of 1000 images at 160 px."""
     return forecast(Stage(160, 0, 1), Speed(loader, 1 / per_core), Speed(step, step_core_seconds), cores, 1000)

@@ -24,15 +24,6 @@ from tests.support.runs import free_port
 SAMPLES, CLASSES = 997, 7
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine cost these small networks ten times what they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @dataclass(frozen=True)
 class Batch:
     images: torch.Tensor

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
 from ffcv_train.analysis.figures.gradcam import overlay, percent
-from ffcv_train.config.read import load_config, to_dict
+from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.data.kernels.crops import CenterCrop, crop_parameters
 from ffcv_train.data.kernels.cut import Cutter
@@ -30,6 +30,7 @@ from ffcv_train.models.inspect.feature_map import FeatureMap, find_feature_map
 from ffcv_train.models.network import Network
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import Process
+from tests.support.checkpoints import write_checkpoint
 from tests.support.photographs import ROOT, crops_of_photographs
 
 Betons = tuple[Path, Path]
@@ -59,9 +60,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def write_checkpoint(
-    path: Path, arch: str, classes: int, names: list[str] | None, *options: str, seed: int = 0
-) -> Path:
+def untrained(path: Path, arch: str, classes: int, names: list[str] | None, *options: str, seed: int = 0) -> Path:
     """An untrained network of ours with its configuration."""
     torch.manual_seed(seed)
     arguments = [
@@ -76,17 +75,7 @@ def write_checkpoint(
     for parameter in model.parameters():  # no zero heads: their gradient is zero everywhere
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.1)
-    state: dict[str, Any] = {
-        "model": model.state_dict(),
-        "arch": arch,
-        "num_classes": classes,
-        "class_names": names,
-        "config": to_dict(config),
-        "normalisation": {"mean": list(MEAN), "std": list(STD)},
-        "epoch": 1,
-    }
-    save_checkpoint(state, path)
-    return path
+    return write_checkpoint(path, config, model, names, classes, (MEAN, STD))
 
 
 NAMES = [f"class{i}" for i in range(4)]
@@ -98,8 +87,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     norm = (f"--data.mean={','.join(map(str, MEAN))}", f"--data.std={','.join(map(str, STD))}")
     return (
-        write_checkpoint(folder / "conv.pt", "cifar_resnet20", 4, NAMES, *norm),
-        write_checkpoint(folder / "vit.pt", "test_vit", 4, NAMES, *norm, "--validation.resolution=160", seed=1),
+        untrained(folder / "conv.pt", "cifar_resnet20", 4, NAMES, *norm),
+        untrained(folder / "vit.pt", "test_vit", 4, NAMES, *norm, "--validation.resolution=160", seed=1),
     )
 
 
@@ -305,7 +294,7 @@ def test_foreign_weights_and_names(tmp_path: Path, photographs: Path, error_of: 
     assert names is not None
     assert names.find("dog") == 1
     # Beside a checkpoint of ours, of another architecture, --model.arch is the foreign one's.
-    ours = write_checkpoint(tmp_path / "ours.pt", "cifar_resnet32", 1000, None)
+    ours = untrained(tmp_path / "ours.pt", "cifar_resnet32", 1000, None)
     for arch in (("--model.arch=cifar_resnet20",), ("--model.arch", "cifar_resnet20")):
         rest = ("--images", tmp_path / "images", "--output", tmp_path / "g.png", *arch, "--validation.resolution=32")
         run_script("--checkpoint", weights, ours, *rest)
@@ -374,8 +363,8 @@ def test_refusals(
         *conv, "--images", photographs, "--output", photographs / "class3/b.png"
     )
     # Classes that differ.
-    names = write_checkpoint(tmp_path / "names.pt", "cifar_resnet20", 4, list("abcd"))
-    more = write_checkpoint(tmp_path / "more.pt", "cifar_resnet20", 5, None)
+    names = untrained(tmp_path / "names.pt", "cifar_resnet20", 4, list("abcd"))
+    more = untrained(tmp_path / "more.pt", "cifar_resnet20", 5, None)
     pair = ("--images", photographs, *output)
     assert "calls label 0 'class0', " in error_of("--checkpoint", checkpoints[0], names, *pair)
     assert "has 4 classes, " in error_of("--checkpoint", checkpoints[0], more, *pair)

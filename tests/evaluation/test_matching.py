@@ -5,6 +5,7 @@ refusal advises is done, and has to lead to the reference too.
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 import zipfile
@@ -24,49 +25,25 @@ from ffcv_train.cli import evaluate as eval_command
 from ffcv_train.cli import gradcam, logits, measure, transfer
 from ffcv_train.cli.compare import parse_plan
 from ffcv_train.comparison.plan import check_plan, measure_command
-from ffcv_train.config.read import load_config, to_dict
-from ffcv_train.config.schema import ModelConfig, RunConfig
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.open import open_data_sets
 from ffcv_train.evaluation.transfer import common_classes
 from ffcv_train.metrics.logits_file import read_logits
-from ffcv_train.models.checkpoint import save_checkpoint
 from ffcv_train.models.class_names import imagenet_names
-from ffcv_train.models.factory import create_model
 from ffcv_train.system.errors import UserError
+from tests.support.checkpoints import SMALL_EVALUATION, varied_network, write_checkpoint
 from tests.support.photographs import crops_of_photographs
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 NUMBERS = [str(number) for number in range(12)]
 ANIMALS = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx"]
 WORDNET = [imagenet_names().keys[label] for label in (7, 999, 1, 30, 31, 500, 0, 2, 281, 282, 600, 601)]
-SETTINGS = [
-    "--validation.resolution=32",
-    "--validation.crop_ratio=1",
-    "--validation.batch_size=64",
-    "--training.amp=off",
-    "--training.device=cpu",
-    "--data.num_workers=1",
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(outputs: int) -> nn.Module:
-    torch.manual_seed(outputs)
-    model = create_model(ModelConfig(arch="cifar_resnet20"), outputs)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.randn(64, 3, 1, 1) + 0.5 * torch.randn(64, 3, 32, 32))
-    return model.eval()
+    return varied_network(outputs, seed=outputs)
 
 
 def checkpoint(path: Path, outputs: int, names: Sequence[str] | None) -> list[str]:
@@ -76,22 +53,10 @@ def checkpoint(path: Path, outputs: int, names: Sequence[str] | None) -> list[st
         torch.save(model.state_dict(), path)
         statistics = [f"--data.mean={','.join(map(str, MEAN))}", f"--data.std={','.join(map(str, STD))}"]
         return ["--checkpoint", str(path), "--model.arch=cifar_resnet20", *statistics]
-    config = to_dict(load_config(RunConfig, ["--model.arch=cifar_resnet20"]))
-    config["data"]["classes"] = "of_the_training.txt"  # no business of other data sets
-    state = {
-        "model": model.state_dict(),
-        "ema": None,
-        "arch": "cifar_resnet20",
-        "num_classes": outputs,
-        "config": config,
-    }
-    state |= {
-        "class_names": list(names),
-        "normalisation": {"mean": list(MEAN), "std": list(STD)},
-        "epoch": 1,
-        "step": 0,
-    }
-    save_checkpoint({**state, "config": {**config, "data": {**config["data"], "mean": MEAN, "std": STD}}}, path)
+    config = load_config(RunConfig, ["--model.arch=cifar_resnet20"])
+    # The list of the training's classes is no business of other data sets.
+    data = dataclasses.replace(config.data, classes="of_the_training.txt", mean=MEAN, std=STD)
+    write_checkpoint(path, dataclasses.replace(config, data=data), model, names, outputs, (MEAN, STD))
     return ["--checkpoint", str(path)]
 
 
@@ -142,7 +107,7 @@ def by_name(names: Sequence[str]) -> dict[str, int]:
 
 
 def report(tmp_path: Path, *words: str) -> dict[str, Any]:
-    eval_command.main([*words, *SETTINGS, "--validation.lr_tta=0", "--output", str(tmp_path / "m.json")])
+    eval_command.main([*words, *SMALL_EVALUATION, "--validation.lr_tta=0", "--output", str(tmp_path / "m.json")])
     return json.loads((tmp_path / "m.json").read_text())
 
 
@@ -343,7 +308,7 @@ def run(command: Callable[[Sequence[str]], None], *words: object) -> None:
 
 def test_logits_have_the_networks_labels_and_names(sets: Path, tmp_path: Path) -> None:
     model, output = checkpoint(tmp_path, 12, REVERSED), tmp_path / "l.pt"
-    run(logits.main, *model, *as_format(sets, "folder"), *SETTINGS, "--output", output)
+    run(logits.main, *model, *as_format(sets, "folder"), *SMALL_EVALUATION, "--output", output)
     found = read_logits(output)
     assert found.class_names == tuple(REVERSED)
     assert found.labels.tolist() == [REVERSED.index(name) for name in ANIMALS for _ in range(4)]
@@ -362,7 +327,7 @@ def test_python_has_the_networks_labels(sets: Path, tmp_path: Path) -> None:
 
 def test_measure_has_the_networks_labels(sets: Path, tmp_path: Path) -> None:
     given = [*checkpoint(tmp_path, 12, REVERSED), *as_format(sets, "folder"), f"--data.train_dataset={sets}"]
-    run(measure.main, *given, *SETTINGS, "--output", tmp_path / "m.json")
+    run(measure.main, *given, *SMALL_EVALUATION, "--output", tmp_path / "m.json")
     found = json.loads((tmp_path / "m.json").read_text())
     wanted = expected(sets, 12, by_name(REVERSED))[0]
     assert (found["single"]["nll"], found["train"]["nll"]) == pytest.approx((wanted, wanted), rel=1e-5)
@@ -394,7 +359,7 @@ def test_transfer_matches_its_two_sets(sets: Path, tmp_path: Path) -> None:
     with refused("has the class 'zebra'", "make both of the same classes"):
         photographs(tmp_path / "other", ["zebra", "ant"], 4)
         files = ["--train", sets, "--val", tmp_path / "other", "--data.format=folder"]
-        run(transfer.main, *checkpoint(tmp_path, 12, ANIMALS), *files, *SETTINGS, "--output", tmp_path / "t")
+        run(transfer.main, *checkpoint(tmp_path, 12, ANIMALS), *files, *SMALL_EVALUATION, "--output", tmp_path / "t")
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "beton"])
@@ -499,20 +464,31 @@ def test_a_list_reaches_both_sets_of_a_probe(tmp_path: Path) -> None:
     sets = photographs(tmp_path / "sets", ANIMALS, 6)
     part = photographs(tmp_path / "part", ANIMALS[4:9], 4)
     model, names = checkpoint(tmp_path, 12, ANIMALS), listed(tmp_path / "list.txt", ANIMALS)
-    run(transfer.main, *model, "--train", sets, "--val", part, "--data.format=folder", *SETTINGS, "--output", tmp_path)
+    run(
+        transfer.main,
+        *model,
+        "--train",
+        sets,
+        "--val",
+        part,
+        "--data.format=folder",
+        *SMALL_EVALUATION,
+        "--output",
+        tmp_path,
+    )
     wanted = json.loads((tmp_path / "transfer.json").read_text())["accuracy"]
     beton = as_format(part, "beton")[0].partition("=")[2]
     further = ["--train", unnamed(sets), "--val", beton, "--data.format=zip", f"--data.classes={names}"]
-    run(transfer.main, *model, *further, *SETTINGS, "--output", tmp_path)
+    run(transfer.main, *model, *further, *SMALL_EVALUATION, "--output", tmp_path)
     assert json.loads((tmp_path / "transfer.json").read_text())["accuracy"] == wanted
     data = [*as_format(sets, "folder", names), f"--data.train_dataset={sets}"]
     further = ["--transfer-train", unnamed(sets), "--transfer-val", part]
-    run(measure.main, *model, *data, *further, *SETTINGS, "--output", tmp_path / "m.json")
+    run(measure.main, *model, *data, *further, *SMALL_EVALUATION, "--output", tmp_path / "m.json")
     found = json.loads((tmp_path / "m.json").read_text())["transfer"]
     assert (found["num_classes"], found["accuracy"]) == (12, wanted)
     words = ["--losses=ce", "--seeds=0", "--out", tmp_path / "o", "--model.arch=cifar_resnet20", *further]
     plan = parse_plan(
-        [str(word) for word in [*words, *data, *SETTINGS, "--training.epochs=1", "--lr.lr_peak_epoch=0.5"]]
+        [str(word) for word in [*words, *data, *SMALL_EVALUATION, "--training.epochs=1", "--lr.lr_peak_epoch=0.5"]]
     )
     plan = replace(plan, config=replace(plan.config, training=replace(plan.config.training, batch_size=16)))
     check_plan(plan)
@@ -524,7 +500,7 @@ def test_a_list_of_animals_leaves_a_probe_of_other_things_alone(sets: Path, tmp_
     data = [*as_format(sets, "folder", listed(tmp_path / "list.txt", ANIMALS)), f"--data.train_dataset={sets}"]
     further = ["--transfer-train", things, "--transfer-val", things]
     model = checkpoint(tmp_path, 12, ANIMALS)
-    run(measure.main, *model, *data, *further, *SETTINGS, "--output", tmp_path / "m.json")
+    run(measure.main, *model, *data, *further, *SMALL_EVALUATION, "--output", tmp_path / "m.json")
     assert json.loads((tmp_path / "m.json").read_text())["transfer"]["num_classes"] == 2
 
 
@@ -532,7 +508,7 @@ def test_a_list_reaches_logits_and_gradcam(sets: Path, tmp_path: Path) -> None:
     archive, names = unnamed(sets), f"--data.classes={listed(tmp_path / 'list.txt', ANIMALS)}"
     model, output = checkpoint(tmp_path, 12, REVERSED), tmp_path / "l.pt"
     data = [f"--data.val_dataset={archive}", "--data.format=zip", names]
-    run(logits.main, *model, *data, *SETTINGS, "--output", output)
+    run(logits.main, *model, *data, *SMALL_EVALUATION, "--output", output)
     assert read_logits(output).labels.tolist() == [REVERSED.index(name) for name in ANIMALS for _ in range(4)]
     figure = ["--images", archive, "--output", tmp_path / "g.png", "--indices", 0, 5, names]
     run(gradcam.main, *model, *figure, "--validation.resolution=32", "--training.device=cpu")

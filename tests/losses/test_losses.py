@@ -1,6 +1,6 @@
 """What holds for every criterion, and the stateless ones against PyTorch's label smoothing and NumPy in float64."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,6 @@ BATCH, CLASSES = 6, 5
 COUNTS = [5000, 800, 120, 20, 3]
 # Arg maxima at seven positions of each sample's feature map: some classes without a vote, some tied.
 TOP_CLASSES = torch.tensor([[0, 1, 1, 2, 2, 3, 0]] * 3 + [[4, 4, 4, 4, 2, 2, 1]] * 3)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On small tensors several threads only wait for one another, the more so where tests share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def batch(seed: int = 0, soft: bool = False, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import argparse
 import copy
 import gzip
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,6 @@ from ffcv_train.models.weights import find_prefix, load_weights, read_state_dict
 from ffcv_train.system.errors import UserError
 
 CIFAR = ModelConfig(arch="cifar_resnet20")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On small tensors several threads only wait for one another, the more so where tests share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # Networks

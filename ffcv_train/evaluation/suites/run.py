@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.open import DataSet, open_data_set, without_unread_list
+from ffcv_train.data.open import DataSet, without_unread_list
 from ffcv_train.evaluation.collect import Collected, collect
 from ffcv_train.evaluation.extraction import class_names
-from ffcv_train.evaluation.matching import matched
-from ffcv_train.evaluation.run import load_network, run_evaluation
+from ffcv_train.evaluation.run import open_pair, run_evaluation
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites import calibration, corruptions, groups, ood, selective, variants
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
@@ -85,12 +84,10 @@ def evaluate_with_suites(request: Request, process: Process, options: SuiteOptio
     if not options.suites:
         return run_evaluation(request, process)
     options = dataclasses.replace(options, classes=request.config.data.classes)
-    config = without_unread_list(request.config, options.further)
-    request = dataclasses.replace(request, config=config)
-    data_set = open_data_set(config.data.val_dataset, config.data.format, config.data.classes)
-    network = load_network(request, process.device)
-    data_set, _ = matched(data_set, request.subject, network.num_classes, ignore=request.ignore_class_names)
+    request = dataclasses.replace(request, config=without_unread_list(request.config, options.further))
+    pair = open_pair(request, process.device)
+    network, data_set, _ = pair
     check_suites(options, data_set, network.num_classes)
-    report = run_evaluation(request, process)
+    report = run_evaluation(request, process, pair)
     names = class_names(request, data_set, network.num_classes)
-    return {**report, "suites": run_suites(options, network, config, data_set, process, names)}
+    return {**report, "suites": run_suites(options, network, request.config, data_set, process, names)}
