@@ -15,7 +15,7 @@ from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton, open_beton
 from ffcv_train.data.kernels.modes import MODE_JPG
-from ffcv_train.data.open import open_data_sets, train_loader
+from ffcv_train.data.open import DataSets, open_data_sets, train_loader
 from ffcv_train.doctor import balance
 from ffcv_train.doctor.balance import Facts, Forecast, Stage
 from ffcv_train.doctor.measure import Measurement, OtherPrograms, Sample, measure, speed, times
@@ -84,21 +84,7 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
     learner = Learner(config, process, data, sizes, steps)
     learner.prepare()
     stages = balance.stages(config.resolution, config.training.epochs)
-    others = OtherPrograms()
-    with (
-        contextlib.closing(train_loader(config, beton, sizes.per_device, process, data.weights)) as loader,
-        _progress() as line,
-        _out_of_memory(config),
-    ):
-        measurements = measure(
-            learner,
-            loader,
-            data.num_classes,
-            stages,
-            request.seconds,
-            lambda done, parts, what: line.show("doctor", done, parts, what),
-        )
-    taken = others.busy_cores()
+    measurements, taken = _measure(learner, data, beton, stages, request.seconds)
     facts = _facts(request.config, beton, process, cores, workers, available)
     forecasts = _forecasts(stages, measurements, devices, cores, taken, steps * sizes.global_batch)
     return {
@@ -118,6 +104,27 @@ def examine(request: Request, process: Process) -> dict[str, Any]:
         "advice": balance.advise(facts, forecasts),
         "config": to_dict(request.config),
     }
+
+
+def _measure(
+    learner: Learner, data: DataSets, beton: Beton, stages: Sequence[Stage], seconds: float
+) -> tuple[list[Measurement], float]:
+    """The measurements of `stages`, and how many cores other programs took meanwhile."""
+    config, process, others = learner.config, learner.process, OtherPrograms()
+    with (
+        contextlib.closing(train_loader(config, beton, learner.sizes.per_device, process, data.weights)) as loader,
+        _progress() as line,
+        _out_of_memory(config),
+    ):
+        found = measure(
+            learner,
+            loader,
+            data.num_classes,
+            stages,
+            seconds,
+            lambda done, parts, what: line.show("doctor", done, parts, what),
+        )
+    return found, others.busy_cores()
 
 
 def _check_measurable(config: RunConfig, process: Process) -> None:

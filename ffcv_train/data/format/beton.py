@@ -118,32 +118,11 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     `UserError` naming what is wrong and where; the images themselves are not decoded.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"the data set {path} {what}; give the .beton file that ffcv-train write made")
-    try:
-        content = np.memmap(path, np.uint8, mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; make it again with ffcv-train write") from None
-    header = _table(content, path, "header", HEADER, 0, 1)[0]
-    # A foreign file fails at the first of these that it happens to violate.
-    num_fields, page_size = int(header["num_fields"]), int(header["page_size"])
-    if not _header_fits(header):
-        raise UserError(f"{path} is not a .beton file (its header does not fit); make it with ffcv-train write")
-    num_samples = int(header["num_samples"])
-    if num_samples < 1:
-        raise UserError(f"{path} holds no samples, or was not written to its end; make it again with ffcv-train write")
-
-    offset = HEADER.itemsize
-    fields = _table(content, path, "field table", FIELD_DESCRIPTION, offset, num_fields)
-    names = tuple(bytes(name).split(b"\0")[0].decode("ascii", "replace") for name in fields["name"])
-    type_ids = tuple(int(type_id) for type_id in fields["type_id"])
-    if names != _FIELD_NAMES or type_ids != (IMAGE_TYPE_ID, INT_TYPE_ID):
-        raise UserError(
-            f"{path} has the fields {', '.join(names)}, but images and labels are wanted (image: RGBImageField, "
-            f"label: IntField); make it with ffcv-train write"
-        )
-
+    content = _mapped(path)
+    header = _checked_header(content, path)
+    num_samples, offset = int(header["num_samples"]), HEADER.itemsize
+    fields = _table(content, path, "field table", FIELD_DESCRIPTION, offset, int(header["num_fields"]))
+    _check_fields(fields, path)
     offset += fields.nbytes
     samples = _table(content, path, "sample table", SAMPLE, offset, num_samples)
     data_start = offset + samples.nbytes
@@ -154,14 +133,13 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     regions = _table(content, path, "allocation table", ALLOCATION, table_start, num_regions)
 
     images = samples["f0"]
-    labels = samples["f1"].astype(np.int64)
     ptrs, sizes = _regions_of_samples(path, images["data_ptr"], regions)
     pair = _pair(bytes(fields["arguments"][-1]))
     sidecar = _read_sidecar(path, num_samples, pair)
     beton = Beton(
         path=path,
-        page_size=page_size,
-        labels=labels,
+        page_size=int(header["page_size"]),
+        labels=samples["f1"].astype(np.int64),
         class_names=_class_names(sidecar),
         modes=images["mode"].copy(),
         heights=images["height"].astype(np.int64),
@@ -173,14 +151,52 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
         pair=pair,
     )
     _check_samples(beton, data_start, table_start)
-    if compare_checksum and sidecar is not None and sidecar.get("checksums") is not None:
-        checksum = zlib.crc32(content[table_start:].data, zlib.crc32(content[:data_start].data))
-        if _tables_checksum(sidecar) != checksum:
-            raise UserError(
-                f"the tables of {path} differ from their checksum in {sidecar_path(path)}; copy both files again, or "
-                f"make them again"
-            )
+    if compare_checksum:
+        _check_checksum(beton, content[:data_start], content[table_start:])
     return beton
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The bytes of a file, uint8."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"the data set {path} {what}; give the .beton file that ffcv-train write made")
+    try:
+        return np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; make it again with ffcv-train write") from None
+
+
+def _checked_header(content: np.ndarray, path: Path) -> np.void:
+    header = _table(content, path, "header", HEADER, 0, 1)[0]
+    # A foreign file fails at the first of these that it happens to violate.
+    if not _header_fits(header):
+        raise UserError(f"{path} is not a .beton file (its header does not fit); make it with ffcv-train write")
+    if int(header["num_samples"]) < 1:
+        raise UserError(f"{path} holds no samples, or was not written to its end; make it again with ffcv-train write")
+    return header
+
+
+def _check_fields(fields: np.ndarray, path: Path) -> None:
+    names = tuple(bytes(name).split(b"\0")[0].decode("ascii", "replace") for name in fields["name"])
+    type_ids = tuple(int(type_id) for type_id in fields["type_id"])
+    if names != _FIELD_NAMES or type_ids != (IMAGE_TYPE_ID, INT_TYPE_ID):
+        raise UserError(
+            f"{path} has the fields {', '.join(names)}, but images and labels are wanted (image: RGBImageField, "
+            f"label: IntField); make it with ffcv-train write"
+        )
+
+
+def _check_checksum(beton: Beton, start: np.ndarray, end: np.ndarray) -> None:
+    """Compare the tables before and after the pages with the checksum in the sidecar, where it holds one."""
+    sidecar = beton.sidecar
+    if sidecar is None or sidecar.get("checksums") is None:
+        return
+    if _tables_checksum(sidecar) != zlib.crc32(end.data, zlib.crc32(start.data)):
+        raise UserError(
+            f"the tables of {beton.path} differ from their checksum in {sidecar_path(beton.path)}; copy both files "
+            f"again, or make them again"
+        )
 
 
 def _table(content: np.ndarray, path: Path, what: str, dtype: np.dtype, offset: int, count: int) -> np.ndarray:
