@@ -15,7 +15,7 @@ from PIL import Image
 from ffcv_train.data.convert import make_zip
 from ffcv_train.data.convert.make_zip import make_zips
 from ffcv_train.data.sources.open import open_source
-from ffcv_train.data.sources.source import Request
+from ffcv_train.data.sources.source import SourceOptions
 from ffcv_train.data.sources.zips import read_map
 from ffcv_train.system.errors import UserError
 from tests.support.photographs import ROOT, crops_of_photographs
@@ -55,7 +55,7 @@ def test_layout_and_round_trip(images: Path, tmp_path: Path, compress: bool) -> 
         assert archive.read("val/dog_1.jpg") == (images / "val/dog/1.jpg").read_bytes()
     for split in ("train", "val"):
         folder, packed = (open_source(*kind) for kind in (
-            ("imagenet", Request(str(images), split)), ("zip", Request(str(output), split))
+            ("imagenet", SourceOptions(str(images), split)), ("zip", SourceOptions(str(output), split))
         ))  # fmt: skip
         assert packed.class_names == folder.class_names and np.array_equal(packed.labels, folder.labels)
         assert [packed.read(i) for i in range(len(packed))] == [folder.read(i) for i in range(len(folder))]
@@ -83,7 +83,7 @@ def test_beyond_four_gigabytes_archives_are_zip64(
     make_zips(images, tmp_path / "out")
     monkeypatch.undo()
     assert b"PK\x06\x06" in (tmp_path / "out/train.zip").read_bytes()
-    packed = open_source("zip", Request(str(tmp_path / "out"), "train"))
+    packed = open_source("zip", SourceOptions(str(tmp_path / "out"), "train"))
     assert packed.read(1) == (images / "train/cat/deep/b.jpg").read_bytes()
 
 

@@ -19,7 +19,7 @@ from ffcv_train.data.format.beton import open_beton, sidecar_path
 from ffcv_train.data.format.verify import verify
 from ffcv_train.data.open import open_data_set
 from ffcv_train.data.sources.open import open_source
-from ffcv_train.data.sources.source import Request
+from ffcv_train.data.sources.source import SourceOptions
 from ffcv_train.system.errors import UserError
 from tests.support.kills import InProcess, Killed, killed_at
 from tests.support.photographs import crops_of_photographs
@@ -109,7 +109,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_zips(folder: Path) -> None:
     for split in ("train", "val"):
-        open_source("zip", Request(str(folder), split))
+        open_source("zip", SourceOptions(str(folder), split))
         open_data_set(str(folder / f"{split}.zip"), "zip")
 
 

@@ -28,7 +28,7 @@ from ffcv_train.data.sources.class_files import read_class_names
 from ffcv_train.data.sources.image_file import decode_rgb
 from ffcv_train.data.sources.indexed import IndexedSource
 from ffcv_train.data.sources.open import open_source
-from ffcv_train.data.sources.source import Request, Source
+from ffcv_train.data.sources.source import Source, SourceOptions
 from ffcv_train.data.sources.walk import image_suffixes
 from ffcv_train.data.sources.zips import parse_map
 from ffcv_train.evaluation.gradcam_images import open_images
@@ -60,7 +60,7 @@ def content(source: Source) -> list[tuple[str, int]]:
 
 def test_class_folders_equal_torchvisions_imagefolder(tmp_path: Path) -> None:
     put(tmp_path, "cat/b.JPEG", "cat/a.png", "cat/a-b/z.jpg", "cat/a/y.jpg", "cat/notes.txt", "ant/1.webp", "Dog/2.jpg")
-    source = open_source("imagenet", Request(str(tmp_path), "train"))
+    source = open_source("imagenet", SourceOptions(str(tmp_path), "train"))
     reference = torchvision.datasets.ImageFolder(str(tmp_path))
     assert list(source.class_names) == reference.classes == ["Dog", "ant", "cat"]
     mine = [(str((tmp_path / name).resolve()), label) for name, label in content(source)]
@@ -70,7 +70,7 @@ def test_class_folders_equal_torchvisions_imagefolder(tmp_path: Path) -> None:
 
 def test_hidden_files_and_folders_do_not_count(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "a/._1.jpg", ".cache/2.jpg", "a/.trash/3.jpg")
-    source = open_source("imagenet", Request(str(tmp_path), "train"))
+    source = open_source("imagenet", SourceOptions(str(tmp_path), "train"))
     assert content(source) == [("a/1.jpg", 0)] and source.class_names == ("a",)
 
 
@@ -92,7 +92,7 @@ def test_a_folder_that_is_linked_to_counts_once(tmp_path: Path) -> None:
     (tmp_path / "store/store").symlink_to(tmp_path / "store")
     (tmp_path / "other/more/back").symlink_to(tmp_path / "other")
     with no_hang():
-        source = open_source("imagenet", Request(str(root), "train"))
+        source = open_source("imagenet", SourceOptions(str(root), "train"))
     assert [(name, source.class_names[label]) for name, label in content(source)] == [
         ("a/0.jpg", "a"),
         ("a/1.jpg", "a"),
@@ -116,12 +116,12 @@ def test_every_ending_that_is_taken_can_be_read(tmp_path: Path) -> None:
         assert decode_rgb(buffer.getvalue()).shape == (9, 8, 3), suffix
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / f"a/x{suffix.upper()}").write_bytes(buffer.getvalue())
-    assert len(open_source("imagenet", Request(str(tmp_path), "train"))) == len(image_suffixes())
+    assert len(open_source("imagenet", SourceOptions(str(tmp_path), "train"))) == len(image_suffixes())
 
 
 def test_files_that_are_left_out_are_counted_by_their_endings(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "a/2.JFIF", "b/x", "b/3.txt", "b/c/4.TXT", "b/5.jpg", "b/.hidden")
-    source = open_source("imagenet", Request(str(tmp_path), "train"))
+    source = open_source("imagenet", SourceOptions(str(tmp_path), "train"))
     assert len(source) == 3
     assert source.notes == ("3 files are left out, by their endings no images: .txt (2), none (1)",)
 
@@ -134,7 +134,7 @@ def test_the_content_decides_where_a_name_has_no_ending(tmp_path: Path, kind: st
         (tmp_path / "a" / name).write_bytes(other)
     os.mkfifo(tmp_path / "a/pipe")
     with no_hang():
-        source = open_source("imagenet", Request(str(tmp_path), "train"))
+        source = open_source("imagenet", SourceOptions(str(tmp_path), "train"))
         shown = [picture.name for picture in open_pictures([tmp_path])]
         explained = open_images(tmp_path)
     assert content(source) == [("a/1.jpg", 0), ("a/image", 0)]
@@ -151,20 +151,20 @@ def test_the_content_decides_where_a_name_has_no_ending(tmp_path: Path, kind: st
 
 def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "@eaDir/1.jpg/thumb.jpg", "a/@eaDir/1.jpg/thumb.jpg", "__MACOSX/a/1.jpg", "#recycle/2.jpg")
-    source = open_source("imagenet", Request(str(tmp_path), "train"))
+    source = open_source("imagenet", SourceOptions(str(tmp_path), "train"))
     assert content(source) == [("a/1.jpg", 0)] and source.class_names == ("a",) and not source.notes
 
 
 @pytest.mark.parametrize("data_dir", ["", "val"])
 def test_validation_takes_the_labels_of_train(tmp_path: Path, data_dir: str) -> None:
     put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg", "val/c/1.jpg")
-    source = open_source("imagenet", Request(str(tmp_path / data_dir), "val"))
+    source = open_source("imagenet", SourceOptions(str(tmp_path / data_dir), "val"))
     assert content(source) == [("b/1.jpg", 1), ("c/1.jpg", 2)]
     assert source.class_names == ("a", "b", "c")
     assert source.notes == ("1 of 3 classes has no images: 'a', label 0",)
     put(tmp_path, "val/d/1.jpg")
     with pytest.raises(UserError, match=r"'d', which .*train does not know"):
-        open_source("imagenet", Request(str(tmp_path / data_dir), "val"))
+        open_source("imagenet", SourceOptions(str(tmp_path / data_dir), "val"))
 
 
 @pytest.mark.parametrize("kind", ["text", "sidecar", "beton"])
@@ -173,11 +173,11 @@ def test_classes_fix_the_order_of_labels(tmp_path: Path, kind: str) -> None:
     (tmp_path / "classes.txt").write_text("z\nb\r\na\n")
     (tmp_path / "t.beton.json").write_text(json.dumps({"class_names": ["z", "b", "a"]}))
     file = {"text": "classes.txt", "sidecar": "t.beton.json", "beton": "t.beton"}[kind]
-    source = open_source("imagenet", Request(str(tmp_path / "images"), "val", str(tmp_path / file)))
+    source = open_source("imagenet", SourceOptions(str(tmp_path / "images"), "val", str(tmp_path / file)))
     assert content(source) == [("a/1.jpg", 2), ("b/1.jpg", 1)] and source.class_names == ("z", "b", "a")
     put(tmp_path / "images", "q/1.jpg")
     with pytest.raises(UserError, match="'q'"):
-        open_source("imagenet", Request(str(tmp_path / "images"), "val", str(tmp_path / file)))
+        open_source("imagenet", SourceOptions(str(tmp_path / "images"), "val", str(tmp_path / file)))
 
 
 @pytest.mark.parametrize(
@@ -191,13 +191,13 @@ def test_classes_fix_the_order_of_labels(tmp_path: Path, kind: str) -> None:
 def test_wrong_folders(tmp_path: Path, files: list[str], split: str, message: str) -> None:
     put(tmp_path, *files)
     with pytest.raises(UserError, match=message):
-        open_source("imagenet", Request(str(tmp_path), split))
+        open_source("imagenet", SourceOptions(str(tmp_path), split))
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "zip", "webdataset", "cifar10"])
 def test_missing_folder(tmp_path: Path, dataset: str) -> None:
     with pytest.raises(UserError, match="absent"):
-        open_source(dataset, Request(str(tmp_path / "absent"), "train"))
+        open_source(dataset, SourceOptions(str(tmp_path / "absent"), "train"))
 
 
 @pytest.mark.parametrize("text", ["", "\n", "a\n\nb\n", "a\na\n"])
@@ -206,7 +206,7 @@ def test_bad_class_names(tmp_path: Path, text: str) -> None:
     file = tmp_path / "classes.txt"
     file.write_text(text)
     with pytest.raises(UserError, match=r"classes\.txt"):
-        open_source("imagenet", Request(str(tmp_path / "images"), "train", str(file)))
+        open_source("imagenet", SourceOptions(str(tmp_path / "images"), "train", str(file)))
 
 
 def test_unreadable_class_names(tmp_path: Path) -> None:
@@ -221,21 +221,21 @@ def test_white_space_around_a_name_is_no_part_of_it(tmp_path: Path) -> None:
     """A list of names cannot hold it, so that a folder, the zip and the .beton made from it would differ."""
     put(tmp_path / "images", "train/ dog /1.jpg", "train/cat\u2028/1.jpg", "train/a\u2028b/1.jpg", "val/dog/1.jpg")
     names = ("dog", "a\u2028b", "cat")
-    assert open_source("imagenet", Request(str(tmp_path / "images"), "train")).class_names == names
-    assert content(open_source("imagenet", Request(str(tmp_path / "images"), "val"))) == [("dog/1.jpg", 0)]
+    assert open_source("imagenet", SourceOptions(str(tmp_path / "images"), "train")).class_names == names
+    assert content(open_source("imagenet", SourceOptions(str(tmp_path / "images"), "val"))) == [("dog/1.jpg", 0)]
     make_zips(tmp_path / "images", tmp_path / "zips")
     (tmp_path / "zips" / "listed.txt").write_text(" dog \r\na\u2028b\ncat\n\n", newline="")
     assert read_class_names(tmp_path / "zips" / "listed.txt") == names
     for with_list in (True, False):
         if not with_list:
             (tmp_path / "zips" / "classes.txt").unlink()
-        assert open_source("zip", Request(str(tmp_path / "zips"), "val")).class_names == names
+        assert open_source("zip", SourceOptions(str(tmp_path / "zips"), "val")).class_names == names
     put(tmp_path / "images", "train/dog/1.jpg")
     with pytest.raises(UserError, match="' dog ' and 'dog', whose names differ in nothing but white space"):
-        open_source("imagenet", Request(str(tmp_path / "images"), "train"))
+        open_source("imagenet", SourceOptions(str(tmp_path / "images"), "train"))
     put(tmp_path / "blank", " /1.jpg")
     with pytest.raises(UserError, match="' ', which has no name"):
-        open_source("imagenet", Request(str(tmp_path / "blank"), "train"))
+        open_source("imagenet", SourceOptions(str(tmp_path / "blank"), "train"))
 
 
 # The zipped layout
@@ -280,18 +280,18 @@ TRAIN = {"tabby/1.jpg": 2, "zebra/1.jpg": 0, "tabby/2.jpg": 2}
 def test_zip(tmp_path: Path, compression: int, prefix: str | None) -> None:
     write_zip(tmp_path, "train", TRAIN, prefix, compression=compression)
     write_zip(tmp_path, "val", {"v 1.jpg": 2, "v2.jpg": 0}, prefix, compression=compression)
-    train = open_source("zip", Request(str(tmp_path), "train"))
-    val = open_source("zip", Request(str(tmp_path), "val"))
+    train = open_source("zip", SourceOptions(str(tmp_path), "train"))
+    val = open_source("zip", SourceOptions(str(tmp_path), "val"))
     assert content(train) == list(TRAIN.items()) and content(val) == [("v 1.jpg", 2), ("v2.jpg", 0)]
     assert train.class_names == val.class_names == ("zebra", "1", "tabby")
     assert [train.read(i) for i in range(3)] == [picture(i) for i in range(3)]
     (tmp_path / "classes.txt").write_text("striped\nnone\ncat\n")
-    assert open_source("zip", Request(str(tmp_path), "val")).class_names == ("striped", "none", "cat")
+    assert open_source("zip", SourceOptions(str(tmp_path), "val")).class_names == ("striped", "none", "cat")
 
 
 def test_zip_without_class_folders_numbers_the_classes(tmp_path: Path) -> None:
     write_zip(tmp_path, "val", {"1.jpg": 1, "2.jpg": 3})
-    source = open_source("zip", Request(str(tmp_path), "val"))
+    source = open_source("zip", SourceOptions(str(tmp_path), "val"))
     assert source.class_names == ("0", "1", "2", "3") and not source.named
     assert source.notes == ("2 of 4 classes have no images: '0', label 0, …",)
 
@@ -301,23 +301,23 @@ def test_a_list_of_the_class_folders_in_another_order_gives_the_labels(tmp_path:
     write_zip(tmp_path, "train", {"a/1.jpg": 0, "b/2.jpg": 1, "c/3.jpg": 2})
     write_zip(tmp_path, "val", {"4.jpg": 2, "5.jpg": 0})
     (tmp_path / "classes.txt").write_text("c\nz\nb\na\n")
-    train, val = (open_source("zip", Request(str(tmp_path), split)) for split in ("train", "val"))
+    train, val = (open_source("zip", SourceOptions(str(tmp_path), split)) for split in ("train", "val"))
     assert train.labels.tolist() == [3, 2, 0] and val.labels.tolist() == [0, 3]
     assert train.class_names == val.class_names == ("c", "z", "b", "a")
     assert "images are labelled by the list" in train.notes[0]
     (tmp_path / "classes.txt").write_text("cat\nb\na\n")  # other names for the map's labels
-    assert open_source("zip", Request(str(tmp_path), "train")).labels.tolist() == [0, 1, 2]
+    assert open_source("zip", SourceOptions(str(tmp_path), "train")).labels.tolist() == [0, 1, 2]
 
 
 def test_labels_from_one(tmp_path: Path) -> None:
     """Class folders 0, 1, 2 with the labels 1, 2, 3: what stands for the name of label 0 is in use."""
     write_zip(tmp_path, "train", {f"{label}/{image}.jpg": label + 1 for label in range(3) for image in "ab"})
-    source = open_source("zip", Request(str(tmp_path), "train"))
+    source = open_source("zip", SourceOptions(str(tmp_path), "train"))
     assert source.class_names == ("unnamed 0", "0", "1", "2") and source.named
     assert source.notes == ("1 of 4 classes has no images: 'unnamed 0', label 0",)
     (tmp_path / "t.beton.json").write_text(json.dumps({"class_names": source.class_names}))
     put(tmp_path / "images", "0/1.jpg", "2/1.jpg")
-    folders = open_source("imagenet", Request(str(tmp_path / "images"), "train", str(tmp_path / "t.beton")))
+    folders = open_source("imagenet", SourceOptions(str(tmp_path / "images"), "train", str(tmp_path / "t.beton")))
     assert content(folders) == [("0/1.jpg", 1), ("2/1.jpg", 3)]
 
 
@@ -329,9 +329,9 @@ def test_a_label_far_beyond_the_number_of_images_takes_no_memory(tmp_path: Path)
 
     def open_all() -> None:
         with pytest.raises(UserError, match=r"line 2 of .*train_map.txt has the label 999999999, far beyond"):
-            open_source("zip", Request(str(tmp_path), "train"))
+            open_source("zip", SourceOptions(str(tmp_path), "train"))
         with pytest.raises(UserError, match=r"x.tar/k has the label 999999999, far beyond"):
-            open_source("webdataset", Request(str(tmp_path), "train"))
+            open_source("webdataset", SourceOptions(str(tmp_path), "train"))
         with pytest.raises(UserError, match=r"list\[1\] has the label 999999999, far beyond"):
             IndexedSource([(None, 0), (None, 999_999_999)])
 
@@ -340,17 +340,17 @@ def test_a_label_far_beyond_the_number_of_images_takes_no_memory(tmp_path: Path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
-    assert len(open_source("zip", Request(str(tmp_path / "val"), "val")).class_names) == 30_001
+    assert len(open_source("zip", SourceOptions(str(tmp_path / "val"), "val")).class_names) == 30_001
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(UserError, match=r"line 2 of .*train_map.txt has the label 999999999, but 2 classes are named"):
-        open_source("zip", Request(str(tmp_path), "train"))
+        open_source("zip", SourceOptions(str(tmp_path), "train"))
 
 
 def test_an_image_with_two_labels_is_said(tmp_path: Path) -> None:
     write_zip(tmp_path, "train", TRAIN)
     with (tmp_path / "train_map.txt").open("a") as file:
         file.write("tabby/1.jpg\t0\ntabby/2.jpg\t2\n")
-    (note, _) = open_source("zip", Request(str(tmp_path), "train")).notes
+    (note, _) = open_source("zip", SourceOptions(str(tmp_path), "train")).notes
     assert "lists 1 image with several labels: tabby/1.jpg with 2 and 0; each counts under all of them" in note
 
 
@@ -365,14 +365,14 @@ def test_an_image_with_two_labels_is_said(tmp_path: Path) -> None:
 )
 def test_class_folders_of_a_map(tmp_path: Path, paths: list[str], names: tuple[str, ...] | None) -> None:
     write_zip(tmp_path, "train", dict(zip(paths, (0, 0, 1), strict=True)))
-    source = open_source("zip", Request(str(tmp_path), "train"))
+    source = open_source("zip", SourceOptions(str(tmp_path), "train"))
     assert source.named == (names is not None) and source.class_names == (names or ("0", "1"))
 
 
 def test_zip_bad_input(tmp_path: Path) -> None:
     def message(folder: str, split: str = "train") -> str:
         with pytest.raises(UserError) as caught:
-            open_source("zip", Request(str(tmp_path / folder), split))
+            open_source("zip", SourceOptions(str(tmp_path / folder), split))
         return str(caught.value)
 
     write_zip(tmp_path / "a", "train", TRAIN)
@@ -393,7 +393,7 @@ def test_zip_bad_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_damage_within_a_zip_is_noticed(tmp_path: Path, compression: int) -> None:
     write_zip(tmp_path, "train", TRAIN, compression=compression)
-    source = open_source("zip", Request(str(tmp_path), "train"))
+    source = open_source("zip", SourceOptions(str(tmp_path), "train"))
     data = bytearray((tmp_path / "train.zip").read_bytes())
     data[source.place(1).offset + 300] ^= 1  # type: ignore[union-attr]
     (tmp_path / "train.zip").write_bytes(data)
@@ -404,7 +404,7 @@ def test_damage_within_a_zip_is_noticed(tmp_path: Path, compression: int) -> Non
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no real data beside this checkout")
 def test_real_cifar10_zip() -> None:
-    source = open_source("zip", Request(str(SHARED / "cifar10"), "val"))
+    source = open_source("zip", SourceOptions(str(SHARED / "cifar10"), "val"))
     assert len(source) == 10000 and source.class_names[3] == "cat"
     assert np.bincount(source.labels).tolist() == [1000] * 10
     with zipfile.ZipFile(SHARED / "cifar10" / "val.zip") as archive:
@@ -450,7 +450,7 @@ def test_shards_equal_webdataset(tmp_path: Path, given_as: str) -> None:
     shards = [write_shard(folder / f"x-train-{n:02d}.tar", shard_samples(5 * n, 5)) for n in range(3)]
     write_shard(folder / "x-validation-00.tar", shard_samples(0, 1))
     given = {"glob": "x-train-*.tar", "brace": "x-train-{00..02}.tar"}.get(given_as, "")
-    source = open_source("webdataset", Request(str(tmp_path / given), "train"))
+    source = open_source("webdataset", SourceOptions(str(tmp_path / given), "train"))
     reference = read_by_webdataset(shards)
     assert len(source) == len(reference) == 15 and source.class_names == ("0", "1", "2")
     for i, sample in enumerate(reference):
@@ -459,7 +459,7 @@ def test_shards_equal_webdataset(tmp_path: Path, given_as: str) -> None:
         assert source.labels[i] == label
     assert source.name(0) == "x-train-00.tar/./some.dir/s000"
     (folder / "classes.txt").write_text("a\nb\nc\nd\n")
-    assert open_source("webdataset", Request(str(tmp_path / given), "train")).class_names == ("a", "b", "c", "d")
+    assert open_source("webdataset", SourceOptions(str(tmp_path / given), "train")).class_names == ("a", "b", "c", "d")
 
 
 @pytest.mark.parametrize(
@@ -476,13 +476,13 @@ def test_shards_equal_webdataset(tmp_path: Path, given_as: str) -> None:
 def test_bad_shard_samples(tmp_path: Path, parts: dict[str, bytes], message: str) -> None:
     write_shard(tmp_path / "a.tar", [("k", parts)])
     with pytest.raises(UserError, match=message):
-        open_source("webdataset", Request(str(tmp_path), "train"))
+        open_source("webdataset", SourceOptions(str(tmp_path), "train"))
 
 
 def test_bad_shards(tmp_path: Path) -> None:
     def message(pattern: str, split: str = "train") -> str:
         with pytest.raises(UserError) as caught:
-            open_source("webdataset", Request(str(tmp_path / pattern), split))
+            open_source("webdataset", SourceOptions(str(tmp_path / pattern), split))
         return str(caught.value)
 
     shard = write_shard(tmp_path / "train-0.tar", shard_samples(0, 4))
@@ -530,13 +530,13 @@ def test_cifar(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(dataset, "test_list", [])
     name, digest = checked("names", {dataset.meta["key"]: names})
     monkeypatch.setattr(dataset, "meta", {"filename": name, "key": dataset.meta["key"], "md5": digest})
-    source = open_source(kind.lower(), Request(str(tmp_path), "train"))
+    source = open_source(kind.lower(), SourceOptions(str(tmp_path), "train"))
     assert source.class_names == tuple(names) and source.labels.tolist() == [0, 1, 2, 3, 0, 1]
     assert np.array_equal(source.read(4), pixels[4].transpose(1, 2, 0)) and source.name(4) == f"{kind.lower()}/train/4"
     with pytest.raises(UserError, match=r"--cfg\.classes"):
-        open_source(kind.lower(), Request(str(tmp_path), "train", "classes.txt"))
+        open_source(kind.lower(), SourceOptions(str(tmp_path), "train", "classes.txt"))
 
 
 def test_missing_cifar_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"CIFAR10 is not in .*--cfg\.download=1"):
-        open_source("cifar", Request(str(tmp_path), "train"))
+        open_source("cifar", SourceOptions(str(tmp_path), "train"))

@@ -10,7 +10,7 @@ from ffcv_train.data.convert.publish import publish
 from ffcv_train.data.convert.unfinished import Unfinished, begin, remove_leftovers
 from ffcv_train.data.sources.archives import index_zip
 from ffcv_train.data.sources.open import open_source
-from ffcv_train.data.sources.source import FileSource, Request, Source
+from ffcv_train.data.sources.source import FileSource, Source, SourceOptions
 from ffcv_train.data.sources.zips import REPLACING
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import sync_file
@@ -30,7 +30,7 @@ def make_zips(
     `UserError`, and `KeyboardInterrupt` on Ctrl-C.
     """
     progress = progress or ProgressLine(plain_interval=10.0)
-    sources = {name: open_source("imagenet", Request(str(folder), name)) for name in _splits(folder, split)}
+    sources = {name: open_source("imagenet", SourceOptions(str(folder), name)) for name in _splits(folder, split)}
     names = {split: archive_names(source, split) for split, source in sources.items()}
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
         progress.print(f"note: {note}")

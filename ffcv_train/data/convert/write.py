@@ -37,7 +37,7 @@ from ffcv_train.data.sources.selection import (
     long_tail,
     stratified_split,
 )
-from ffcv_train.data.sources.source import Request, Source
+from ffcv_train.data.sources.source import Source, SourceOptions
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import sync_file
 from ffcv_train.system.progress import ProgressLine, duration
@@ -130,7 +130,9 @@ def convert(config: WriteConfig, source: Source | None = None, progress: Progres
     progress = progress or ProgressLine(plain_interval=10.0)
     target = _check_options(config)
     if source is None:
-        source = open_source(config.dataset, Request(config.data_dir, config.split, config.classes, config.download))
+        source = open_source(
+            config.dataset, SourceOptions(config.data_dir, config.split, config.classes, config.download)
+        )
     for note in source.notes:
         progress.print(f"note: {note}")
     parts = _parts(config, source, target, progress)

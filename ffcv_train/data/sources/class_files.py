@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ffcv_train.data.format.beton import is_beton, sidecar_path
-from ffcv_train.data.sources.source import Request
+from ffcv_train.data.sources.source import SourceOptions
 from ffcv_train.system.class_names import filled, largest_unnamed_label, parse_list, tidy
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import parse_json
@@ -59,9 +59,9 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} is not a UTF-8 text file") from None
 
 
-def _listed_classes(request: Request, root: Path) -> tuple[str, ...] | None:
-    if request.classes:
-        return read_class_names(request.classes)
+def _listed_classes(options: SourceOptions, root: Path) -> tuple[str, ...] | None:
+    if options.classes:
+        return read_class_names(options.classes)
     beside = root / "classes.txt"
     return read_class_names(beside) if beside.is_file() else None
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ffcv_train.data.sources.class_files import read_class_names
-from ffcv_train.data.sources.source import FileSource, Request, Source
+from ffcv_train.data.sources.source import FileSource, Source, SourceOptions
 from ffcv_train.data.sources.walk import find_images, is_hidden
 from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
@@ -12,31 +12,31 @@ from ffcv_train.system.errors import UserError
 _SPLITS = ("train", "val")
 
 
-def class_folders(request: Request) -> Source:
+def class_folders(options: SourceOptions) -> Source:
     """One folder per class below `data_dir/split`, or below `data_dir` itself; sub-folders are searched too.
 
     Labels number the folders in sorted order, as torchvision's ImageFolder does: those of `classes` if given, else for
     a split that lies beside a folder `train` those of `train`, else its own.
     """
-    root = _existing_folder(request)
+    root = _existing_folder(options)
     folders = _folders(root)
-    if inner := _folders(root / request.split):
-        root, folders = root / request.split, inner
+    if inner := _folders(root / options.split):
+        root, folders = root / options.split, inner
     elif other := next((name for name in _SPLITS if _folders(root / name)), None):
-        raise UserError(f"{root} holds the split {other!r} but not {request.split!r}; check --cfg.split")
+        raise UserError(f"{root} holds the split {other!r} but not {options.split!r}; check --cfg.split")
     if not folders:
         raise UserError(
             f"{root} holds no class folders; --cfg.dataset=imagenet wants one folder of images per class in "
-            f"--cfg.data_dir or in its sub-folder {request.split}"
+            f"--cfg.data_dir or in its sub-folder {options.split}"
         )
     beside = root.parent / "train"
     names = _names(root, folders)
-    if request.classes:
-        class_names, origin = read_class_names(request.classes), request.classes
+    if options.classes:
+        class_names, origin = read_class_names(options.classes), options.classes
         double = next((name for name in names if class_names.count(name) > 1), None)
         if double is not None:
             raise UserError(f"{origin} names the class {double!r} twice; every class folder must stand in it once")
-    elif request.split != "train" and root.name == request.split and _folders(beside):
+    elif options.split != "train" and root.name == options.split and _folders(beside):
         class_names, origin = _names(beside, _folders(beside)), str(beside)
     else:
         class_names, origin = names, str(root)
@@ -45,7 +45,7 @@ def class_folders(request: Request) -> Source:
     if unknown:
         raise UserError(
             f"{root} holds the class folder {unknown[0]!r}{_and_more(unknown)}, which {origin} does not know; "
-            f"remove it, or list all classes in label order in a file, a line each, and pass {request.option}=FILE"
+            f"remove it, or list all classes in label order in a file, a line each, and pass {options.option}=FILE"
         )
 
     found, notes = find_images(root, folders)
@@ -54,8 +54,8 @@ def class_folders(request: Request) -> Source:
     return FileSource(root, files, class_names, labels, notes=notes)
 
 
-def _existing_folder(request: Request) -> Path:
-    root = Path(request.data_dir).absolute()
+def _existing_folder(options: SourceOptions) -> Path:
+    root = Path(options.data_dir).absolute()
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"--cfg.data_dir: {root} {what}; give the folder that holds the images")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ffcv_train.data.sources.archives import Blob, ZipBlob
 from ffcv_train.data.sources.folders import class_folders
-from ffcv_train.data.sources.source import Request, Source
+from ffcv_train.data.sources.source import Source, SourceOptions
 from ffcv_train.data.sources.zips import map_line, open_zip
 from ffcv_train.system.errors import UserError
 
@@ -85,7 +85,7 @@ def open_image_set(path: str | Path, kind: str, classes: str = "") -> ImageSet:
                 raise UserError(f"the data set {path} holds several splits; name one of them, such as {path / split}")
         # The labels of a folder called val come from train beside it.
         split = path.name if path.name in ("train", "val") else "train"
-        return _image_set(path, class_folders(Request(str(path), split, classes, option="--data.classes")), None)
+        return _image_set(path, class_folders(SourceOptions(str(path), split, classes, option="--data.classes")), None)
     if path.is_dir() or path.suffix != ".zip":
         raise UserError(f"the data set {path} is no .zip file; --data.format=zip wants one, with its map beside it")
     map_file = path.with_name(f"{path.stem}_map.txt")

@@ -10,7 +10,7 @@ from ffcv_train.data.sources.class_files import _check_labels, _listed_classes, 
 from ffcv_train.data.sources.folders import (
     _SPLITS,
 )
-from ffcv_train.data.sources.source import ArchiveSource, Request, Source
+from ffcv_train.data.sources.source import ArchiveSource, Source, SourceOptions
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import parse_json
 
@@ -19,13 +19,13 @@ _SHARD_IMAGES = ("jpg", "jpeg", "png", "webp")
 _SHARD_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 
 
-def tar_shards(request: Request) -> Source:
+def tar_shards(options: SourceOptions) -> Source:
     """WebDataset's tar shards: files of one key follow each other; an image, and a label in `cls` or `json`.
 
     `data_dir` is a folder (its sub-folder `split` where there is one), a glob or a brace pattern. Class names come from
     `classes`, or `classes.txt` beside, or are numbers.
     """
-    shards = _shards(request)
+    shards = _shards(options)
     members: list[tuple[str, Blob | ZipBlob]] = []
     labels: list[int] = []
     for shard in shards:
@@ -36,23 +36,23 @@ def tar_shards(request: Request) -> Source:
                 raise UserError(f"{name} has no {', '.join(_SHARD_IMAGES)} beside its {', '.join(parts)} in {shard}")
             members.append((name, image))
             labels.append(_shard_label(name, parts))
-    listed = _listed_classes(request, shards[0].parent)
+    listed = _listed_classes(options, shards[0].parent)
     class_names = listed or names_of_labels(labels, lambda index: members[index][0])
-    _check_labels(labels, class_names, request.data_dir, request.option)
+    _check_labels(labels, class_names, options.data_dir, options.option)
     return ArchiveSource(members, class_names, labels, named=listed is not None)
 
 
-def _shards(request: Request) -> list[Path]:
-    pattern = request.data_dir
+def _shards(options: SourceOptions) -> list[Path]:
+    pattern = options.data_dir
     folder = Path(pattern)
     if folder.is_dir():
-        folder = folder / request.split if (folder / request.split).is_dir() else folder
+        folder = folder / options.split if (folder / options.split).is_dir() else folder
         shards = sorted(folder.glob("*.tar"))
         # Shards of all splits often lie together: imagenet1k-train-0000.tar, imagenet1k-validation-00.tar.
-        of_split = [shard for shard in shards if request.split in shard.name]
-        other = next(name for name in _SPLITS if name != request.split)
+        of_split = [shard for shard in shards if options.split in shard.name]
+        other = next(name for name in _SPLITS if name != options.split)
         if not of_split and any(other in shard.name for shard in shards):
-            raise UserError(f"{folder} holds shards of {other!r}, none of {request.split!r}; check --cfg.split")
+            raise UserError(f"{folder} holds shards of {other!r}, none of {options.split!r}; check --cfg.split")
         shards = of_split or shards
     else:
         shards = []

@@ -15,7 +15,7 @@ Place = Blob | ZipBlob | np.ndarray
 
 
 @dataclass(frozen=True)
-class Request:
+class SourceOptions:
     """What the user asks for: options of ffcv-train write. `classes` is "" or a file that fixes the label order.
 
     `option` is what the user knows `classes` as.

@@ -8,7 +8,7 @@ from pathlib import Path
 from ffcv_train.data.sources.archives import index_zip
 from ffcv_train.data.sources.class_files import _check_labels, _listed_classes, _read_text, names_of_labels
 from ffcv_train.data.sources.folders import _existing_folder
-from ffcv_train.data.sources.source import ArchiveSource, Request, Source
+from ffcv_train.data.sources.source import ArchiveSource, Source, SourceOptions
 from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
 
@@ -16,13 +16,13 @@ REPLACING = "make-zip.unfinished"
 """Stands beside archives and maps while some are replaced, and lists them: what lies there may be a mixture."""
 
 
-def zipped(request: Request) -> Source:
+def zipped(options: SourceOptions) -> Source:
     """`split.zip` with `split_map.txt`: lines `<path>\\t<label>`, where the archive holds `split/<path>`.
 
     Class names come from `classes`, or `classes.txt` beside, or the class folders in `train_map.txt`, or are numbers.
     """
-    root = _existing_folder(request)
-    return open_zip(root / f"{request.split}.zip", root / f"{request.split}_map.txt", request.classes)
+    root = _existing_folder(options)
+    return open_zip(root / f"{options.split}.zip", root / f"{options.split}_map.txt", options.classes)
 
 
 def open_zip(archive: Path, map_file: Path, classes: str = "", option: str = "--cfg.classes") -> "ArchiveSource":
@@ -57,7 +57,7 @@ def open_zip(archive: Path, map_file: Path, classes: str = "", option: str = "--
     notes = _contradictions(entries, map_file)
     train_map = archive.with_name("train_map.txt")
     folders = _class_folders(*((read_map(train_map), "train") if train_map.is_file() else (entries, archive.stem)))
-    listed = _listed_classes(Request("", "", classes), archive.parent)
+    listed = _listed_classes(SourceOptions("", "", classes), archive.parent)
     class_names = listed or names_of_labels(labels, lambda index: _line(map_file, entries[index]), folders)
     if listed and _in_another_order(folders, listed) and set(labels) <= set(folders):
         label_of = {name: label for label, name in enumerate(listed)}
