@@ -17,7 +17,7 @@ from ffcv_train.analysis.figures.rate_curve import draw_rate_curve
 from ffcv_train.analysis.figures.style import FORMATS, make_folder, save_figure
 from ffcv_train.cli.presets import load_run_config
 from ffcv_train.doctor import trials
-from ffcv_train.doctor.examination import Request, examine
+from ffcv_train.doctor.examination import DoctorOptions, examine
 from ffcv_train.doctor.report import print_report
 from ffcv_train.system.distributed import Process, process_group
 from ffcv_train.system.errors import UserError
@@ -33,7 +33,7 @@ without torchrun: one process measures one device, --devices says how many the r
 """
 
 
-def parse_request(argv: Sequence[str]) -> Request:
+def parse_doctor_options(argv: Sequence[str]) -> DoctorOptions:
     """Resolve the doctor's arguments. Raises `UserError` for what does not fit, before anything is measured."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own = parser.add_argument_group("doctor")
@@ -51,7 +51,7 @@ def parse_request(argv: Sequence[str]) -> Request:
     own.add_argument("--fit-batch", action="store_true", help="instead: the largest batch that a GPU has memory for")
     options, rest = parser.parse_known_args(list(argv))
     config = load_run_config(rest, DESCRIPTION + "\n" + parser.format_help()).config
-    request = Request(
+    request = DoctorOptions(
         config,
         Path(options.json) if options.json else None,
         _number("--seconds", options.seconds),
@@ -65,7 +65,7 @@ def parse_request(argv: Sequence[str]) -> Request:
             raise UserError(f"--find-lr {request.find_lr} must end in .{', .'.join(FORMATS)}")
         make_folder(request.find_lr.parent)
     if request.json is not None:
-        check_output(request.json)
+        check_json(request.json)
     return request
 
 
@@ -85,7 +85,7 @@ def _count(name: str, text: str) -> int:
     return int(text)
 
 
-def check_output(path: Path) -> None:
+def check_json(path: Path) -> None:
     """Raise `UserError` where `--json path` cannot be written."""
     if path.is_dir():
         raise UserError(f"--json {path} is a folder; name a file, {path / 'doctor.json'} say")
@@ -95,7 +95,7 @@ def check_output(path: Path) -> None:
         raise UserError(f"cannot write --json {path}: {path.parent} is not writable")
 
 
-def try_out(request: Request, process: Process) -> dict[str, Any]:
+def try_out(request: DoctorOptions, process: Process) -> dict[str, Any]:
     """Run the trials that are asked for, say what came out, and return it as JSON can say it. Raises `UserError`."""
     report: dict[str, Any] = {}
     line = ProgressLine(plain_interval=10.0, console=Console(stderr=True, highlight=False, soft_wrap=True))
@@ -135,7 +135,7 @@ def try_out(request: Request, process: Process) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Parse, examine, print and write."""
-    request = parse_request(argv)
+    request = parse_doctor_options(argv)
     with process_group(request.config.training.device) as process:
         if request.tries:
             report = try_out(request, process)

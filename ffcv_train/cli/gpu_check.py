@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ffcv_train.cli.doctor import check_output
+from ffcv_train.cli.doctor import check_json
 from ffcv_train.doctor.gpu.check import MINUTES, check, names
 from ffcv_train.doctor.gpu.table import print_findings
 from ffcv_train.system.errors import UserError
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch sees no GPU; check nvidia-smi, or try the rows that need none with --device=cpu")
     if options.json:
-        check_output(Path(options.json))
+        check_json(Path(options.json))
 
     def keep(findings: dict[str, Any]) -> None:
         if options.json:

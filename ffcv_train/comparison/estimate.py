@@ -10,7 +10,7 @@ from rich.console import Console
 from ffcv_train.comparison.plan import Plan, Run, devices
 from ffcv_train.comparison.run import is_finished
 from ffcv_train.data.open import open_data_sets
-from ffcv_train.doctor.examination import Request, examine
+from ffcv_train.doctor.examination import DoctorOptions, examine
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.files import parse_json
 from ffcv_train.system.progress import duration
@@ -36,7 +36,7 @@ def estimate_run(plan: Plan) -> Estimate:
     named = dataclasses.replace(plan.config.loss, name=plan.losses[0])
     config = dataclasses.replace(plan.config, loss=named)
     with process_group(config.training.device) as process, contextlib.redirect_stdout(io.StringIO()):
-        report = examine(Request(config, None, _SECONDS, 1), process)
+        report = examine(DoctorOptions(config, None, _SECONDS, 1), process)
     training = report["training_seconds"]
     last = report["stages"][-1]
     # Training's last side gives the cost of a pixel; validation has forward passes only, two with flip averaging.

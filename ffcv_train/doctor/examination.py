@@ -33,7 +33,7 @@ _PAGED_BYTES_PER_PROCESS = 2 << 30  # what a loader with data.in_memory=0 holds 
 
 
 @dataclass(frozen=True)
-class Request:
+class DoctorOptions:
     """A resolved command line. `seconds`: measuring time per resolution, of loader and step each.
 
     `devices`: processes of the run on this machine, 0 for all GPUs that there are.
@@ -54,7 +54,7 @@ class Request:
         return self.overfit or self.fit_batch or self.find_lr is not None
 
 
-def examine(request: Request, process: Process) -> dict[str, Any]:
+def examine(request: DoctorOptions, process: Process) -> dict[str, Any]:
     """Measure loader and step of the configured run on `process.device` and say which of them limits it when.
 
     Refuses what the trainer refuses, but for a data set larger than memory, which is measured with data.in_memory=0.

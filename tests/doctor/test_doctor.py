@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_train.cli.doctor import parse_request
+from ffcv_train.cli.doctor import parse_doctor_options
 from ffcv_train.cli.main import run
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import ResolutionConfig, RunConfig
@@ -311,7 +311,7 @@ def test_command(
 def test_several_devices_share_the_cores(small_betons: Betons, capsys: pytest.CaptureFixture[str]) -> None:
     more = ("--devices=3", "--seconds=0.05", "--training.global_batch_size=24", "--data.num_workers=2")
     report = examination.examine(
-        parse_request(options(small_betons[0], *more, "--training.epochs=1", "--data.in_memory=0")), ALONE
+        parse_doctor_options(options(small_betons[0], *more, "--training.epochs=1", "--data.in_memory=0")), ALONE
     )
     assert report["run"]["batch_per_device"] == 8
     assert (report["run"]["global_batch"], report["run"]["steps_per_epoch"]) == (24, 4)
@@ -331,7 +331,7 @@ def test_a_file_larger_than_memory_is_measured_from_pages(
 ) -> None:
     for module in (examination, opening):
         monkeypatch.setattr(module, "available_bytes", lambda: 1000)
-    report = examination.examine(parse_request(options(small_betons[0], "--seconds=0.05")), ALONE)
+    report = examination.examine(parse_doctor_options(options(small_betons[0], "--seconds=0.05")), ALONE)
     assert not report["data_set"]["fits"] and not report["data_set"]["measured_in_memory"]
     assert "--data.in_memory=0" in report["advice"]
     print_report(report)
@@ -364,7 +364,7 @@ def test_refuses_what_the_trainer_refuses(small_betons: Betons, more: list[str])
     with pytest.raises(UserError) as wanted:
         Trainer(load_config(RunConfig, [*options(small_betons[0]), *val, *more]), ALONE)
     with pytest.raises(UserError) as found:
-        examination.examine(parse_request([*options(small_betons[0]), *val, *more]), ALONE)
+        examination.examine(parse_doctor_options([*options(small_betons[0]), *val, *more]), ALONE)
     assert str(found.value) == str(wanted.value)
 
 
@@ -383,13 +383,13 @@ def test_refuses_what_the_trainer_refuses(small_betons: Betons, more: list[str])
 )
 def test_refuses_what_does_not_fit(small_betons: Betons, more: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        examination.examine(parse_request(options(small_betons[0], *more)), ALONE)
+        examination.examine(parse_doctor_options(options(small_betons[0], *more)), ALONE)
     assert message in str(error.value)
 
 
 def test_refuses_torchrun(small_betons: Betons) -> None:
     with pytest.raises(UserError, match="start it without torchrun, with --devices=2"):
-        examination.examine(parse_request(options(small_betons[0])), Process(0, 2, 0, 2, torch.device("cpu")))
+        examination.examine(parse_doctor_options(options(small_betons[0])), Process(0, 2, 0, 2, torch.device("cpu")))
 
 
 def test_an_error_is_one_line_and_status_2(
