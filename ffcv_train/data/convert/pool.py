@@ -1,8 +1,8 @@
 """Worker processes whose death is noticed, and who notice ours.
 
-Each worker has a pipe of its own and one order at a time. A worker that dies closes its end, which the parent sees at
-once; a parent that dies closes all of them, upon which the workers end. No helper threads, no shared locks that a dead
-process could hold: nothing can wait for ever.
+Each worker has a pipe of its own and one assignment at a time. A worker that dies closes its end, which the parent sees
+at once; a parent that dies closes all of them, upon which the workers end. No helper threads, no shared locks that a
+dead process could hold: nothing can wait for ever.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ffcv_train.data.convert.encoding import EncodedChunk, Encoding, Task
-from ffcv_train.data.convert.worker import Order, work
+from ffcv_train.data.convert.worker import Assignment, work
 from ffcv_train.system.errors import UserError
 
 _IN_HAND_PER_WORKER = 4
@@ -66,26 +66,26 @@ class WorkerPool:
         numbered = enumerate(tasks)
         idle, busy = list(self._workers), dict[Connection, int]()
         owners: dict[int, Connection] = {}
-        orders = {connection: Order() for connection in self._workers}
+        assignments = {connection: Assignment() for connection in self._workers}
         done: dict[int, EncodedChunk] = {}
         given = taken = 0
         while True:
             for connection in idle.copy():
-                order = orders[connection]
+                assignment = assignments[connection]
                 if given - taken < _IN_HAND_PER_WORKER * len(self._workers):
-                    order.number, order.task = next(numbered, (-1, None))
-                if order.task is not None:
+                    assignment.number, assignment.task = next(numbered, (-1, None))
+                if assignment.task is not None:
                     owners[given] = connection
                     given += 1
-                elif not order.positions:
+                elif not assignment.positions:
                     continue
-                self._send(connection, order)
-                orders[connection] = Order()
+                self._send(connection, assignment)
+                assignments[connection] = Assignment()
                 idle.remove(connection)
-                busy[connection] = order.number
+                busy[connection] = assignment.number
             if taken in done:
                 finished = done.pop(taken)
-                orders[owners.pop(taken)].positions[taken] = place(finished) if place else []
+                assignments[owners.pop(taken)].positions[taken] = place(finished) if place else []
                 taken += 1
                 yield finished
             elif busy:
@@ -107,9 +107,9 @@ class WorkerPool:
                 process.join()
         self._workers = {}
 
-    def _send(self, connection: Connection, order: Order) -> None:
+    def _send(self, connection: Connection, assignment: Assignment) -> None:
         try:
-            connection.send(order)
+            connection.send(assignment)
         except OSError:
             raise self._died(connection) from None
 

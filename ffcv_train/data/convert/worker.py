@@ -25,7 +25,7 @@ _MAX_BUFFERS = 512
 
 
 @dataclass
-class Order:
+class Assignment:
     """What a worker is to do: first write earlier tasks' samples, then encode `task` under `number`.
 
     `positions` gives, by number of the task, where each of its samples goes in the file; none: they are dropped.
@@ -37,10 +37,10 @@ class Order:
 
 
 def work(connection: Connection, encoding: Encoding, path: Path) -> None:
-    """A worker's life: orders come in, each is answered, until the connection closes, be it that the parent has died.
+    """A worker's life: assignments come in, each is answered, until the connection closes, be it that the parent died.
 
-    The answer is the `EncodedChunk` of the order's task, or None without one; the `OSError` of a write that failed; or
-    the text of the traceback of what should not happen.
+    The answer is the `EncodedChunk` of the assignment's task, or None without one; the `OSError` of a write that
+    failed; or the text of the traceback of what should not happen.
     """
     cv2.setNumThreads(1)
     warnings.simplefilter("ignore")  # Pillow's, about large images and odd palettes
@@ -54,15 +54,15 @@ def work(connection: Connection, encoding: Encoding, path: Path) -> None:
             connection.send(_answer(connection.recv(), encoding, file.fileno(), kept))
 
 
-def _answer(order: Order, encoding: Encoding, file: int, kept: dict[int, list[bytes | memoryview]]) -> object:
+def _answer(assignment: Assignment, encoding: Encoding, file: int, kept: dict[int, list[bytes | memoryview]]) -> object:
     try:
-        for number, positions in order.positions.items():
+        for number, positions in assignment.positions.items():
             contents = kept.pop(number)
             if positions:
                 write_samples(file, positions, contents)
-        if order.task is None:
+        if assignment.task is None:
             return None
-        chunk, kept[order.number] = encode_task(encoding, order.task)
+        chunk, kept[assignment.number] = encode_task(encoding, assignment.task)
         return chunk
     except OSError as error:
         return error
