@@ -13,7 +13,7 @@ from ffcv_train.cli.measure import add_measure_options, transfer_files
 from ffcv_train.cli.presets import load_run_config
 from ffcv_train.cli.suite_arguments import suite_options, suite_words
 from ffcv_train.comparison.estimate import print_plan
-from ffcv_train.comparison.plan import Plan, check_plan, claim_folder
+from ffcv_train.comparison.plan import ComparisonPlan, check_plan, claim_folder
 from ffcv_train.comparison.report import collect, summarise, write_report
 from ffcv_train.comparison.run import Interrupted, run_all
 from ffcv_train.losses import CRITERIA
@@ -33,7 +33,7 @@ are kept: the same command continues an interrupted comparison, and with more cr
 _OWN_OPTIONS = ("loss.name", "training.seed", "training.resume", "logging.folder", "logging.run")
 
 
-def parse_plan(argv: Sequence[str]) -> Plan:
+def parse_plan(argv: Sequence[str]) -> ComparisonPlan:
     """Resolve the command's arguments. Raises `UserError` for what does not fit, as far as that shows without data."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own = parser.add_argument_group("comparison")
@@ -49,7 +49,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
             raise UserError(f"ffcv-train compare sets {key} itself; drop --{key}, and use --losses, --seeds and --out")
     if not options.out:
         raise UserError("nowhere to write the comparison to; give a folder with --out DIR")
-    return Plan(
+    return ComparisonPlan(
         config=config,
         arguments=tuple(rest),
         losses=_losses(options.losses),

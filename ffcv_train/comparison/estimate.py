@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from ffcv_train.comparison.plan import Plan, Run, devices
+from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun, devices
 from ffcv_train.comparison.run import is_finished
 from ffcv_train.data.open import open_data_sets
 from ffcv_train.doctor.examination import DoctorOptions, examine
@@ -21,18 +21,18 @@ _FORWARD_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """Seconds of one run, and where the figure comes from."""
 
     seconds: float
     source: str
 
 
-def estimate_run(plan: Plan) -> Estimate:
+def estimate_run(plan: ComparisonPlan) -> RunEstimate:
     """Seconds of one whole run, training and validations. Measures a few seconds where no run is finished."""
     past = [seconds for run in plan.runs if (seconds := _logged_seconds(plan, run)) is not None]
     if past:
-        return Estimate(sum(past) / len(past), f"mean of {len(past)} finished runs")
+        return RunEstimate(sum(past) / len(past), f"mean of {len(past)} finished runs")
     named = dataclasses.replace(plan.config.loss, name=plan.losses[0])
     config = dataclasses.replace(plan.config, loss=named)
     with process_group(config.training.device) as process, contextlib.redirect_stdout(io.StringIO()):
@@ -46,12 +46,12 @@ def estimate_run(plan: Plan) -> Estimate:
     images = len(open_data_sets(config).val)
     passes = -(-config.training.epochs // validation.every)
     once = images * views * pixels * _FORWARD_SHARE / last["step_images_per_s"]
-    return Estimate(
+    return RunEstimate(
         training + passes * once, f"{plan.losses[0]} measured for some seconds, validation reckoned from it"
     )
 
 
-def print_plan(plan: Plan, console: Console | None = None) -> None:
+def print_plan(plan: ComparisonPlan, console: Console | None = None) -> None:
     """Print the runs, which of them are finished, and about how long the others will take."""
     console = console or Console(highlight=False)
     todo = [run for run in plan.runs if not is_finished(plan, run)]
@@ -73,7 +73,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     )
 
 
-def _logged_seconds(plan: Plan, run: Run) -> float | None:
+def _logged_seconds(plan: ComparisonPlan, run: PlannedRun) -> float | None:
     """Training and validation seconds that a finished run logged; None where it logged no whole run."""
     folder = plan.folder(run)
     if not (folder / "final.pt").is_file():

@@ -32,7 +32,7 @@ _FILES = (("data", "train_dataset"), ("data", "val_dataset"), ("data", "classes"
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training: a criterion from a seed."""
 
     loss: str
@@ -45,7 +45,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """A resolved command line of ffcv-train compare."""
 
     config: RunConfig
@@ -63,15 +63,15 @@ class Plan:
     """How `measure` is told of them"""
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PlannedRun]:
         """Seed by seed, so that all criteria are there to be compared after the first."""
-        return [Run(loss, seed) for seed, loss in itertools.product(self.seeds, self.losses)]
+        return [PlannedRun(loss, seed) for seed, loss in itertools.product(self.seeds, self.losses)]
 
-    def folder(self, run: Run) -> Path:
+    def folder(self, run: PlannedRun) -> Path:
         """Where a run writes."""
         return self.out / "runs" / run.name
 
-    def log(self, run: Run) -> Path:
+    def log(self, run: PlannedRun) -> Path:
         """What the run's processes print."""
         return self.out / "logs" / f"{run.name}.txt"
 
@@ -88,7 +88,7 @@ class Plan:
         return content
 
 
-def train_command(plan: Plan, run: Run) -> list[str]:
+def train_command(plan: ComparisonPlan, run: PlannedRun) -> list[str]:
     """The command that trains `run`, or continues it where it stopped."""
     return [
         sys.executable,
@@ -104,7 +104,7 @@ def train_command(plan: Plan, run: Run) -> list[str]:
     ]
 
 
-def measure_command(plan: Plan, run: Run) -> list[str]:
+def measure_command(plan: ComparisonPlan, run: PlannedRun) -> list[str]:
     """The command that measures a finished `run`."""
     folder = plan.folder(run)
     command = [sys.executable, "-m", "ffcv_train", "measure", f"--checkpoint={folder / 'final.pt'}"]
@@ -116,7 +116,7 @@ def measure_command(plan: Plan, run: Run) -> list[str]:
     return [*command, *plan.suite_words]
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: ComparisonPlan) -> None:
     """Raise `UserError` for what would fail in a run hours later: data sets, network, output folder."""
     if "WORLD_SIZE" in os.environ:
         raise UserError("ffcv-train compare starts its own processes, a run per GPU; start it without torchrun")
@@ -135,7 +135,7 @@ def check_plan(plan: Plan) -> None:
     _check_folder(plan)
 
 
-def claim_folder(plan: Plan) -> None:
+def claim_folder(plan: ComparisonPlan) -> None:
     """Make the output folder and write into it whose it is. Raises `UserError`."""
     with disk_errors(plan.out):
         for folder in (plan.out / "runs", plan.out / "logs"):
@@ -153,7 +153,7 @@ def devices(config: RunConfig) -> list[str | None]:
     return list(visible[:count] or map(str, range(count)))
 
 
-def _check_folder(plan: Plan) -> None:
+def _check_folder(plan: ComparisonPlan) -> None:
     out = plan.out
     if not out.exists():
         return

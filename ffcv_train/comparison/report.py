@@ -13,9 +13,9 @@ from ffcv_train.analysis.figures.style import save_figure
 from ffcv_train.comparison.columns import _BY_KEY, METRICS, Metric
 from ffcv_train.comparison.figure import draw
 from ffcv_train.comparison.measure import read_samples
-from ffcv_train.comparison.plan import Plan, Run
+from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun
 from ffcv_train.comparison.published import SOURCE, TRANSFER_GRID, published
-from ffcv_train.comparison.run import Failure, is_finished
+from ffcv_train.comparison.run import FailedRun, is_finished
 from ffcv_train.data.open import open_further, open_together
 from ffcv_train.metrics.paired import MOST_SEEDS, Interval, bootstrap_interval, paired_interval, seeds_needed
 from ffcv_train.system.environment import command_line, describe_environment
@@ -54,7 +54,7 @@ _SAMPLED = {"top_1": "correct", "nll": "nll"}
 """Metrics that are means over samples: what `samples.npz` calls theirs"""
 
 
-def collect(plan: Plan) -> dict[Run, dict[str, Any]]:
+def collect(plan: ComparisonPlan) -> dict[PlannedRun, dict[str, Any]]:
     """The measures of the runs that are finished, in the plan's order."""
     found = {}
     for run in plan.runs:
@@ -63,7 +63,9 @@ def collect(plan: Plan) -> dict[Run, dict[str, Any]]:
     return found
 
 
-def summarise(plan: Plan, measures: Mapping[Run, Mapping[str, Any]], failures: Sequence[Failure]) -> dict[str, Any]:
+def summarise(
+    plan: ComparisonPlan, measures: Mapping[PlannedRun, Mapping[str, Any]], failures: Sequence[FailedRun]
+) -> dict[str, Any]:
     """What compare.json holds: per criterion the values by seed, their mean and sample standard deviation."""
     criteria: dict[str, Any] = {}
     num_classes, transfer_classes, class_counts = 0, None, list[int]()
@@ -112,7 +114,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"values": list(values), "mean": statistics.fmean(values), "sd": deviation}
 
 
-def write_report(plan: Plan, summary: Mapping[str, Any]) -> list[Path]:
+def write_report(plan: ComparisonPlan, summary: Mapping[str, Any]) -> list[Path]:
     """Write compare.json, compare.md and, where there is something to show, the figure; returns their paths."""
     paths = [plan.out / "compare.json", plan.out / "compare.md"]
     write_json(paths[0], summary)
@@ -125,7 +127,7 @@ def write_report(plan: Plan, summary: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
-def to_markdown(plan: Plan, summary: Mapping[str, Any]) -> str:
+def to_markdown(plan: ComparisonPlan, summary: Mapping[str, Any]) -> str:
     """compare.md: tables with mean ± sample standard deviation over seeds, published rows beside them."""
     criteria = summary["criteria"]
     config = plan.config
@@ -291,7 +293,7 @@ def _seeds_text(found: Mapping[str, Any] | None) -> str:
     return f"over {MOST_SEEDS}" if found["seeds_needed"] is None else str(found["seeds_needed"])
 
 
-def _differences(plan: Plan, criteria: Mapping[str, Any]) -> dict[str, Any]:
+def _differences(plan: ComparisonPlan, criteria: Mapping[str, Any]) -> dict[str, Any]:
     """For each criterion but the first, its metrics minus the first one's, over the seeds that both have.
 
     `interval` is that of the mean difference: Student's over seeds; of one seed the bootstrap's over samples where the
@@ -315,7 +317,9 @@ def _differences(plan: Plan, criteria: Mapping[str, Any]) -> dict[str, Any]:
                 if len(pairs) > 1:
                     interval, needed = paired_interval(pairs), seeds_needed(pairs)
                 elif key in _SAMPLED:
-                    interval = _over_samples(plan, Run(name, seeds[0]), Run(first, seeds[0]), _SAMPLED[key])
+                    interval = _over_samples(
+                        plan, PlannedRun(name, seeds[0]), PlannedRun(first, seeds[0]), _SAMPLED[key]
+                    )
                 metrics[key] = {
                     **spread(pairs),
                     "interval": None if interval is None else [interval.low, interval.high],
@@ -327,7 +331,7 @@ def _differences(plan: Plan, criteria: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _over_samples(plan: Plan, run: Run, base: Run, what: str) -> Interval | None:
+def _over_samples(plan: ComparisonPlan, run: PlannedRun, base: PlannedRun, what: str) -> Interval | None:
     own, other = (read_samples(plan.folder(one) / "samples.npz") for one in (run, base))
     if own is None or other is None or len(own[what]) != len(other[what]):
         return None
@@ -338,7 +342,7 @@ def _has(rows: Mapping[str, Any], key: str) -> bool:
     return any(key in row["metrics"] for row in rows.values())
 
 
-def _transfer_settings(measures: Mapping[Run, Mapping[str, Any]]) -> str:
+def _transfer_settings(measures: Mapping[PlannedRun, Mapping[str, Any]]) -> str:
     found = [content["transfer"] for content in measures.values() if content["transfer"]]
     if not found:
         return ""

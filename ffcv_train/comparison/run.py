@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ffcv_train.comparison.measure import is_measured
-from ffcv_train.comparison.plan import Plan, Run, devices, measure_command, train_command
+from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun, devices, measure_command, train_command
 from ffcv_train.system.environment import command_line
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import disk_errors, parse_json
@@ -26,10 +26,10 @@ _TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedRun:
     """A run that ended without measures."""
 
-    run: Run
+    run: PlannedRun
     stage: str
     """train or measure"""
     status: int
@@ -49,7 +49,7 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 @dataclass
 class _Job:
-    run: Run
+    run: PlannedRun
     stage: str
     process: subprocess.Popen[Any]
     log: IO[bytes]
@@ -57,13 +57,13 @@ class _Job:
     asked: bool = False
 
 
-def is_finished(plan: Plan, run: Run) -> bool:
+def is_finished(plan: ComparisonPlan, run: PlannedRun) -> bool:
     """Whether a run is trained and measured."""
     folder = plan.folder(run)
     return (folder / "final.pt").is_file() and is_measured(folder / "measures.json", plan.transfer, plan.suites)
 
 
-def run_all(plan: Plan, line: ProgressLine | None = None) -> list[Failure]:
+def run_all(plan: ComparisonPlan, line: ProgressLine | None = None) -> list[FailedRun]:
     """Train and measure what is not finished; returns the runs that failed, the others go on without them.
 
     A run per GPU at a time, one on a CPU. SIGINT, SIGTERM and SIGHUP stop the runs after their current step and raise
@@ -76,7 +76,7 @@ def run_all(plan: Plan, line: ProgressLine | None = None) -> list[Failure]:
     # Threads that the user has counted need no bounds.
     cores = {} if plan.config.data.num_workers else shares_of_cores(free)
     line.print(f"{len(plan.runs)} runs, {kept} finished before; {len(todo)} to go, {len(free)} at a time")
-    failures: list[Failure] = []
+    failures: list[FailedRun] = []
     jobs: dict[str | None, _Job] = {}
     waiting = list(todo)
     watch = _Watch(plan, todo)
@@ -103,7 +103,7 @@ def run_all(plan: Plan, line: ProgressLine | None = None) -> list[Failure]:
                     failure = _failure(plan, job, status)
                     if failure:
                         failures.append(failure)
-                        line.print(describe(failure))
+                        line.print(describe_failure(failure))
                         watch.give_up(job.run)
                     elif job.stage == "train":
                         jobs[device] = _start(plan, job.run, "measure", device, cores)
@@ -120,7 +120,7 @@ def run_all(plan: Plan, line: ProgressLine | None = None) -> list[Failure]:
     return failures
 
 
-def describe(failure: Failure) -> str:
+def describe_failure(failure: FailedRun) -> str:
     """A failure with the end of what it printed, in several lines."""
     tail = "\n".join(f"    {text}" for text in failure.tail.splitlines())
     how = f"with status {failure.status}" if failure.status >= 0 else f"by {signal.Signals(-failure.status).name}"
@@ -141,7 +141,9 @@ def shares_of_cores(devices: Sequence[str | None]) -> dict[str | None, set[int]]
     return {device: set(cores[a:b]) for device, (a, b) in zip(devices, itertools.pairwise(bounds), strict=True)}
 
 
-def _start(plan: Plan, run: Run, stage: str, device: str | None, cores: Mapping[str | None, set[int]]) -> _Job:
+def _start(
+    plan: ComparisonPlan, run: PlannedRun, stage: str, device: str | None, cores: Mapping[str | None, set[int]]
+) -> _Job:
     command = train_command(plan, run) if stage == "train" else measure_command(plan, run)
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # what is imported here is imported there
@@ -185,7 +187,7 @@ def _signal(job: _Job, number: signal.Signals) -> None:
         os.killpg(job.process.pid, number)
 
 
-def _failure(plan: Plan, job: _Job, status: int) -> Failure | None:
+def _failure(plan: ComparisonPlan, job: _Job, status: int) -> FailedRun | None:
     folder = plan.folder(job.run)
     if job.stage == "train":
         done = (folder / "final.pt").is_file()
@@ -195,23 +197,23 @@ def _failure(plan: Plan, job: _Job, status: int) -> Failure | None:
         return None
     content = plan.log(job.run).read_bytes()[job.log_start :].decode(errors="replace")
     tail = "\n".join(content.splitlines()[-_TAIL_LINES:])
-    return Failure(job.run, job.stage, status, plan.log(job.run), tail)
+    return FailedRun(job.run, job.stage, status, plan.log(job.run), tail)
 
 
 class _Watch:
     """How far the comparison is, from the runs' own logs."""
 
-    def __init__(self, plan: Plan, todo: list[Run]) -> None:
+    def __init__(self, plan: ComparisonPlan, todo: list[PlannedRun]) -> None:
         self._plan, self._todo = plan, list(todo)
         self._epochs = plan.config.training.epochs
         self._start, self._before = time.monotonic(), self._done()
 
-    def give_up(self, run: Run) -> None:
+    def give_up(self, run: PlannedRun) -> None:
         """Count a failed run as no work any more."""
         self._todo.remove(run)
         self._before = min(self._before, self._done())
 
-    def show(self, line: ProgressLine, running: list[Run]) -> None:
+    def show(self, line: ProgressLine, running: list[PlannedRun]) -> None:
         """Show epochs done of all, and when the comparison will be."""
         if not line.due() or not running:
             return

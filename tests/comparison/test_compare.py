@@ -28,7 +28,15 @@ from ffcv_train.cli.compare import parse_plan
 from ffcv_train.cli.measure import parse_measure_request, transfer_files
 from ffcv_train.comparison import run as running
 from ffcv_train.comparison.measure import is_measured, measure
-from ffcv_train.comparison.plan import Plan, Run, check_plan, claim_folder, devices, measure_command, train_command
+from ffcv_train.comparison.plan import (
+    ComparisonPlan,
+    PlannedRun,
+    check_plan,
+    claim_folder,
+    devices,
+    measure_command,
+    train_command,
+)
 from ffcv_train.comparison.published import published
 from ffcv_train.comparison.report import collect, spread, summarise, to_markdown, write_report
 from ffcv_train.config.schema import ModelConfig, RunConfig, TrainingConfig
@@ -100,7 +108,7 @@ def test_plan_and_commands(tmp_path: Path, settings: list[str]) -> None:
     words = ["--losses", "ce, maxsup", "--seeds", "3,0", "--out", str(tmp_path / "o"), *settings]
     plan = parse_plan([*words, "--transfer-train=a", "--transfer-val=b"])
     assert [run.name for run in plan.runs] == ["ce_seed3", "maxsup_seed3", "ce_seed0", "maxsup_seed0"]
-    command = train_command(plan, Run("maxsup", 3))
+    command = train_command(plan, PlannedRun("maxsup", 3))
     assert command[1:4] == ["-m", "ffcv_train", "train"] and set(settings) <= set(command)
     assert command[-5:] == [
         "--loss.name=maxsup",
@@ -109,7 +117,7 @@ def test_plan_and_commands(tmp_path: Path, settings: list[str]) -> None:
         f"--logging.folder={tmp_path / 'o' / 'runs'}",
         "--logging.run=maxsup_seed3",
     ]
-    assert measure_command(plan, Run("ce", 0))[-2:] == ["--transfer-train=a", "--transfer-val=b"]
+    assert measure_command(plan, PlannedRun("ce", 0))[-2:] == ["--transfer-train=a", "--transfer-val=b"]
 
 
 def test_a_comparison_from_before_an_option_goes_on(tmp_path: Path, settings: list[str]) -> None:
@@ -209,7 +217,7 @@ class Fake:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.plan = Plan(
+        self.plan = ComparisonPlan(
             RunConfig(training=TrainingConfig(device="cpu", epochs=2)),
             (),
             ("ce", "ls"),
@@ -221,11 +229,11 @@ class Fake:
         self.journal, self.seconds, self.beside, self.failing = folder / "journal", 0.0, 0, list[str]()
         claim_folder(self.plan)
 
-    def train(self, plan: Plan, run: Run) -> list[str]:
+    def train(self, plan: ComparisonPlan, run: PlannedRun) -> list[str]:
         arguments = [str(plan.folder(run)), str(self.journal), str(self.seconds), str(self.beside), *self.failing]
         return [sys.executable, "-c", FAKE_TRAINING, *arguments]
 
-    def measure(self, plan: Plan, run: Run) -> list[str]:
+    def measure(self, plan: ComparisonPlan, run: PlannedRun) -> list[str]:
         return [sys.executable, "-c", FAKE_MEASURING, str(plan.folder(run))]
 
     def ran(self) -> list[list[str]]:
@@ -293,7 +301,7 @@ def test_runs_beside_each_other_share_the_cores(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_continued(fake: Fake, number: signal.Signals) -> None:
     fake.seconds = 30.0
-    folder = fake.plan.folder(Run("ce", 0))
+    folder = fake.plan.folder(PlannedRun("ce", 0))
 
     def interrupt() -> None:
         while not folder.exists():
@@ -369,8 +377,8 @@ def fabricated(top_1: float, transfer: float | None = None) -> dict[str, Any]:
 def test_summary_and_tables(tmp_path: Path, settings: list[str]) -> None:
     plan = parse_plan(["--losses=ce,ls,maxsup", "--seeds=0,1,2", f"--out={tmp_path}", *settings])
     top_1 = {("ce", 0): 0.80, ("ce", 1): 0.82, ("ce", 2): 0.87, ("ls", 1): 0.815}
-    found = {Run(*key): fabricated(value, 0.7) for key, value in top_1.items()}
-    failure = running.Failure(Run("ls", 0), "train", 2, tmp_path / "x.txt", "boom")
+    found = {PlannedRun(*key): fabricated(value, 0.7) for key, value in top_1.items()}
+    failure = running.FailedRun(PlannedRun("ls", 0), "train", 2, tmp_path / "x.txt", "boom")
     summary = summarise(plan, found, [failure])
     ce = summary["criteria"]["ce"]["metrics"]["top_1"]
     assert ce["mean"] == pytest.approx(np.mean([0.80, 0.82, 0.87]))
@@ -396,7 +404,7 @@ def test_differences_have_intervals_and_say_where_there_is_none(tmp_path: Path, 
     ce, ls = [0.80, 0.82, 0.87, 0.81], [0.81, 0.832, 0.88, 0.818]
     maxsup = [0.79, 0.83, 0.86, 0.825]
     found = {
-        Run(name, seed): fabricated(value)
+        PlannedRun(name, seed): fabricated(value)
         for name, values in (("ce", ce), ("ls", ls), ("maxsup", maxsup))
         for seed, value in enumerate(values)
     }
@@ -421,10 +429,10 @@ def test_one_seed_is_compared_over_samples(tmp_path: Path, settings: list[str]) 
     correct = {"ce": np.arange(1000) < 700, "ls": np.arange(1000) < 760}
     correct["maxsup"] = random.permutation(correct["ce"])
     for name, values in correct.items():
-        folder = plan.folder(Run(name, 0))
+        folder = plan.folder(PlannedRun(name, 0))
         folder.mkdir(parents=True)
         np.savez(folder / "samples.npz", correct=values, nll=1 - values.astype(np.float32))
-    found = {Run(name, 0): fabricated(float(values.mean())) for name, values in correct.items()}
+    found = {PlannedRun(name, 0): fabricated(float(values.mean())) for name, values in correct.items()}
     summary = summarise(plan, found, [])
     better = summary["differences"]["ls"]["metrics"]["top_1"]
     half = 1.96 * np.sqrt(0.06 * 0.94 / 1000)
@@ -441,7 +449,7 @@ def test_suites_have_columns(tmp_path: Path, settings: list[str]) -> None:
     calibration = {"temperature": 1.5, "before": {"brier": 0.3}, "after": {"nll": 0.7, "ece": 0.01}}
     scores = {"probability": {"auroc": 0.8, "fpr_95": 0.5}, "logit": {"auroc": 0.7, "fpr_95": 0.6}}
     suites = {"calibration": calibration, "ood": {"mean": scores}}
-    found = {Run("ce", seed): {**fabricated(0.8), "suites": suites} for seed in (0, 1)}
+    found = {PlannedRun("ce", seed): {**fabricated(0.8), "suites": suites} for seed in (0, 1)}
     text = to_markdown(plan, summarise(plan, found, []))
     assert "| ce | 2 | 1.500 ± 0.000 | 0.3000 ± 0.0000 | 0.7000 ± 0.0000 | 0.0100 ± 0.0000 |" in text
     assert "| ce | 2 | 80.00 ± 0.00 | 70.00 ± 0.00 | 50.00 ± 0.00 |" in text
@@ -463,7 +471,7 @@ def test_published_row_stands_beside(tmp_path: Path, settings: list[str]) -> Non
     plan = parse_plan(["--losses=ce", "--seeds=0", f"--out={tmp_path}", *settings])
     config = dataclasses.replace(plan.config, model=ModelConfig(arch="resnet50", num_classes=1000))
     plan = dataclasses.replace(plan, config=config)
-    text = to_markdown(plan, summarise(plan, {Run("ce", 0): fabricated(0.8)}, []))
+    text = to_markdown(plan, summarise(plan, {PlannedRun("ce", 0): fabricated(0.8)}, []))
     assert "| ce, published (arXiv:2502.15798) | | 76.41 |" in text
     assert "| ce, published (arXiv:2502.15798) | | 0.3114 | 0.3313 | 0.5212 | 0.5949 | 0.4025 | 0.4451 |" in text
 
@@ -591,7 +599,7 @@ def test_script_end_to_end(
     assert all(text in opening for text in ("criterion", "AURC", "AUROC", "#selective-prediction", "maxsup"))
     assert 'id="selective-prediction"' in rest and 'id="out-of-distribution-detection"' in rest
 
-    check_transfer(plan.folder(Run("ce", 0)) / "final.pt", small_betons, tmp_path)
+    check_transfer(plan.folder(PlannedRun("ce", 0)) / "final.pt", small_betons, tmp_path)
     monkeypatch.setattr(sys, "argv", [*command[1:], "--seeds=0,1,2", "--dry-run"])
     runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
     printed = capfd.readouterr().out

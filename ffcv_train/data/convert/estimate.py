@@ -17,7 +17,7 @@ _MIN_PROBES, _MAX_PROBES, _PROBE_SECONDS = 16, 64, 1.0
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ConversionEstimate:
     """Means over `probes` images that could be stored; without any, nothing is known and all are 0."""
 
     probes: int = 0
@@ -28,7 +28,7 @@ class Estimate:
 
 def estimate(
     pool: WorkerPool, source: Source, first: int, count: int, check: Callable[[EncodedChunk], None]
-) -> Estimate:
+) -> ConversionEstimate:
     """Encode a few of the images `first` … `count` − 1, and if those were quick, more: sizes scatter by about 60%.
 
     `check` is called with what became of each.
@@ -51,13 +51,13 @@ def estimate(
         if more > _MIN_PROBES:
             probe(more)
     if not sizes:
-        return Estimate()
+        return ConversionEstimate()
     # The slowest tenth: a process's first image, and files that the disk had to look for.
     quick = np.sort(seconds)[: max(1, int(0.9 * len(seconds)))]
-    return Estimate(len(sizes), float(np.mean(sizes)), 1 / float(np.mean(quick)))
+    return ConversionEstimate(len(sizes), float(np.mean(sizes)), 1 / float(np.mean(quick)))
 
 
-def seconds_for(images: int, estimated: Estimate, workers: int) -> float:
+def seconds_for(images: int, estimated: ConversionEstimate, workers: int) -> float:
     """How long `images` will take."""
     return images / (estimated.images_per_second * min(workers, usable_cores()))
 
