@@ -24,7 +24,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class MixedChains:
     """Chains of operations, mixed with each other and then with the image, as AugMix does."""
 
     chains: Sequence[Sequence[Layer]]
@@ -34,7 +34,7 @@ class Mixture:
     """float32 [B], of the mixed chains in the result"""
 
 
-Step = Layer | Mixture
+Step = Layer | MixedChains
 
 OPERATIONS: tuple[ops.Operation, ...] = (
     ops.autocontrast,
@@ -64,7 +64,7 @@ def apply(images: Tensor, steps: Sequence[Step]) -> Tensor:
     """The augmented copy of `images` uint8 [B, 3, R, R]. Nothing waits for the device: all sizes are known here."""
     ours = False  # whether the tensor may be changed
     for step in steps:
-        if isinstance(step, Mixture):
+        if isinstance(step, MixedChains):
             images = _mix(images, step)
         else:
             images = images if ours else images.clone()
@@ -73,7 +73,7 @@ def apply(images: Tensor, steps: Sequence[Step]) -> Tensor:
     return images
 
 
-def _mix(images: Tensor, mixture: Mixture) -> Tensor:
+def _mix(images: Tensor, mixture: MixedChains) -> Tensor:
     """As Pillow blends: cut to whole numbers after the chains are mixed, and again after the image is."""
     mixed = torch.zeros_like(images, dtype=torch.float32)
     weights = to_device(np.ascontiguousarray(mixture.weights.T), images.device).view(len(mixture.chains), -1, 1, 1, 1)

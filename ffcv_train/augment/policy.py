@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from ffcv_train.augment import operations as ops
 from ffcv_train.augment.draws import POLICY, uniforms
-from ffcv_train.augment.layers import NOTHING, OPERATIONS, Layer, Mixture, Step, apply
+from ffcv_train.augment.layers import NOTHING, OPERATIONS, Layer, MixedChains, Step, apply
 from ffcv_train.config.schema import AugmentConfig
 
 __all__ = ["OPERATIONS", "RAND_AUGMENT", "Layer", "apply", "plan"]
@@ -190,7 +190,7 @@ AUTO_AUGMENT: tuple[tuple[_Entry, _Entry], ...] = (
 """Each pair: operation, probability, magnitude"""
 
 
-def _augmix(config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> list[Mixture]:
+def _augmix(config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> list[MixedChains]:
     """timm's `augmix-m{magnitude}-w3` (arXiv:1912.02781): three chains of one to three operations, mixed."""
     each = 1 + 3 * _LONGEST
     draws = uniforms(seed, epoch, keys, POLICY, _CHAINS * each + _CHAINS + 1)
@@ -209,7 +209,7 @@ def _augmix(config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> l
     # Dirichlet(1, 1, 1) by exponential numbers, and Beta(1, 1).
     exponential = -np.log1p(-draws[:, -_CHAINS - 1 : -1])
     weights = exponential / exponential.sum(axis=1, keepdims=True)
-    return [Mixture(chains, weights.astype(np.float32), draws[:, -1].astype(np.float32))]
+    return [MixedChains(chains, weights.astype(np.float32), draws[:, -1].astype(np.float32))]
 
 
 _CHAINS, _LONGEST = 3, 3

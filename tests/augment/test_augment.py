@@ -355,7 +355,7 @@ def operations_of(steps: Sequence[layers.Step]) -> set[int]:
     """Every operation that some sample gets."""
     found: set[int] = set()
     for step in steps:
-        if isinstance(step, layers.Mixture):
+        if isinstance(step, layers.MixedChains):
             found |= operations_of([layer for chain in step.chains for layer in chain])
         else:
             found |= set(step.operations.tolist()) - {-1}
