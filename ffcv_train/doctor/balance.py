@@ -70,7 +70,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Circumstances:
     """What advice depends on besides speeds. Sizes in bytes; `raw_bytes` is the data set's size as pixels.
 
     `workers` are the decoding threads of all processes of the run on this machine, `jpeg_share` the share in [0, 1]
@@ -135,7 +135,7 @@ def bottleneck(loader: float, step: float) -> Bottleneck:
     return "loader" if loader < step else "step"
 
 
-def advise(facts: Facts, forecasts: Sequence[Forecast]) -> str:
+def advise(facts: Circumstances, forecasts: Sequence[Forecast]) -> str:
     """One sentence: what to change first, and why."""
     if facts.in_memory and not facts.fits:
         return (
@@ -173,7 +173,7 @@ def _when(some: Sequence[Forecast], all_stages: Sequence[Forecast]) -> str:
     return f"in epoch{'s' if sum(f.stage.epochs for f in some) > 1 else ''} {epochs}"
 
 
-def _speed_up_loader(facts: Facts, slowed: Sequence[Forecast]) -> str:
+def _speed_up_loader(facts: Circumstances, slowed: Sequence[Forecast]) -> str:
     usable = min(facts.workers, facts.cores)
     if usable < facts.cores:
         return (
@@ -190,7 +190,7 @@ def _speed_up_loader(facts: Facts, slowed: Sequence[Forecast]) -> str:
     return f"{way}; {storage}" if storage else f"{way}, so use more cores or fewer pixels (--resolution.max_res)"
 
 
-def _faster_storage(facts: Facts) -> str:
+def _faster_storage(facts: Circumstances) -> str:
     """How to write the data set so that less is to be decoded and memory still holds it; empty where nothing does."""
     mixed = (facts.file_bytes + facts.raw_bytes) // 2
     if facts.jpeg_share > _EVEN and facts.raw_bytes <= facts.available_bytes:
@@ -200,7 +200,7 @@ def _faster_storage(facts: Facts) -> str:
     return ""
 
 
-def _speed_up_step(facts: Facts) -> str:
+def _speed_up_step(facts: Circumstances) -> str:
     if facts.device_type == "cpu":
         return "train on a GPU, or a smaller network or side"
     trials = [

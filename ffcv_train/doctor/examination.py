@@ -17,7 +17,7 @@ from ffcv_train.data.format.beton import Beton, open_beton
 from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.open import DataSets, open_data_sets, train_loader
 from ffcv_train.doctor import balance
-from ffcv_train.doctor.balance import Facts, Forecast, Stage
+from ffcv_train.doctor.balance import Circumstances, Forecast, Stage
 from ffcv_train.doctor.measure import Measurement, OtherPrograms, Sample, measure, speed, times
 from ffcv_train.doctor.residency import cached_share, resident_pages
 from ffcv_train.system.distributed import Process, share_of_cores
@@ -182,8 +182,10 @@ def replace(config: RunConfig, section: str, **values: Any) -> RunConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def _facts(config: RunConfig, beton: Beton, process: Process, cores: int, workers: int, available: int) -> Facts:
-    return Facts(
+def _facts(
+    config: RunConfig, beton: Beton, process: Process, cores: int, workers: int, available: int
+) -> Circumstances:
+    return Circumstances(
         device_type=process.device.type,
         cores=cores,
         workers=workers,
@@ -198,7 +200,7 @@ def _facts(config: RunConfig, beton: Beton, process: Process, cores: int, worker
     )
 
 
-def _data_set(beton: Beton, facts: Facts, cached: float | None, devices: int) -> dict[str, Any]:
+def _data_set(beton: Beton, facts: Circumstances, cached: float | None, devices: int) -> dict[str, Any]:
     return {
         "path": str(beton.path),
         "samples": len(beton),

@@ -23,7 +23,7 @@ from ffcv_train.config.schema import ResolutionConfig, RunConfig
 from ffcv_train.data import open as opening
 from ffcv_train.doctor import examination, measure, residency
 from ffcv_train.doctor.balance import (
-    Facts,
+    Circumstances,
     Forecast,
     Speed,
     Stage,
@@ -103,7 +103,7 @@ def test_speeds_within_five_percent_are_even() -> None:
     ]
 
 
-FACTS = Facts(
+FACTS = Circumstances(
     device_type="cuda",
     cores=8,
     workers=8,
