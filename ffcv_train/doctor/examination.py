@@ -18,8 +18,8 @@ from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.data.open import DataSets, open_data_sets, train_loader
 from ffcv_train.doctor import balance
 from ffcv_train.doctor.balance import Circumstances, Forecast, Stage
-from ffcv_train.doctor.measure import Measurement, OtherPrograms, Sample, measure, speed, times
 from ffcv_train.doctor.residency import cached_share, resident_pages
+from ffcv_train.doctor.timing import Measurement, OtherPrograms, Timing, speed, time_stages, times
 from ffcv_train.system.distributed import Process, share_of_cores
 from ffcv_train.system.environment import describe_environment
 from ffcv_train.system.errors import UserError
@@ -116,7 +116,7 @@ def _measure(
         _progress() as line,
         _out_of_memory(config),
     ):
-        found = measure(
+        found = time_stages(
             learner,
             loader,
             data.num_classes,
@@ -253,7 +253,7 @@ def _stage(forecast: Forecast, measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _rates(samples: tuple[Sample, ...]) -> list[float]:
+def _rates(samples: tuple[Timing, ...]) -> list[float]:
     return [sample.images / sample.seconds for sample in samples]
 
 

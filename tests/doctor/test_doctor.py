@@ -21,7 +21,7 @@ from ffcv_train.cli.main import run
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import ResolutionConfig, RunConfig
 from ffcv_train.data import open as opening
-from ffcv_train.doctor import examination, measure, residency
+from ffcv_train.doctor import examination, residency, timing
 from ffcv_train.doctor.balance import (
     Circumstances,
     Forecast,
@@ -33,9 +33,9 @@ from ffcv_train.doctor.balance import (
     forecast,
     stages,
 )
-from ffcv_train.doctor.measure import Sample, speed, time_loader, times
 from ffcv_train.doctor.report import print_report
 from ffcv_train.doctor.residency import cached_share, resident_pages
+from ffcv_train.doctor.timing import Timing, speed, time_loader, times
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
 from ffcv_train.training.trainer import Trainer
@@ -156,7 +156,7 @@ class FakeLoader:
 
     def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.now, self.seen = count, 0.0, []
-        monkeypatch.setattr(measure, "_clocks", lambda: (self.now, self.now / 2))
+        monkeypatch.setattr(timing, "_clocks", lambda: (self.now, self.now / 2))
 
     def __len__(self) -> int:
         return self.count
@@ -176,19 +176,19 @@ class FakeLoader:
 def test_a_part_of_an_epoch_train_set_its_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     fake: Any = FakeLoader(100, monkeypatch)
     # The eighth batch comes after 12 seconds: seven more than the first, in seven seconds.
-    assert time_loader(fake, 64, 12.0, epoch=3) == Sample(70, 7.0, 3.5)
+    assert time_loader(fake, 64, 12.0, epoch=3) == Timing(70, 7.0, 3.5)
     assert fake.seen == [64, 3]
 
 
 def test_short_epochs_count_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     fake: Any = FakeLoader(4, monkeypatch)
-    assert time_loader(fake, 64, 12.0, epoch=0) == Sample(80, 16.0, 8.0)
+    assert time_loader(fake, 64, 12.0, epoch=0) == Timing(80, 16.0, 8.0)
     assert fake.seen == [64, 0, 1]
-    assert time_loader(FakeLoader(1, monkeypatch), 64, 0.0, epoch=0) == Sample(10, 5.0, 2.5)  # type: ignore[arg-type]
+    assert time_loader(FakeLoader(1, monkeypatch), 64, 0.0, epoch=0) == Timing(10, 5.0, 2.5)  # type: ignore[arg-type]
 
 
 def test_speed_is_the_median_round() -> None:
-    found = speed([Sample(100, 1.0, 2.0), Sample(300, 1.0, 3.0), Sample(100, 10.0, 1.0)])
+    found = speed([Timing(100, 1.0, 2.0), Timing(300, 1.0, 3.0), Timing(100, 10.0, 1.0)])
     assert found == Speed(100.0, 0.01)
     assert (found.per_core, found.busy_cores) == (100.0, 1.0)
     assert times(found, 8) == Speed(800.0, 0.01)
@@ -284,7 +284,7 @@ def test_command(
         assert 0 < stage["images_per_s"] <= together
         assert stage["bottleneck"] in ("loader", "step", "even")
         assert stage["epoch_seconds"] == pytest.approx(96 / stage["images_per_s"])
-        assert len(stage["loader_rounds"]) == len(stage["step_rounds_of_one_device"]) == measure.ROUNDS
+        assert len(stage["loader_rounds"]) == len(stage["step_rounds_of_one_device"]) == timing.ROUNDS
         # One thread decodes beside the one that takes the batches, one computes.
         assert 0 < stage["loader_busy_cores"] < 2.1 and 0 < stage["step_busy_cores"] < 1.5
         assert stage["loader_images_per_s_per_core"] * stage["loader_busy_cores"] == pytest.approx(

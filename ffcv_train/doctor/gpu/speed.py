@@ -16,7 +16,7 @@ from ffcv_train.doctor.balance import Stage
 from ffcv_train.doctor.gpu.bench import CLASSES, Bench, picture, write
 from ffcv_train.doctor.gpu.figures import Figure, NotJudged
 from ffcv_train.doctor.gpu.kernels import need_compiler
-from ffcv_train.doctor.measure import StepTimer, time_loader
+from ffcv_train.doctor.timing import StepTimer, time_loader
 from ffcv_train.models.factory import create_model
 from ffcv_train.system.environment import device_name
 from ffcv_train.training.trainer import Trainer

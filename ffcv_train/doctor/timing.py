@@ -23,7 +23,7 @@ _WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
-class Sample:
+class Timing:
     """What a short timed run did: images, seconds of wall time, CPU seconds of this process."""
 
     images: int
@@ -35,11 +35,11 @@ class Sample:
 class Measurement:
     """The rounds of one resolution, in order; the step's are of one device."""
 
-    loader: tuple[Sample, ...]
-    step: tuple[Sample, ...]
+    loader: tuple[Timing, ...]
+    step: tuple[Timing, ...]
 
 
-def measure(
+def time_stages(
     learner: Learner,
     loader: Loader | ImageLoader,
     num_classes: int,
@@ -61,8 +61,8 @@ def measure(
         time_loader(loader, stage.resolution, 0.0, epoch=0)
         steps.append(StepTimer(learner, stage, num_classes))
     steps.reverse()
-    loader_samples: list[list[Sample]] = [[] for _ in stages]
-    step_samples: list[list[Sample]] = [[] for _ in stages]
+    loader_samples: list[list[Timing]] = [[] for _ in stages]
+    step_samples: list[list[Timing]] = [[] for _ in stages]
     for turn in range(ROUNDS):
         for i, stage in enumerate(stages):
             report(next(done), parts, f"loader at {stage.resolution} px")
@@ -73,7 +73,7 @@ def measure(
     return [Measurement(tuple(a), tuple(b)) for a, b in zip(loader_samples, step_samples, strict=True)]
 
 
-def speed(samples: Sequence[Sample]) -> Speed:
+def speed(samples: Sequence[Timing]) -> Speed:
     """Medians over the rounds."""
     return Speed(
         statistics.median(s.images / s.seconds for s in samples),
@@ -86,7 +86,7 @@ def times(one: Speed, devices: int) -> Speed:
     return dataclasses.replace(one, images_per_s=one.images_per_s * devices)
 
 
-def time_loader(loader: Loader | ImageLoader, resolution: int, seconds: float, epoch: int) -> Sample:
+def time_loader(loader: Loader | ImageLoader, resolution: int, seconds: float, epoch: int) -> Timing:
     """Read epochs from `epoch` on, at `resolution` pixels a side, for about `seconds`, a few batches at least."""
     loader.set_resolution(resolution)
     images, wall, cpu = 0, 0.0, 0.0
@@ -96,10 +96,10 @@ def time_loader(loader: Loader | ImageLoader, resolution: int, seconds: float, e
         part = _time_epoch(loader, end)
         images, wall, cpu = images + part.images, wall + part.seconds, cpu + part.cpu_seconds
         epoch += 1
-    return Sample(images, wall, cpu)
+    return Timing(images, wall, cpu)
 
 
-def _time_epoch(loader: Loader | ImageLoader, end: float) -> Sample:
+def _time_epoch(loader: Loader | ImageLoader, end: float) -> Timing:
     """An epoch, or the part of it until the time `end`.
 
     A whole epoch counts from its call to its end. Of a part, all from the first batch on counts: batches ahead are
@@ -116,9 +116,9 @@ def _time_epoch(loader: Loader | ImageLoader, end: float) -> Sample:
                 continue
             after_first += len(batch.labels)
             if now[0] >= end and 2 <= number < len(loader) - 2:
-                return Sample(after_first, now[0] - first[0], now[1] - first[1])
+                return Timing(after_first, now[0] - first[0], now[1] - first[1])
     now = _clocks()
-    return Sample(images, now[0] - start[0], now[1] - start[1])
+    return Timing(images, now[0] - start[0], now[1] - start[1])
 
 
 class StepTimer:
@@ -146,7 +146,7 @@ class StepTimer:
             self._wait()
         self._estimate = time.perf_counter() - start
 
-    def time(self, seconds: float) -> Sample:
+    def time(self, seconds: float) -> Timing:
         """About `seconds` of steps, one at least."""
         self._wait()
         before = time.process_time()
@@ -161,7 +161,7 @@ class StepTimer:
         self._wait()
         elapsed = time.perf_counter() - start
         self._estimate = elapsed / count
-        return Sample(count * self._images, elapsed, cpu * count)
+        return Timing(count * self._images, elapsed, cpu * count)
 
     def _step(self) -> None:
         # The first step's rate is so small that random labels lead nowhere.
