@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ffcv_train.analysis.report import rules
-from ffcv_train.analysis.report.content import Table, Text, picture, tables_of
+from ffcv_train.analysis.report.content import Table, Text, drawing, tables_of
 from ffcv_train.analysis.report.curves import draw_runs, mean_curve
 from ffcv_train.analysis.report.page import NOTHING_WRONG
 from ffcv_train.analysis.report.runs import Run, read_run
@@ -367,10 +367,10 @@ def test_pictures_have_their_size(tmp_path: Path) -> None:
     figure = Figure(figsize=(5, 1))
     for kind in ("png", "svg"):
         figure.savefig(tmp_path / f"f.{kind}", dpi=200)
-        found = picture(tmp_path / f"f.{kind}")
+        found = drawing(tmp_path / f"f.{kind}")
         assert (found.title, found.width) == ("f", 480)  # 5 inches of 96 pixels
     with pytest.raises(UserError, match="cannot read"):
-        picture(tmp_path / "none.png")
+        drawing(tmp_path / "none.png")
 
 
 def test_tables_of_markdown() -> None:

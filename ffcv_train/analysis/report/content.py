@@ -37,8 +37,8 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as a data: address, on white whatever the page's colours are."""
+class Drawing:
+    """A drawing as an address of its own content (data:), on white whatever the page's colours are."""
 
     title: str
     address: str
@@ -77,7 +77,7 @@ class Findings:
     kind: Literal["findings"] = "findings"
 
 
-Item = Table | Text | Picture | Panels | Findings
+Item = Table | Text | Drawing | Panels | Findings
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def group_findings(found: Sequence[tuple[str, Finding]]) -> Findings:
     return Findings([(title, advice, runs) for (title, advice), runs in groups.items()])
 
 
-def picture(path: Path, title: str = "") -> Picture:
-    """A .png or .svg file as a picture. Raises `UserError` where it is none."""
+def drawing(path: Path, title: str = "") -> Drawing:
+    """A .png or .svg file as a drawing. Raises `UserError` where it is none."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -114,9 +114,9 @@ def picture(path: Path, title: str = "") -> Picture:
     if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 24:
         # A figure's PNG has 200 pixels per inch, and CSS 96.
         width = round(struct.unpack(">I", content[16:20])[0] * 96 / 200)
-        return Picture(title or path.stem, data_address("image/png", content), width)
+        return Drawing(title or path.stem, data_address("image/png", content), width)
     if b"<svg" in content[:4096]:
-        return Picture(title or path.stem, data_address("image/svg+xml", content), _svg_width(content))
+        return Drawing(title or path.stem, data_address("image/svg+xml", content), _svg_width(content))
     raise UserError(f"{path} is no PNG and no SVG; write it again or move it away")
 
 

@@ -18,7 +18,7 @@ from ffcv_train.analysis.figures.style import MAX_INPUTS
 from ffcv_train.analysis.figures.suites import draw_suite, suite_tables
 from ffcv_train.analysis.figures.texts import settle_texts
 from ffcv_train.analysis.figures.transfer import transfer_table
-from ffcv_train.analysis.report.content import Item, Picture, Section, Table, Text, data_address, picture, tables_of
+from ffcv_train.analysis.report.content import Drawing, Item, Section, Table, Text, data_address, drawing, tables_of
 from ffcv_train.analysis.report.runs import Run, read_json
 from ffcv_train.metrics.calibration import Calibration, calibration_of, read_calibration
 from ffcv_train.metrics.features import FeatureMetrics, metrics_of
@@ -147,7 +147,7 @@ def extra_sections(found: Sequence[Found], titles: Sequence[str]) -> list[Sectio
             if (logits and name in _COMPUTED) or name.rpartition("_")[2] in drawn:
                 continue
             try:
-                pictures.append(picture(path, f"{title}: {name}"))
+                pictures.append(drawing(path, f"{title}: {name}"))
             except UserError as error:
                 notes.append(f"{title}: {error}.")
     if pictures:
@@ -239,9 +239,9 @@ def _computed(
     return section
 
 
-def _drawn(title: str, figure: Figure) -> Picture:
+def _drawn(title: str, figure: Figure) -> Drawing:
     settle_texts(figure)
     content = io.BytesIO()
     figure.savefig(content, format="svg", dpi=100)
     width = round(96 * float(figure.get_size_inches()[0]))
-    return Picture(title, data_address("image/svg+xml", content.getvalue()), width)
+    return Drawing(title, data_address("image/svg+xml", content.getvalue()), width)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from ffcv_train.analysis.report.content import Item, Section, Table, Text, anchor, group_findings, picture, tables_of
+from ffcv_train.analysis.report.content import Item, Section, Table, Text, anchor, drawing, group_findings, tables_of
 from ffcv_train.analysis.report.curves import draw_groups, draw_runs
 from ffcv_train.analysis.report.extras import SUITE_TITLES, Found, extra_sections, find_extras, suite_sections
 from ffcv_train.analysis.report.rules import find
@@ -78,7 +78,7 @@ def comparison_sections(comparison: Comparison, named: Found) -> list[Section]:
     opening = _opening(comparison.qualities, there)
     results += tables_of(comparison.markdown)
     if comparison.figure is not None:
-        results.append(picture(comparison.figure, "A dot per seed, a bar at the mean; hollow: training set"))
+        results.append(drawing(comparison.figure, "A dot per seed, a bar at the mean; hollow: training set"))
     groups = [(name, [runs[i] for i in members]) for name, members in comparison.groups]
     lines = Text("Lines are means over seeds, bands reach from the least to the largest value.")
     return [
