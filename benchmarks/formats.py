@@ -33,7 +33,7 @@ from ffcv_train.data.convert.make_zip import make_zips
 from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import RandomResizedCrop
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.sources.image_set import open_image_set
 from ffcv_train.system.distributed import Process
@@ -124,11 +124,11 @@ def prepare(folder: Path, scratch: Path, workers: int) -> None:
     )
 
 
-def loader_of(contender: str, options: argparse.Namespace, scratch: Path, workers: int) -> Loader | ImageLoader:
+def loader_of(contender: str, options: argparse.Namespace, scratch: Path, workers: int) -> BetonLoader | ImageLoader:
     """A contender's training loader."""
     crop = RandomResizedCrop((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     if contender == "beton":
-        return Loader(
+        return BetonLoader(
             open_beton(scratch / "train.beton"),
             options.batch_size,
             crop=crop,
@@ -150,7 +150,7 @@ def loader_of(contender: str, options: argparse.Namespace, scratch: Path, worker
     )
 
 
-def epoch_rate(loader: Loader | ImageLoader, contender: str, options: argparse.Namespace, number: int) -> float:
+def epoch_rate(loader: BetonLoader | ImageLoader, contender: str, options: argparse.Namespace, number: int) -> float:
     """Images per second of some passes, which are epochs of their own."""
     config = AugmentConfig(policy=options.policy)
     images, start = 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""Damaged .beton files through opening, decoding, `Loader` and `verify`."""
+"""Damaged .beton files through opening, decoding, `BetonLoader` and `verify`."""
 
 import io
 import json
@@ -182,10 +182,10 @@ class BetonFuzzer:
         # Here and not above: only this process needs torch, which takes seconds to import.
         import torch
 
-        from ffcv_train.data.loading.beton_loader import Loader
+        from ffcv_train.data.loading.beton_loader import BetonLoader
 
         for order, batch_size in (("sequential", 5), ("quasi_random", 1)):
-            loader = Loader(
+            loader = BetonLoader(
                 beton,
                 batch_size,
                 crop=_CROP,

@@ -43,9 +43,9 @@ def _ours(beton: Path, resolution: int, batch_size: int, workers: int) -> Epoch:
 
     from ffcv_train.data.format.beton import open_beton
     from ffcv_train.data.kernels.crops import RandomResizedCrop
-    from ffcv_train.data.loading.beton_loader import Loader
+    from ffcv_train.data.loading.beton_loader import BetonLoader
 
-    loader = Loader(
+    loader = BetonLoader(
         open_beton(beton),
         batch_size,
         crop=RandomResizedCrop(),
@@ -71,11 +71,11 @@ def ffcv(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
     """Stock FFCV, with the operations of its ImageNet example."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
+    from ffcv.loader import BetonLoader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
     image = [RandomResizedCropRGBImageDecoder((resolution, resolution)), RandomHorizontalFlip(), ToTensor()]
-    loader = Loader(
+    loader = BetonLoader(
         str(files.plain_beton),
         batch_size=batch_size,
         num_workers=workers,

@@ -165,7 +165,7 @@ class Loader(Generic[AnyBatch]):
             if isinstance(data_set, Beton):
                 if cache:
                     raise ValueError(f"cache holds zip archives in memory, and {data_set.path} is a .beton file")
-                self._loader: beton_loader.Loader | ImageLoader = beton_loader.Loader(
+                self._loader: beton_loader.BetonLoader | ImageLoader = beton_loader.BetonLoader(
                     data_set,
                     batch_size,
                     crop=crop,

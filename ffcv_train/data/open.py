@@ -12,7 +12,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import Classes, Match, check_labels, match_classes, used_names
 from ffcv_train.data.format.beton import Beton, is_beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.loading.sampling import describe_sampling, sampling_weights
 from ffcv_train.data.sources.class_files import read_class_names
@@ -205,7 +205,7 @@ def match_val(train: DataSet, val: DataSet, num_classes: int) -> tuple[DataSet, 
 
 def train_loader(
     config: RunConfig, data_set: DataSet, batch_size: int, process: Process, weights: np.ndarray | None = None
-) -> Loader | ImageLoader:
+) -> BetonLoader | ImageLoader:
     """Random crops and flips in a random order; `batch_size` is this process's, `weights` as in `EpochPlan`."""
     data = config.data
     crop = RandomResizedCrop(
@@ -229,7 +229,7 @@ def train_loader(
             cache=data.cache,
             weights=weights,
         )
-    return Loader(
+    return BetonLoader(
         data_set,
         batch_size,
         crop=crop,
@@ -253,7 +253,7 @@ def center_crop_of(config: RunConfig) -> CenterCrop:
     return CenterCrop(how.crop_ratio, how.interpolation, how.crop)
 
 
-def val_loader(config: RunConfig, data_set: DataSet, resolution: int, process: Process) -> Loader | ImageLoader:
+def val_loader(config: RunConfig, data_set: DataSet, resolution: int, process: Process) -> BetonLoader | ImageLoader:
     """Centre crops of every sample once."""
     crop = center_crop_of(config)
     if not isinstance(data_set, Beton):
@@ -267,7 +267,7 @@ def val_loader(config: RunConfig, data_set: DataSet, resolution: int, process: P
             batches_ahead=config.data.batches_ahead,
             cache=config.data.cache,
         )
-    return Loader(
+    return BetonLoader(
         data_set,
         config.validation.batch_size,
         crop=crop,

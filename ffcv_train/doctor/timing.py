@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from ffcv_train.data.loading.batch import Batch
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.doctor.balance import Speed, Stage
 from ffcv_train.training.learner import Learner
@@ -41,7 +41,7 @@ class Measurement:
 
 def time_stages(
     learner: Learner,
-    loader: Loader | ImageLoader,
+    loader: BetonLoader | ImageLoader,
     num_classes: int,
     stages: Sequence[Stage],
     seconds: float,
@@ -86,7 +86,7 @@ def times(one: Speed, devices: int) -> Speed:
     return dataclasses.replace(one, images_per_s=one.images_per_s * devices)
 
 
-def time_loader(loader: Loader | ImageLoader, resolution: int, seconds: float, epoch: int) -> Timing:
+def time_loader(loader: BetonLoader | ImageLoader, resolution: int, seconds: float, epoch: int) -> Timing:
     """Read epochs from `epoch` on, at `resolution` pixels a side, for about `seconds`, a few batches at least."""
     loader.set_resolution(resolution)
     images, wall, cpu = 0, 0.0, 0.0
@@ -99,7 +99,7 @@ def time_loader(loader: Loader | ImageLoader, resolution: int, seconds: float, e
     return Timing(images, wall, cpu)
 
 
-def _time_epoch(loader: Loader | ImageLoader, end: float) -> Timing:
+def _time_epoch(loader: BetonLoader | ImageLoader, end: float) -> Timing:
     """An epoch, or the part of it until the time `end`.
 
     A whole epoch counts from its call to its end. Of a part, all from the first batch on counts: batches ahead are

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.loading.batch import Batch
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.models.checkpoint import unwrap
@@ -108,7 +108,7 @@ def evaluate(
     return metrics
 
 
-def shown(loader: Loader | ImageLoader, line: ProgressLine | None, head: str) -> Generator[Batch, None, None]:
+def shown(loader: BetonLoader | ImageLoader, line: ProgressLine | None, head: str) -> Generator[Batch, None, None]:
     """The loader's batches, with a progress line."""
     steps, start, images = len(loader), time.perf_counter(), 0
     try:

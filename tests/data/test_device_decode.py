@@ -19,7 +19,7 @@ from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.kernels.jpeg import ENTROPY, HEADER_FIELDS, parse_header, scans_are_whole
 from ffcv_train.data.loading import device_decode
 from ffcv_train.data.loading.batch import Batch
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.device_decode import filter_matrix, pack, resize
 from ffcv_train.data.write import write_dataset
 from ffcv_train.system.errors import UserError
@@ -51,7 +51,7 @@ def levels_beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def epoch(path: Path, decode: str, first: int = 0, **options: object) -> list[Batch]:
     defaults = {"crop": RandomResizedCrop(), "resolution": 64, "order": "random", "num_workers": 2, "seed": 5}
-    loader = Loader(open_beton(path), 16, device=CPU, decode=decode, **{**defaults, **options})  # type: ignore[arg-type]
+    loader = BetonLoader(open_beton(path), 16, device=CPU, decode=decode, **{**defaults, **options})  # type: ignore[arg-type]
     loader.set_epoch(2, first)
     try:
         return [Batch(batch.images.clone(), *batch[1:]) for batch in loader.epoch()]

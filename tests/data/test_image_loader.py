@@ -27,7 +27,7 @@ from ffcv_train.data.format.beton import Beton, open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.loading import archive_cache
 from ffcv_train.data.loading.batch import Batch
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.loading.image_workers import _worker_ends
 from ffcv_train.data.open import open_data_set, val_loader
@@ -96,7 +96,7 @@ def test_batches_equal_those_of_a_beton(sets: Path, kind: str) -> None:
     common = {"resolution": 24, "seed": 3}
     with contextlib.ExitStack() as stack:
         for repeats, rank, ranks in ((1, 0, 1), (3, 0, 1), (1, 1, 2), (3, 1, 2)):
-            theirs = Loader(
+            theirs = BetonLoader(
                 *(beton, 4),
                 **{"crop": CROP, "device": torch.device("cpu"), "order": "random", "num_workers": 1, **common},
                 repeats=repeats,
@@ -123,7 +123,7 @@ def test_validation_sees_every_image_once(sets: Path, ranks: int) -> None:
     seen = []
     for rank in range(ranks):
         ours = image_loader(images, training=False, workers=2, rank=rank, ranks=ranks)
-        theirs = Loader(
+        theirs = BetonLoader(
             *(beton, 4),
             crop=CenterCrop(0.9),
             device=torch.device("cpu"),

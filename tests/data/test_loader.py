@@ -19,7 +19,7 @@ from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.kernels.decode import decode_samples
 from ffcv_train.data.loading import waiting
 from ffcv_train.data.loading.batch import Batch
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.open import check_fits
 from ffcv_train.system.errors import UserError
 from tests.support.limits import no_hang
@@ -28,7 +28,7 @@ from tests.support.photographs import Samples, crops_of_photographs, write_stock
 CPU = torch.device("cpu")
 
 
-def make(path: Path, **options: object) -> Loader:
+def make(path: Path, **options: object) -> BetonLoader:
     defaults = {
         "batch_size": 16,
         "crop": RandomResizedCrop(),
@@ -37,7 +37,7 @@ def make(path: Path, **options: object) -> Loader:
         "order": "random",
         "num_workers": 2,
     }
-    return Loader(open_beton(path), **{**defaults, **options})  # type: ignore[arg-type]
+    return BetonLoader(open_beton(path), **{**defaults, **options})  # type: ignore[arg-type]
 
 
 def epoch(path: Path, number: int = 0, first: int = 0, **options: object) -> list[Batch]:

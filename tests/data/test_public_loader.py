@@ -45,7 +45,7 @@ def test_random_crops_come_in_random_order_and_centre_crops_in_the_files(raw_bet
 def test_equals_the_trainers_loader(raw_beton: Path) -> None:
     """The same batches to the last bit, for each of two epochs."""
     data_set = open_data_set(raw_beton)
-    inner = beton_loader.Loader(
+    inner = beton_loader.BetonLoader(
         data_set, 16, crop=RandomResizedCrop(), resolution=SIDE, device=torch.device("cpu"), order="random",
         num_workers=2, seed=3,
     )  # fmt: skip

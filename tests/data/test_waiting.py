@@ -21,7 +21,7 @@ from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import CenterCrop
 from ffcv_train.data.loading import image_loader as image_loader_module
 from ffcv_train.data.loading import waiting
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.loading.threads import Threads
 from ffcv_train.data.loading.waiting import NoBatchError
@@ -48,8 +48,8 @@ def workers_of(folder: Path, count: int = 2) -> ImageLoader:
     return ImageLoader(images, 4, crop=CenterCrop(0.9), resolution=24, process=ALONE, num_workers=count)
 
 
-def threads_of(beton: Path, order: str = "sequential") -> Loader:
-    return Loader(
+def threads_of(beton: Path, order: str = "sequential") -> BetonLoader:
+    return BetonLoader(
         *(open_beton(beton), 8),
         crop=CenterCrop(0.9),
         resolution=24,
@@ -172,7 +172,7 @@ def test_too_little_shared_memory_is_a_sentence(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def hanging(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hanging(loader: BetonLoader, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within, threads that decode wait for ever."""
     released, decode = threading.Event(), loader._decode
     monkeypatch.setattr(loader, "_decode", lambda *arguments: (released.wait(), decode(*arguments)))

@@ -24,7 +24,7 @@ from ffcv_train.data.kernels import jpeg
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop, crop_parameters
 from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG
 from ffcv_train.data.loading import beton_loader as loader_module
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.system.errors import UserError
 from fuzz import betons as betons_module
 from fuzz import jpeg_mutations, jpegs, run, second_opinion
@@ -198,7 +198,7 @@ def test_a_loader_that_cannot_have_its_memory_names_the_image(beton: Path, monke
     with pytest.raises(
         UserError, match=rf"sample {largest} .* {opened.widths[largest]} × .* more memory than there is"
     ):
-        Loader(
+        BetonLoader(
             opened,
             2,
             crop=CenterCrop(),

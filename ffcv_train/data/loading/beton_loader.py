@@ -41,7 +41,7 @@ _WINDOW_BATCHES = 16  # quasi-random order mixes about this many batches' pages
 _WINDOW_BYTES = 2 << 30
 
 
-_left_alone: list["Loader"] = []
+_left_alone: list["BetonLoader"] = []
 """Loaders whose threads may still read and write: their memory must not go"""
 
 
@@ -90,7 +90,7 @@ def _window(beton: Beton, batch_size: int) -> tuple[np.ndarray, int]:
     return pages, int(min(most, max(4, _WINDOW_BATCHES * batch_size / per_page)))
 
 
-class Loader:
+class BetonLoader:
     """Iterates over one epoch at a time; see `set_epoch`.
 
     `order` and `repeats` are those of `EpochPlan`: "random" over the page cache, "quasi_random" for files larger than

@@ -54,7 +54,7 @@ def decoded_on_device(bench: Bench) -> list[Figure]:
 
 
 def _decoded(bench: Bench, decode: Literal["host", "device"]) -> list[tuple[Tensor, ...]]:
-    loader = beton_loader.Loader(
+    loader = beton_loader.BetonLoader(
         open_beton(bench.beton),
         BATCH,
         crop=RandomResizedCrop(),

@@ -11,7 +11,7 @@ from ffcv_train.config.schema import AugmentConfig
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import RandomResizedCrop
 from ffcv_train.data.loading import beton_loader as beton_loader_module
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.device_decode import decode_batch
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.open import open_data_set
@@ -21,22 +21,22 @@ CROP = RandomResizedCrop((0.3, 1), (0.75, 1.33), 0.5, "bilinear", True)
 SIDES = (32, 48, 40)
 BATCH = 8
 Tensors = list[tuple[torch.Tensor, ...]]
-AnyLoader = Loader | ImageLoader
+AnyLoader = BetonLoader | ImageLoader
 
 
-def beton_loader(device: torch.device, in_memory: bool = True) -> Loader:
+def beton_loader(device: torch.device, in_memory: bool = True) -> BetonLoader:
     """Over photographs in a .beton."""
     order = "random" if in_memory else "quasi_random"
     beton = open_beton(card.arguments()["beton"])
     options: dict[str, Any] = {"num_workers": 2, "seed": 1, "order": order}
-    return Loader(beton, BATCH, crop=CROP, resolution=48, device=device, **options)
+    return BetonLoader(beton, BATCH, crop=CROP, resolution=48, device=device, **options)
 
 
-def decoding_loader(device: torch.device) -> Loader:
+def decoding_loader(device: torch.device) -> BetonLoader:
     """Over the same, decoded on the device."""
     options: dict[str, Any] = {"num_workers": 2, "seed": 1, "order": "random", "decode": "device"}
     crop = RandomResizedCrop((0.3, 1), (0.75, 1.33), 0.5)
-    return Loader(open_beton(card.arguments()["beton"]), BATCH, crop=crop, resolution=48, device=device, **options)
+    return BetonLoader(open_beton(card.arguments()["beton"]), BATCH, crop=crop, resolution=48, device=device, **options)
 
 
 def decode_on_the_cpu(contents: Any, pieces: Any, side: int, device: torch.device, cubic: bool) -> torch.Tensor:
