@@ -25,7 +25,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import write_json
 
 
-def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+def print_metrics(report: dict[str, Any], console: Console | None = None) -> None:
     """Print a report of `run_evaluation` as a table with a row per resolution and view."""
     console = console or Console(highlight=False)
     weights = "averaged" if report["weights"] == "ema" else "plain"
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     with process_group(request.config.training.device) as process:
         report = evaluate_with_suites(request, process, options)
         if process.is_main:
-            print_report(report)
+            print_metrics(report)
             suites = report.get("suites", {})
             print_suites(suites)
             if request.output is not None:

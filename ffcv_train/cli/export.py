@@ -20,7 +20,7 @@ from ffcv_train.data.kernels.cut import Cutter
 from ffcv_train.data.loading.pictures import cut_pictures, open_pictures
 from ffcv_train.data.open import center_crop_of
 from ffcv_train.evaluation.classifier import Classifier
-from ffcv_train.evaluation.run import load_network
+from ffcv_train.evaluation.run import requested_network
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.publish.description import Description, describe
 from ffcv_train.publish.export import Check, check_output, export
@@ -92,7 +92,7 @@ def open_exportable(request: Request, command: str) -> Exportable:
     """What `request` names, on the CPU. Raises `UserError`, under torchrun too."""
     with process_group("cpu") as process:
         need_one_process(process, command)
-        network = load_network(request, process.device)
+        network = requested_network(request, process.device)
     classifier = Classifier(network, request.config, request.subject, process.device, request.weights)
     images, source = real_images(request.config, request.options.images)
     return Exportable(classifier, describe(classifier), images, source)

@@ -18,7 +18,7 @@ from ffcv_train.cli.arguments import parse_request
 from ffcv_train.data.loading.pictures import Picture, cut_pictures, open_pictures
 from ffcv_train.data.open import center_crop_of
 from ffcv_train.evaluation.predictions import Predictions, check_format, predict_pictures, write_predictions
-from ffcv_train.evaluation.run import load_network
+from ffcv_train.evaluation.run import requested_network
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.models.class_names import read_names
 from ffcv_train.system.distributed import need_one_process, process_group
@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> None:
     with process_group(request.config.training.device) as process:
         need_one_process(process, "predict")
         pictures = open_pictures(request.options.images)
-        network = load_network(request, process.device)
+        network = requested_network(request, process.device)
         classes = class_names(request, network.num_classes)
         predictions = predict_pictures(network, request.config, pictures, request.options.top, process, temperature)
     if request.output is None:

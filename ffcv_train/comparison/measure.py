@@ -15,7 +15,7 @@ from ffcv_train.data.open import DataSet, open_further, open_together, without_u
 from ffcv_train.evaluation.collect import Collected
 from ffcv_train.evaluation.extraction import outputs as outputs_of
 from ffcv_train.evaluation.matching import matched
-from ffcv_train.evaluation.run import load_network, open_pair, run_evaluation
+from ffcv_train.evaluation.run import open_pair, requested_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites.run import check_suites, collect_for, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
@@ -68,7 +68,7 @@ def measure(
     found_by_suites = run_suites(suites, network, config, val_set, process, request.subject.class_names, outputs)
     # The rest in float32.
     precise = dataclasses.replace(config, training=dataclasses.replace(config.training, amp="off"))
-    network = load_network(dataclasses.replace(request, config=precise), process.device)
+    network = requested_network(dataclasses.replace(request, config=precise), process.device)
     layer = need_last_layer(network.model, side, config.model.arch, "features")
     features, metrics = {}, {}
     opened = open_together(sets, config.data.format, listed)

@@ -155,7 +155,7 @@ def load_network(
         config = _configured(subject, {key: value for key, value in told.items() if value is not None}, named)
         used = choose_weights(subject, weights)
         request = Request(subject, config, used, None, False)
-        network = run.load_network(request, chosen, model)
+        network = run.requested_network(request, chosen, model)
     network.model.eval()
     # Without the file, which is read by now.
     return Classifier(network, config, dataclasses.replace(subject, checkpoint=None), chosen, used)
@@ -213,7 +213,7 @@ def evaluate(
             predicting.out_of_memory(config, side),
             contextlib.closing(loader.epoch()) as batches,
         ):
-            metrics = predicting.evaluate(network.network, batches, tta=flip, num_samples=len(data_set))
+            metrics = predicting.evaluate_batches(network.network, batches, tta=flip, num_samples=len(data_set))
         if not wanted.suites:
             return {**metrics, "notes": notes}
         names = network.class_names or data_set.class_names

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.evaluation.gradcam_images import FolderImages, Images, open_images
 from ffcv_train.evaluation.matching import are_imagenets, matched, say
-from ffcv_train.evaluation.run import load_network
+from ffcv_train.evaluation.run import requested_network
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.metrics.maps import Cell, Row
 from ffcv_train.models.class_names import ClassNames, imagenet_names
@@ -59,7 +59,7 @@ def run_gradcam(request: GradcamRequest, process: Process) -> list[Row]:
         raise UserError(f"--output {request.output} would replace an image that is read; name another file")
     networks, layers = [], []
     for one in request.requests:
-        network = load_network(one, process.device)
+        network = requested_network(one, process.device)
         networks.append(network)
         layers.append(need_feature_map(network.model, one.config.validation.resolution[0], one.config.model.arch))
     _check_same(request, networks)

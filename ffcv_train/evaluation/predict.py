@@ -69,7 +69,7 @@ def predict(network: Network, batches: Iterable[ImageBatch], flip: bool = False)
             yield Prediction(logits, averaged, labels, indices)
 
 
-def evaluate(
+def evaluate_batches(
     network: Network,
     batches: Iterable[ImageBatch],
     *,

@@ -12,7 +12,7 @@ from torch import nn
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.open import DataSet, open_data_set, val_loader
 from ffcv_train.evaluation.matching import matched, say
-from ffcv_train.evaluation.predict import Prediction, evaluate, out_of_memory, shown
+from ffcv_train.evaluation.predict import Prediction, evaluate_batches, out_of_memory, shown
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.metrics.per_class import SampleResults
 from ffcv_train.models.factory import check_resolution, create_model
@@ -25,7 +25,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
 
 
-def load_network(request: Request, device: torch.device, model: nn.Module | None = None) -> Network:
+def requested_network(request: Request, device: torch.device, model: nn.Module | None = None) -> Network:
     """The network that `request` names, with the checkpoint's classes, checked against every resolution asked for.
 
     `model` may stand in place of the network that the configuration names. Raises `UserError`.
@@ -61,7 +61,7 @@ def open_pair(request: Request, device: torch.device) -> Pair:
     """The network and the validation set of `request`. Raises `UserError` where they do not fit."""
     data = request.config.data
     data_set = open_data_set(data.val_dataset, data.format, data.classes)
-    network = load_network(request, device)
+    network = requested_network(request, device)
     return Pair(network, *matched(data_set, request.subject, network.num_classes, ignore=request.ignore_class_names))
 
 
@@ -123,7 +123,7 @@ def _results(
             loader.set_resolution(side)
             start = time.perf_counter()
             with out_of_memory(config, side), contextlib.closing(shown(loader, line, f"{side} px")) as batches:
-                metrics = evaluate(
+                metrics = evaluate_batches(
                     network,
                     batches,
                     tta=config.validation.lr_tta,

@@ -13,7 +13,7 @@ from ffcv_train.data.classes import check_labels
 from ffcv_train.data.open import DataSet, match_val, open_together
 from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.matching import say
-from ffcv_train.evaluation.run import load_network
+from ffcv_train.evaluation.run import requested_network
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.metrics.linear_probe import HELD_OUT, Probe, linear_probe
 from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
@@ -32,7 +32,7 @@ def run_transfer(request: Request, process: Process) -> dict[str, Any]:
     need_one_process(process, "linear transfer")
     data = config.data
     train, val = open_together((options.train, options.val), data.format, data.classes)
-    network = load_network(request, process.device)
+    network = requested_network(request, process.device)
     layer = need_last_layer(network.model, config.validation.resolution[0], config.model.arch, "frozen features")
     start = time.perf_counter()
     result = transfer(network, layer, config, train, val, process, held_out=options.held_out, seed=options.split_seed)

@@ -17,7 +17,7 @@ from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.waiting import NoBatchError
 from ffcv_train.data.open import open_data_sets, train_loader, val_loader
-from ffcv_train.evaluation.predict import evaluate, out_of_memory
+from ffcv_train.evaluation.predict import evaluate_batches, out_of_memory
 from ffcv_train.losses.base import Criterion
 from ffcv_train.models.opening import Checkpoint
 from ffcv_train.system.distributed import Process, all_reduce_sum, barrier, from_rank_0
@@ -216,7 +216,7 @@ class Trainer:
         """Metrics of `model` on the whole validation set, the same on every rank; `epoch` is for the progress line."""
         validation = self.config.validation
         with out_of_memory(self.config, validation.resolution[0]):
-            metrics = evaluate(
+            metrics = evaluate_batches(
                 dataclasses.replace(self.learner.network, model=model),
                 self._shown(epoch),
                 tta=validation.lr_tta,

@@ -20,7 +20,7 @@ from ffcv_train.cli.arguments import parse_request
 from ffcv_train.cli.main import run_main
 from ffcv_train.data.open import open_data_set
 from ffcv_train.evaluation.extraction import outputs
-from ffcv_train.evaluation.run import load_network
+from ffcv_train.evaluation.run import requested_network
 from ffcv_train.evaluation.suites import calibration
 from tests.support.photographs import crops_of_photographs
 from tests.support.runs import ALONE, Betons
@@ -50,7 +50,7 @@ def wanted(arguments: list[str], data: Path, form: str) -> np.ndarray:
     """Probabilities float64 [N, K] of evaluation's own logits of a data set."""
     request = parse_request([*arguments, f"--data.val_dataset={data}", f"--data.format={form}"])
     data_set = open_data_set(data, form)
-    network = load_network(request, ALONE.device, None)
+    network = requested_network(request, ALONE.device, None)
     logits = torch.cat([batch.logits for batch in outputs(network, request.config, data_set, ALONE, None)])
     return torch.softmax(logits.double(), dim=1).numpy()
 

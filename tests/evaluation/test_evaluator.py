@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from ffcv_train.evaluation.predict import evaluate, predict
+from ffcv_train.evaluation.predict import evaluate_batches, predict
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.models.inspect.trace import evaluation_mode
 from ffcv_train.models.network import AMP_DTYPES, Network
@@ -53,7 +53,7 @@ def network() -> nn.Module:
 
 
 def run(model: nn.Module, whole: Batch, size: int = 100, **options: object) -> dict:
-    return evaluate(as_network(model), batches(whole, size), **options)  # type: ignore[arg-type]
+    return evaluate_batches(as_network(model), batches(whole, size), **options)  # type: ignore[arg-type]
 
 
 def as_network(model: nn.Module, amp_dtype: torch.dtype | None = None) -> Network:
@@ -117,7 +117,7 @@ def test_result_does_not_depend_on_the_batch_size() -> None:
 
 
 def evaluate_on_rank(rank: int, store: str, port: int) -> None:
-    """One process of a real gloo group of three; the first two then evaluate as a group of two."""
+    """One process of a real gloo group of three; the first two then evaluate_batches as a group of two."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "3"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -131,7 +131,7 @@ def evaluate_on_rank(rank: int, store: str, port: int) -> None:
             reduction = {"all_reduce": functools.partial(dist.all_reduce, group=pair)} if world_size == 2 else {}
             seen = [p.indices for p in predict(as_network(model), batches(whole, 64, rank, world_size))]
             for name, content in (("whole", whole), ("one", data(1))):
-                report[f"{name} {world_size}"] = evaluate(
+                report[f"{name} {world_size}"] = evaluate_batches(
                     as_network(model),
                     batches(content, 64, rank, world_size),
                     tta=True,
@@ -215,7 +215,7 @@ def test_mixed_precision(amp: str) -> None:
     model = network()
     model[-1].register_forward_hook(lambda *args: seen.append(args[2].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):  # what is around does not matter
-        found = evaluate(as_network(model, AMP_DTYPES[amp]), batches(data(100), 100))
+        found = evaluate_batches(as_network(model, AMP_DTYPES[amp]), batches(data(100), 100))
     assert seen == [torch.bfloat16 if amp == "bf16" else torch.float32]
     exact = run(model, data(100))
     assert found["nll"] == pytest.approx(exact["nll"], rel=0 if amp == "off" else 0.02)

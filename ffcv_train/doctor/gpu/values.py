@@ -12,7 +12,7 @@ from ffcv_train.config.schema import AugmentConfig, LossConfig
 from ffcv_train.data.open import open_data_set, val_loader
 from ffcv_train.doctor.gpu.bench import CPU, Bench, exact_float32, on_device
 from ffcv_train.doctor.gpu.figures import Figure, distance, relative_distance
-from ffcv_train.evaluation.predict import evaluate
+from ffcv_train.evaluation.predict import evaluate_batches
 from ffcv_train.losses import CRITERIA, create_criterion
 from ffcv_train.losses.zipf import Zipf
 from ffcv_train.models.factory import create_model
@@ -115,7 +115,7 @@ def evaluation(bench: Bench) -> list[Figure]:
             network = Network.on(device, model, _CLASSES, config, (IMAGENET_MEAN, IMAGENET_STD))
             side = config.validation.resolution[0]
             with contextlib.closing(val_loader(config, data_set, side, Process(0, 1, 0, 1, device))) as loader:
-                reports[device] = evaluate(network, loader, tta=True, num_samples=len(data_set))
+                reports[device] = evaluate_batches(network, loader, tta=True, num_samples=len(data_set))
                 first = next(iter(loader))
                 with torch.no_grad():
                     logits[device] = network.logits(network.normalise(first.images)).cpu()
