@@ -14,7 +14,7 @@ from ffcv_train.cli.presets import load_run_config
 from ffcv_train.cli.suite_arguments import suite_options, suite_words
 from ffcv_train.comparison.estimate import print_plan
 from ffcv_train.comparison.plan import ComparisonPlan, check_plan, claim_folder
-from ffcv_train.comparison.report import collect, summarise, write_report
+from ffcv_train.comparison.report import read_measures, summarise_runs, write_report
 from ffcv_train.comparison.run import Interrupted, run_all
 from ffcv_train.losses import CRITERIA
 from ffcv_train.system.errors import UserError
@@ -103,10 +103,10 @@ def main(argv: Sequence[str]) -> None:
     try:
         failures = run_all(plan)
     except Interrupted as stopped:
-        write_report(plan, summarise(plan, collect(plan), []))
+        write_report(plan, summarise_runs(plan, read_measures(plan), []))
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_status)
-    for path in write_report(plan, summarise(plan, collect(plan), failures)):
+    for path in write_report(plan, summarise_runs(plan, read_measures(plan), failures)):
         print(path)
     if failures:
         names = ", ".join(failure.run.name for failure in failures)

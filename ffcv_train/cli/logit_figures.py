@@ -14,7 +14,7 @@ from ffcv_train.analysis.figures.reliability import draw_reliability
 from ffcv_train.analysis.figures.style import save_both
 from ffcv_train.cli.figure_arguments import input_parser, progress_of, read_inputs
 from ffcv_train.metrics.calibration import calibration_of
-from ffcv_train.metrics.logits import THRESHOLD, statistics_of, summarise
+from ffcv_train.metrics.logits import THRESHOLD, statistics_of, summarise_logits
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import replace_text, write_json
 from ffcv_train.system.progress import ProgressLine
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     line = ProgressLine()
     named = [(one.label, statistics_of(one.file, options.threshold, progress_of(line, one.label))) for one in inputs]
     line.close()
-    summaries = [(label, summarise(statistics)) for label, statistics in named]
+    summaries = [(label, summarise_logits(statistics)) for label, statistics in named]
     curves = [
         calibration_of(statistics.metrics, one.label, f"{len(one.file):,} samples{of(one.file.data_set)}")
         for one, (_, statistics) in zip(inputs, named, strict=True)

@@ -99,7 +99,7 @@ def split_inputs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return inputs, options
 
 
-def class_names(request: Request, num_classes: int) -> tuple[str, ...]:
+def shown_names(request: Request, num_classes: int) -> tuple[str, ...]:
     """Of --names, else the checkpoint's, else the labels. Raises `UserError` where --names are not as many."""
     names = read_names(request.options.names)
     if names is None:
@@ -150,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
         need_one_process(process, "predict")
         pictures = open_pictures(request.options.images)
         network = requested_network(request, process.device)
-        classes = class_names(request, network.num_classes)
+        classes = shown_names(request, network.num_classes)
         predictions = predict_pictures(network, request.config, pictures, request.options.top, process, temperature)
     if request.output is None:
         print_predictions(predictions, classes)

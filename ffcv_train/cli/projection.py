@@ -9,7 +9,7 @@ need features: ffcv-train logits --features. Writes projection.png, .svg and .js
 from collections.abc import Sequence
 from pathlib import Path
 
-from ffcv_train.analysis.figures.inputs import check_same_classes
+from ffcv_train.analysis.figures.inputs import check_inputs_agree
 from ffcv_train.analysis.figures.projection import (
     SAMPLES,
     choose_classes,
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     if options.samples < 1 or options.seed < 0:
         raise UserError("--samples must be at least 1 and --seed at least 0")
     inputs, folder = read_inputs(options), Path(options.output)
-    names = check_same_classes(inputs)
+    names = check_inputs_agree(inputs)
     for one in inputs:
         one.file.need_features()
         one.file.need_weight()

@@ -46,7 +46,7 @@ def measure(
 
     The metrics are those of `eval` at the first of validation.resolution, flip-averaged ones beside them. Features,
     and the metrics on the training set, are those of centre crops of that side, in float32. What each validation sample
-    got goes to the file `samples`, see `write_samples`. `transfer` are the probe's training and test set. Raises
+    got goes to the file `samples`, see `write_sample_results`. `transfer` are the probe's training and test set. Raises
     `UserError`.
     """
     listed = request.config.data.classes
@@ -64,7 +64,7 @@ def measure(
     result = report["results"][0]
     outputs = collect_for(suites, network, config, val_set, process)
     if samples is not None:
-        write_samples(samples, outputs)
+        write_sample_results(samples, outputs)
     found_by_suites = run_suites(suites, network, config, val_set, process, request.subject.class_names, outputs)
     # The rest in float32.
     precise = dataclasses.replace(config, training=dataclasses.replace(config.training, amp="off"))
@@ -97,7 +97,7 @@ def measure(
     }
 
 
-def write_samples(path: Path, outputs: Collected) -> None:
+def write_sample_results(path: Path, outputs: Collected) -> None:
     """Write what each validation sample got, in the data set's order: `correct` bool [N] and `nll` float32 [N]."""
     nll = torch.nn.functional.cross_entropy(outputs.logits, outputs.labels, reduction="none")
     content = io.BytesIO()
@@ -105,8 +105,8 @@ def write_samples(path: Path, outputs: Collected) -> None:
     replace_file(path, content.getvalue())
 
 
-def read_samples(path: Path) -> dict[str, np.ndarray] | None:
-    """What `write_samples` wrote, float64 [N] each; None where there is no such file."""
+def read_sample_results(path: Path) -> dict[str, np.ndarray] | None:
+    """What `write_sample_results` wrote, float64 [N] each; None where there is no such file."""
     try:
         with np.load(path) as content:
             return {name: content[name].astype(np.float64) for name in ("correct", "nll")}

@@ -12,7 +12,7 @@ import numpy as np
 from ffcv_train.analysis.figures.style import save_figure
 from ffcv_train.comparison.columns import _BY_KEY, METRICS, Metric
 from ffcv_train.comparison.figure import draw
-from ffcv_train.comparison.measure import read_samples
+from ffcv_train.comparison.measure import read_sample_results
 from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun
 from ffcv_train.comparison.published import SOURCE, TRANSFER_GRID, published
 from ffcv_train.comparison.run import FailedRun, is_finished
@@ -54,7 +54,7 @@ _SAMPLED = {"top_1": "correct", "nll": "nll"}
 """Metrics that are means over samples: what `samples.npz` calls theirs"""
 
 
-def collect(plan: ComparisonPlan) -> dict[PlannedRun, dict[str, Any]]:
+def read_measures(plan: ComparisonPlan) -> dict[PlannedRun, dict[str, Any]]:
     """The measures of the runs that are finished, in the plan's order."""
     found = {}
     for run in plan.runs:
@@ -63,7 +63,7 @@ def collect(plan: ComparisonPlan) -> dict[PlannedRun, dict[str, Any]]:
     return found
 
 
-def summarise(
+def summarise_runs(
     plan: ComparisonPlan, measures: Mapping[PlannedRun, Mapping[str, Any]], failures: Sequence[FailedRun]
 ) -> dict[str, Any]:
     """What compare.json holds: per criterion the values by seed, their mean and sample standard deviation."""
@@ -332,7 +332,7 @@ def _differences(plan: ComparisonPlan, criteria: Mapping[str, Any]) -> dict[str,
 
 
 def _over_samples(plan: ComparisonPlan, run: PlannedRun, base: PlannedRun, what: str) -> Interval | None:
-    own, other = (read_samples(plan.folder(one) / "samples.npz") for one in (run, base))
+    own, other = (read_sample_results(plan.folder(one) / "samples.npz") for one in (run, base))
     if own is None or other is None or len(own[what]) != len(other[what]):
         return None
     return bootstrap_interval(own[what] - other[what])

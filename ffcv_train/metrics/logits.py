@@ -133,7 +133,7 @@ def statistics_of(
         raise UserError(f"{error} in {file.path}; the training that made its checkpoint diverged") from None
 
 
-def summarise(statistics: LogitStatistics) -> dict[str, Any]:
+def summarise_logits(statistics: LogitStatistics) -> dict[str, Any]:
     """The numbers of a table: metrics, mean near-zero share, and mean, standard deviation and quartiles of the rest.
 
     `right` and `wrong` hold those of right and wrong predictions apart; None where there are none.

@@ -38,7 +38,7 @@ from ffcv_train.comparison.plan import (
     train_command,
 )
 from ffcv_train.comparison.published import published
-from ffcv_train.comparison.report import collect, spread, summarise, to_markdown, write_report
+from ffcv_train.comparison.report import read_measures, spread, summarise_runs, to_markdown, write_report
 from ffcv_train.config.schema import ModelConfig, RunConfig, TrainingConfig
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.models.factory import create_model
@@ -379,7 +379,7 @@ def test_summary_and_tables(tmp_path: Path, settings: list[str]) -> None:
     top_1 = {("ce", 0): 0.80, ("ce", 1): 0.82, ("ce", 2): 0.87, ("ls", 1): 0.815}
     found = {PlannedRun(*key): fabricated(value, 0.7) for key, value in top_1.items()}
     failure = running.FailedRun(PlannedRun("ls", 0), "train", 2, tmp_path / "x.txt", "boom")
-    summary = summarise(plan, found, [failure])
+    summary = summarise_runs(plan, found, [failure])
     ce = summary["criteria"]["ce"]["metrics"]["top_1"]
     assert ce["mean"] == pytest.approx(np.mean([0.80, 0.82, 0.87]))
     assert ce["sd"] == pytest.approx(np.std([0.80, 0.82, 0.87], ddof=1))
@@ -396,7 +396,7 @@ def test_summary_and_tables(tmp_path: Path, settings: list[str]) -> None:
     paths = write_report(plan, summary)
     assert sorted(path.name for path in paths) == ["compare.json", "compare.md", "compare.png", "compare.svg"]
     assert json.loads(paths[0].read_text())["criteria"]["ce"]["seeds"] == [0, 1, 2]
-    assert [path.name for path in write_report(plan, summarise(plan, {}, []))] == ["compare.json", "compare.md"]
+    assert [path.name for path in write_report(plan, summarise_runs(plan, {}, []))] == ["compare.json", "compare.md"]
 
 
 def test_differences_have_intervals_and_say_where_there_is_none(tmp_path: Path, settings: list[str]) -> None:
@@ -408,7 +408,7 @@ def test_differences_have_intervals_and_say_where_there_is_none(tmp_path: Path, 
         for name, values in (("ce", ce), ("ls", ls), ("maxsup", maxsup))
         for seed, value in enumerate(values)
     }
-    summary = summarise(plan, found, [])
+    summary = summarise_runs(plan, found, [])
     expected = scipy.stats.ttest_rel(ls, ce).confidence_interval(0.95)
     better = summary["differences"]["ls"]["metrics"]["top_1"]
     assert better["interval"] == pytest.approx([expected.low, expected.high])
@@ -433,7 +433,7 @@ def test_one_seed_is_compared_over_samples(tmp_path: Path, settings: list[str]) 
         folder.mkdir(parents=True)
         np.savez(folder / "samples.npz", correct=values, nll=1 - values.astype(np.float32))
     found = {PlannedRun(name, 0): fabricated(float(values.mean())) for name, values in correct.items()}
-    summary = summarise(plan, found, [])
+    summary = summarise_runs(plan, found, [])
     better = summary["differences"]["ls"]["metrics"]["top_1"]
     half = 1.96 * np.sqrt(0.06 * 0.94 / 1000)
     assert better["interval"] == pytest.approx([0.06 - half, 0.06 + half], abs=0.15 * half)
@@ -450,7 +450,7 @@ def test_suites_have_columns(tmp_path: Path, settings: list[str]) -> None:
     scores = {"probability": {"auroc": 0.8, "fpr_95": 0.5}, "logit": {"auroc": 0.7, "fpr_95": 0.6}}
     suites = {"calibration": calibration, "ood": {"mean": scores}}
     found = {PlannedRun("ce", seed): {**fabricated(0.8), "suites": suites} for seed in (0, 1)}
-    text = to_markdown(plan, summarise(plan, found, []))
+    text = to_markdown(plan, summarise_runs(plan, found, []))
     assert "| ce | 2 | 1.500 ± 0.000 | 0.3000 ± 0.0000 | 0.7000 ± 0.0000 | 0.0100 ± 0.0000 |" in text
     assert "| ce | 2 | 80.00 ± 0.00 | 70.00 ± 0.00 | 50.00 ± 0.00 |" in text
 
@@ -471,7 +471,7 @@ def test_published_row_stands_beside(tmp_path: Path, settings: list[str]) -> Non
     plan = parse_plan(["--losses=ce", "--seeds=0", f"--out={tmp_path}", *settings])
     config = dataclasses.replace(plan.config, model=ModelConfig(arch="resnet50", num_classes=1000))
     plan = dataclasses.replace(plan, config=config)
-    text = to_markdown(plan, summarise(plan, {PlannedRun("ce", 0): fabricated(0.8)}, []))
+    text = to_markdown(plan, summarise_runs(plan, {PlannedRun("ce", 0): fabricated(0.8)}, []))
     assert "| ce, published (arXiv:2502.15798) | | 76.41 |" in text
     assert "| ce, published (arXiv:2502.15798) | | 0.3114 | 0.3313 | 0.5212 | 0.5949 | 0.4025 | 0.4451 |" in text
 
@@ -573,7 +573,7 @@ def test_script_end_to_end(
     report = json.loads((out / "compare.json").read_text())
     assert report["failed"] == report["missing"] == []
     assert {name: row["seeds"] for name, row in report["criteria"].items()} == {"ce": [0, 1], "maxsup": [0, 1]}
-    for run, found in collect(plan).items():
+    for run, found in read_measures(plan).items():
         folder = plan.folder(run)
         config = parse_request([f"--checkpoint={folder / 'final.pt'}"]).config
         assert (config.loss.name, config.training.seed) == (run.loss, run.seed)

@@ -21,7 +21,7 @@ from ffcv_train.metrics.logits import (
     margin,
     near_zero_share,
     statistics_of,
-    summarise,
+    summarise_logits,
 )
 from ffcv_train.metrics.logits_file import LogitsFile
 from ffcv_train.system.errors import UserError
@@ -102,7 +102,7 @@ def test_equals_numpy_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_summary_keeps_right_and_wrong_apart() -> None:
     logits, labels = cases(400, 5)
     found = logit_statistics(logits, labels)
-    summary = summarise(found)
+    summary = summarise_logits(found)
     for part, mask in (("right", found.correct), ("wrong", ~found.correct), ("all", np.ones(400, dtype=bool))):
         assert summary[part]["count"] == mask.sum()
         assert summary[part]["max_logit"]["mean"] == pytest.approx(found.max_logit[mask].mean())
@@ -110,7 +110,7 @@ def test_summary_keeps_right_and_wrong_apart() -> None:
         assert summary[part]["margin"]["quartiles"][1] == pytest.approx(np.median(found.margin[mask]))
     assert summary["right"]["count"] + summary["wrong"]["count"] == 400
     labels = logits.argmax(dim=1)
-    summary = summarise(logit_statistics(logits, labels))
+    summary = summarise_logits(logit_statistics(logits, labels))
     assert summary["wrong"] is None
     table = logit_table([("a|b", summary)])
     assert "wrong" not in table

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ffcv_train.analysis.figures.style import RIGHT, tidy
+from ffcv_train.analysis.figures.style import RIGHT, tidy_axes
 from ffcv_train.analysis.figures.tables import markdown_table
 from ffcv_train.metrics.features import FeatureMetrics
 
@@ -25,7 +25,7 @@ def draw_features(inputs: Sequence[Named]) -> Figure:
             )
         axes.set(xlabel=text, ylim=(len(inputs) - 0.5, -0.5))
         axes.set_xlim(0, 1.3 * max([*(v for _, m in inputs if (v := getattr(m, name)) == v), 1e-3]))
-        tidy(axes)
+        tidy_axes(axes)
     panels[0].set_yticks(range(len(inputs)), [label for label, _ in inputs])
     return figure
 

@@ -36,7 +36,7 @@ def check_same_class_count(inputs: Sequence[Input]) -> None:
             )
 
 
-def check_same_classes(inputs: Sequence[Input]) -> tuple[str, ...] | None:
+def check_inputs_agree(inputs: Sequence[Input]) -> tuple[str, ...] | None:
     """The class names that the inputs share, None where no file has any. Raises `UserError` where they differ."""
     check_same_class_count(inputs)
     named = [one for one in inputs if one.file.class_names is not None]

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ffcv_train.analysis.figures.style import DENSITY, RIGHT, STYLES, WRONG, check_input_count, tidy
+from ffcv_train.analysis.figures.style import DENSITY, RIGHT, STYLES, WRONG, check_input_count, tidy_axes
 from ffcv_train.analysis.figures.tables import markdown_table
 from ffcv_train.metrics.logits import LogitStatistics
 
@@ -80,7 +80,7 @@ def draw_near_zero(inputs: Sequence[Named]) -> Figure:
     for axes in lower:
         axes.set_yticks(ticks)
     for axes in (*upper, *lower):
-        tidy(axes)
+        tidy_axes(axes)
     ticks_of_bar = LogLocator(subs=(1.0, 2.0, 5.0))
     bar = figure.colorbar(mesh, ax=list(lower), pad=0.01, ticks=ticks_of_bar, format="%g")
     bar.minorticks_off()
@@ -101,7 +101,7 @@ def draw_logit_density(inputs: Sequence[Named]) -> Figure:
         axes.stairs(density, s.logit_edges, color=color, linestyle=dash, linewidth=1.6, label=label)
     axes.set(xlabel="logit", ylabel="density of all logits", ylim=(0, None))
     axes.legend(frameon=False, fontsize=9)
-    tidy(axes)
+    tidy_axes(axes)
     return figure
 
 
@@ -122,7 +122,7 @@ def draw_distributions(inputs: Sequence[Named]) -> Figure:
         for axes, (_, s), value in zip(line, inputs, values, strict=True):
             _draw_apart(axes, value, s.correct, edges)
             axes.set_xlabel(text)
-            tidy(axes)
+            tidy_axes(axes)
         line[0].set(ylabel="samples (%)", ylim=(0, None))
     for axes, (label, s) in zip(grid[0], inputs, strict=True):
         wrong = int((~s.correct).sum())

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ffcv_train.analysis.figures.inputs import Input
-from ffcv_train.analysis.figures.style import check_input_count, tidy
+from ffcv_train.analysis.figures.style import check_input_count, tidy_axes
 from ffcv_train.metrics.projection import (
     Triple,
     confusion_rates,
@@ -115,7 +115,7 @@ def draw_projections(
                 )
             x, y = _square(np.concatenate(clouds)) if own_axes else shared
             axes.set(xlim=x, ylim=y, aspect="equal")
-            tidy(axes)
+            tidy_axes(axes)
             if line is points[0]:
                 axes.set_title(label, fontsize=10)
         handles = [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ffcv_train.analysis.figures.style import RIGHT, tidy
+from ffcv_train.analysis.figures.style import RIGHT, tidy_axes
 
 
 def draw_rate_curve(rates: Sequence[float], losses: Sequence[float], suggested: float) -> Figure:
@@ -15,5 +15,5 @@ def draw_rate_curve(rates: Sequence[float], losses: Sequence[float], suggested: 
     axes.axvline(suggested, color="black", linestyle="--", linewidth=1)
     axes.annotate(f" {suggested:.2g}", (suggested, max(losses)), va="top", fontsize=9)
     axes.set(xscale="log", xlabel="learning rate of the step", ylabel="training loss, smoothed")
-    tidy(axes)
+    tidy_axes(axes)
     return figure

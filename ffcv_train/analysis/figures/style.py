@@ -46,7 +46,7 @@ def check_input_count(count: int, what: str = "a figure") -> None:
         raise UserError(f"{what} shows 1 to {MAX_INPUTS} inputs, not {count}; give fewer")
 
 
-def tidy(axes: Axes) -> None:
+def tidy_axes(axes: Axes) -> None:
     """Light grid behind, no frame above and to the right."""
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ffcv_train.analysis.figures.reliability import draw_reliability
-from ffcv_train.analysis.figures.style import STYLES, check_input_count, tidy
+from ffcv_train.analysis.figures.style import STYLES, check_input_count, tidy_axes
 from ffcv_train.metrics.calibration import calibration_of
 
 Named = tuple[str, Mapping[str, Any]]
@@ -101,7 +101,7 @@ def _draw_selective(inputs: Sequence[Named]) -> Figure:
             axes.plot(coverage, risk, color=color, linestyle=dash, linewidth=1.6, label=text)
         axes.set(xlabel=f"coverage (%) by {title}", xlim=(0, 100), ylim=(0, None))
         axes.legend(frameon=False, fontsize=8, loc="upper left")
-        tidy(axes)
+        tidy_axes(axes)
     panels[0].set_ylabel("risk: errors among those accepted (%)")
     return figure
 
@@ -141,7 +141,7 @@ def _draw_groups(inputs: Sequence[Named]) -> Figure:
     axes.set(xscale="symlog", xlabel="training samples of the class", ylabel="accuracy (%)", ylim=(0, 100))
     if any(label for label, _ in inputs):
         axes.legend(frameon=False, fontsize=9)
-    tidy(axes)
+    tidy_axes(axes)
     return figure
 
 
@@ -179,7 +179,7 @@ def _draw_ood(inputs: Sequence[Named]) -> Figure:
         axes.set_xticks(range(len(scores)), [_OOD_SCORES[score].replace(" ", "\n") for score in scores], fontsize=9)
         axes.set_title(f"against {Path(first['data_set']).name}", fontsize=10)
         axes.set_xlim(-0.5, len(scores) - 0.5)
-        tidy(axes)
+        tidy_axes(axes)
     panels[0].set_ylabel("AUROC (%); dotted: chance")
     if any(label for label, _ in inputs):
         panels[0].legend(frameon=False, fontsize=9)
@@ -227,7 +227,7 @@ def _draw_corruptions(inputs: Sequence[Named]) -> Figure:
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=45, ha="right", fontsize=9)
     axes.set(ylabel="error (%), mean over severities; dotted: clean", ylim=(0, None))
     axes.legend(frameon=False, fontsize=9)
-    tidy(axes)
+    tidy_axes(axes)
     return figure
 
 
@@ -261,7 +261,7 @@ def _draw_variants(inputs: Sequence[Named]) -> Figure:
     axes.set(ylabel="top-1 (%)", ylim=(0, 100), xlim=(-0.5, len(names) - 0.5))
     if any(label for label, _ in inputs):
         axes.legend(frameon=False, fontsize=9)
-    tidy(axes)
+    tidy_axes(axes)
     return figure
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ffcv_train.analysis.figures.style import RIGHT, WRONG, tidy
+from ffcv_train.analysis.figures.style import RIGHT, WRONG, tidy_axes
 from ffcv_train.analysis.figures.tables import markdown_table
 
 
@@ -24,7 +24,7 @@ def draw_transfer(report: Mapping[str, Any]) -> Figure:
     text = f"validation set, all of the training set fitted: {result:.2f}%"
     axes.plot(best, result, color=WRONG, marker="*", markersize=13, linestyle="none", label=text)
     axes.set(xscale="log", xlabel="strength λ of the L2 penalty", ylabel="accuracy (%)")
-    tidy(axes)
+    tidy_axes(axes)
     axes.legend(frameon=False, fontsize=9, loc="lower left")
     axes.set_title(f"{Path(report['train_set']).name} to {Path(report['val_set']).name}, λ = {best:.3g}", fontsize=10)
     return figure

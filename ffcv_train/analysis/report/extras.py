@@ -22,7 +22,7 @@ from ffcv_train.analysis.report.content import Drawing, Item, Section, Table, Te
 from ffcv_train.analysis.report.runs import Run, read_json
 from ffcv_train.metrics.calibration import Calibration, calibration_of, read_calibration
 from ffcv_train.metrics.features import FeatureMetrics, metrics_of
-from ffcv_train.metrics.logits import THRESHOLD, statistics_of, summarise
+from ffcv_train.metrics.logits import THRESHOLD, statistics_of, summarise_logits
 from ffcv_train.metrics.logits_file import LogitsFile, read_logits
 from ffcv_train.metrics.per_class import ClassResults
 from ffcv_train.system.errors import UserError
@@ -217,7 +217,7 @@ def _computed(
                     named.append((label, statistics_of(file, THRESHOLD)))
         if not named:
             continue
-        items += tables_of(logit_table([(label, summarise(statistics)) for label, statistics in named]))
+        items += tables_of(logit_table([(label, summarise_logits(statistics)) for label, statistics in named]))
         items.append(_drawn("Near-zero logits", draw_near_zero(named)))
         items.append(_drawn("Density of all logits", draw_logit_density(named)))
         items.append(_drawn("Distributions of logits", draw_distributions(named)))
