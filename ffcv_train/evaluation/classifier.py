@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ffcv_train.config.read import from_dict, to_dict
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.format.beton import Beton
+from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.open import DataSet, open_data_set, val_loader
 from ffcv_train.data.sources.image_file import ImageError, rgb_of
 from ffcv_train.data.sources.image_set import ImageSet
 from ffcv_train.evaluation import predict as predicting
 from ffcv_train.evaluation import run
-from ffcv_train.evaluation.gradcam_images import centre_crops, read_image
 from ffcv_train.evaluation.matching import matched
+from ffcv_train.evaluation.preprocessing import center_crops, read_image
 from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
 from ffcv_train.evaluation.suites.run import SUITES, check_suites, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
@@ -87,8 +88,9 @@ class Classifier:
         pixels: list[np.ndarray] = []
 
         def finish() -> None:
-            batch = _Images(centre_crops(pixels, self.config, process))
-            predictions = predicting.predict(self.network, [batch])
+            images, unknown = center_crops(pixels, self.config, process), np.arange(len(pixels))
+            labels = torch.from_numpy(unknown)
+            predictions = predicting.predict(self.network, [Batch(images, labels, labels, unknown)])
             rows.extend(prediction.logits.cpu() / temperature for prediction in predictions)
             pixels.clear()
 
@@ -230,14 +232,6 @@ def _configured(subject: Subject, told: Mapping[str, Any], arch: str) -> RunConf
         section, name = key.split(".")
         content[section][name] = value
     return from_dict(RunConfig, content, "the arguments")
-
-
-class _Images:
-    """Images without labels, as a batch."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-        self.labels = self.indices = torch.arange(len(images), device=images.device)
 
 
 def _pixels(image: ImageLike, number: int) -> np.ndarray:

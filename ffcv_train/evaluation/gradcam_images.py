@@ -7,19 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import used_names
 from ffcv_train.data.format.beton import Beton, is_beton
-from ffcv_train.data.kernels.crops import crop_parameters
-from ffcv_train.data.kernels.cut import Cutter
-from ffcv_train.data.open import center_crop_of, open_data_set, val_loader
-from ffcv_train.data.sources.archives import Blob, ZipBlob
+from ffcv_train.data.open import open_data_set, val_loader
+from ffcv_train.data.sources.archives import ZipBlob
 from ffcv_train.data.sources.image_file import ImageError, contiguous, decode_rgb
 from ffcv_train.data.sources.image_set import ImageSet
 from ffcv_train.data.sources.walk import is_hidden, is_image_file
+from ffcv_train.evaluation.preprocessing import center_crops, read_image
 from ffcv_train.models.class_names import ClassNames, imagenet_names
 from ffcv_train.system.class_names import alike, shown_apart
 from ffcv_train.system.distributed import Process
@@ -101,7 +99,7 @@ class FolderImages:
 
     def read(self, config: RunConfig, process: Process) -> Tensor:
         """uint8 [B, 3, R, R] on the device: centre crops at the first of `config.validation.resolution`."""
-        return centre_crops([read_image(file) for file in self.files], config, process)
+        return center_crops([read_image(file) for file in self.files], config, process)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +128,7 @@ class ArchiveImages:
 
     def read(self, config: RunConfig, process: Process) -> Tensor:
         """uint8 [B, 3, R, R] on the device: centre crops at the first of `config.validation.resolution`."""
-        return centre_crops([self._decode(index) for index in self.indices], config, process)
+        return center_crops([self._decode(index) for index in self.indices], config, process)
 
     def _decode(self, index: int) -> np.ndarray:
         place = self.data_set.source.place(index)
@@ -142,14 +140,6 @@ class ArchiveImages:
 
 
 Images = BetonImages | FolderImages | ArchiveImages
-
-
-def centre_crops(pixels: Sequence[np.ndarray], config: RunConfig, process: Process) -> Tensor:
-    """uint8 [B, 3, R, R] on the device, of uint8 `pixels` [H, W, 3] each; as `config.validation` says."""
-    cut = Cutter(crop_parameters(center_crop_of(config)))
-    crops = [cut(image, config.validation.resolution[0]) for image in pixels]
-    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-    return images.to(process.device, memory_format=torch.channels_last)
 
 
 def open_images(
@@ -196,16 +186,6 @@ def subset(beton: Beton, indices: Sequence[int]) -> Beton:
     if sidecar is not None and sidecar.get("files"):
         sidecar = {**sidecar, "files": [sidecar["files"][index] for index in indices]}
     return dataclasses.replace(beton, sidecar=sidecar, **tables)
-
-
-def read_image(file: Path) -> np.ndarray:
-    """uint8 [H, W, 3], RGB. Raises `UserError` naming the file."""
-    try:
-        return contiguous(decode_rgb(Blob(str(file)).read()))
-    except ImageError as error:
-        raise UserError(f"{file} {error}; remove it or replace it") from None
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}; check the file and its rights") from None
 
 
 def _open_folder(path: Path, count: int | None, seed: int) -> FolderImages:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ffcv_train.data.kernels.corruptions import CORRUPTIONS, SEVERITIES, SMALL_SIDE, corrupt, read_frost
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.open import DataSet, val_loader
 from ffcv_train.evaluation.extraction import outputs
-from ffcv_train.evaluation.gradcam_images import centre_crops
 from ffcv_train.evaluation.predict import out_of_memory, predict
+from ffcv_train.evaluation.preprocessing import center_crops
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.metrics.corruption import summarise_corruptions
@@ -119,7 +118,7 @@ def _made(examined: Examined) -> dict[Key, MetricSums]:
     return sums
 
 
-def _corrupted(batch: Batch, key: Key, seed: int, frost: Iterable[np.ndarray], pool: ThreadPoolExecutor) -> "_Images":
+def _corrupted(batch: Batch, key: Key, seed: int, frost: Iterable[np.ndarray], pool: ThreadPoolExecutor) -> Batch:
     pixels = batch.images.permute(0, 2, 3, 1).cpu().numpy()
     indices = batch.indices.tolist()
     photographs = list(frost)
@@ -128,14 +127,7 @@ def _corrupted(batch: Batch, key: Key, seed: int, frost: Iterable[np.ndarray], p
         return corrupt(np.ascontiguousarray(pixels[place]), *key, (seed, indices[place]), photographs)
 
     images = np.stack(list(pool.map(one, range(len(pixels)))))
-    return _Images(torch.from_numpy(images).permute(0, 3, 1, 2), batch.labels, batch.indices)
-
-
-class _Images:
-    """A batch of images that were not read as they are."""
-
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor) -> None:
-        self.images, self.labels, self.indices = images, labels, indices
+    return batch._replace(images=torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 class _Part:
@@ -258,11 +250,10 @@ def _cifar_c(examined: Examined) -> dict[Key, MetricSums]:
         places = np.arange(start + process.rank, start + count, process.world_size)
         one = MetricSums(process.device)
 
-        def batches(images: np.ndarray = images, places: np.ndarray = places) -> Generator[_Images, None, None]:
+        def batches(images: np.ndarray = images, places: np.ndarray = places) -> Generator[Batch, None, None]:
             for part in np.split(places, range(size, len(places), size)):
-                cut = centre_crops([np.ascontiguousarray(images[place]) for place in part], config, process)
-                indices = torch.from_numpy(part)
-                yield _Images(cut, torch.from_numpy(labels[part].astype(np.int64)), indices)
+                cut = center_crops([np.ascontiguousarray(images[place]) for place in part], config, process)
+                yield Batch(cut, torch.from_numpy(labels[part].astype(np.int64)), torch.from_numpy(part), part)
 
         with contextlib.closing(predict(examined.network, batches())) as predictions:
             for prediction in predictions:
