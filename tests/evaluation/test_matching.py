@@ -5,7 +5,6 @@ refusal advises is done, and has to lead to the reference too.
 """
 
 import contextlib
-import dataclasses
 import json
 import re
 import zipfile
@@ -55,8 +54,8 @@ def checkpoint(path: Path, outputs: int, names: Sequence[str] | None) -> list[st
         return ["--checkpoint", str(path), "--model.arch=cifar_resnet20", *statistics]
     config = load_config(RunConfig, ["--model.arch=cifar_resnet20"])
     # The list of the training's classes is no business of other data sets.
-    data = dataclasses.replace(config.data, classes="of_the_training.txt", mean=MEAN, std=STD)
-    write_checkpoint(path, dataclasses.replace(config, data=data), model, names, outputs, (MEAN, STD))
+    data = replace(config.data, classes="of_the_training.txt", mean=MEAN, std=STD)
+    write_checkpoint(path, replace(config, data=data), model, names, outputs, (MEAN, STD))
     return ["--checkpoint", str(path)]
 
 
