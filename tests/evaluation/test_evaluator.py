@@ -117,7 +117,7 @@ def test_result_does_not_depend_on_the_batch_size() -> None:
 
 
 def evaluate_on_rank(rank: int, store: str, port: int) -> None:
-    """One process of a real gloo group of three; the first two then evaluate_batches as a group of two."""
+    """One process of a real gloo group of three; the first two then evaluate as a group of two."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "3"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
