@@ -27,7 +27,7 @@ from ffcv_train.cli.main import run_main
 from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import RandomResizedCrop
-from ffcv_train.data.loading.beton_loader import Loader
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import write_json
 
@@ -110,11 +110,11 @@ def measured(path: Path, views: Sequence[View], images: int, rounds: int) -> dic
     return {**times, "ratio": median(b / a for a, b in zip(times["together"], times["apart"], strict=True))}
 
 
-def opened(path: Path, images: int, **what: Any) -> Loader:
+def opened(path: Path, images: int, **what: Any) -> BetonLoader:
     """A loader of one thread; an epoch of it is all images in batches of 50, or in one."""
     size = 50 if images % 50 == 0 else images
     what = {"crop": None, "resolution": None, **what}
-    return Loader(open_beton(path), size, device=torch.device("cpu"), order="random", num_workers=1, **what)
+    return BetonLoader(open_beton(path), size, device=torch.device("cpu"), order="random", num_workers=1, **what)
 
 
 def line(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ffcv_train.cli import compare, logit_figures, measure, projection, report, train
-from ffcv_train.comparison.plan import Run, measure_command, train_command
+from ffcv_train.comparison.plan import PlannedRun, measure_command, train_command
 from ffcv_train.metrics.logits_file import read_logits
 from tests.support.arithmetic_images import arithmetic_samples
 from tests.support.photographs import write_stock_beton
@@ -79,7 +79,7 @@ def check_measures(found: dict[str, Any], expected: dict[str, Any], tolerance: f
 
 def test_a_run_of_a_comparison_is_measured_again(here: Path) -> None:
     plan = compare.parse_plan(WORDS)
-    run = Run("maxsup", 0)
+    run = PlannedRun("maxsup", 0)
     file = plan.folder(run) / "measures.json"
     expected = read(file)
     file.unlink()
@@ -89,7 +89,7 @@ def test_a_run_of_a_comparison_is_measured_again(here: Path) -> None:
 
 def test_a_comparison_is_continued(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = compare.parse_plan(WORDS)
-    stopped = Run("maxsup", 1)
+    stopped = PlannedRun("maxsup", 1)
     finished = {run: (plan.folder(run) / "measures.json").read_bytes() for run in plan.runs if run != stopped}
     # What compare.py starts as processes, then compare.py itself, which finds nothing left.
     train.main(train_command(plan, stopped)[4:])
@@ -104,7 +104,7 @@ def test_a_comparison_is_continued(here: Path, capsys: pytest.CaptureFixture[str
     assert {run: (plan.folder(run) / "measures.json").read_bytes() for run in finished} == finished
     table = read(here / "comparison" / "compare.json")
     assert {name: row["seeds"] for name, row in table["criteria"].items()} == {"ce": [0, 1], "maxsup": [0, 1]}
-    old = read(plan.folder(Run("ce", 1)) / "measures.json")
+    old = read(plan.folder(PlannedRun("ce", 1)) / "measures.json")
     assert table["criteria"]["ce"]["metrics"]["nll"]["values"][1] == old["single"]["nll"]
     report.main(["comparison", "--output", "report.html"])
     assert "maxsup_seed1" in (here / "report.html").read_text()

@@ -282,7 +282,7 @@ def test_wrong_arguments_are_named(
 
 def test_the_device_decodes_one_view(betons: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="decode='device' makes one view of each sample; leave decode at 'host'"):
-        beton_loader.Loader(
+        beton_loader.BetonLoader(
             open_beton(betons["tiled"]), 8, crop=CROP, resolution=24, device=torch.device("cpu"), order="random",
             num_workers=1, views=2, decode="device",
         )  # fmt: skip
