@@ -26,6 +26,17 @@ def test_two_ranks_train_with_passes_online_smoothing_and_averaged_weights(found
     assert found[0]["run"]["reduced"] == found[1]["run"]["reduced"] > 0
 
 
+def test_batchnorm_of_all_ranks_gathers_in_every_pass_and_reduces_in_every_backward_pass(found: Any) -> None:
+    """Three steps of two passes: a collective per layer, and each of DDP's as without."""
+    for rank in found:
+        own, shared = rank["own_norms"], rank["shared_norms"]
+        assert (own["ended"], shared["ended"], shared["at"]) == ("whole", "whole", [1, 0])
+        assert own["norms"] == 0 < shared["norms"]
+        calls = 3 * 2 * shared["norms"]
+        assert shared["gathered"] - own["gathered"] == calls
+        assert shared["reduced"] - own["reduced"] == calls
+
+
 def test_sums_over_ranks_are_exact(found: Any) -> None:
     assert [rank["sums"] for rank in found] == [[3, 20], [3, 20]]
 

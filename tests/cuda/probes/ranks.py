@@ -12,6 +12,7 @@ import card
 import torch
 import torch.distributed as dist
 import values
+from torch import nn
 
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import RunConfig
@@ -48,6 +49,8 @@ def run(name: str, process: Process, *more: str) -> dict[str, Any]:
     return {
         "ended": ended,
         "reduced": card.counters().get("ncclAllReduce", 0),
+        "gathered": card.counters().get("ncclAllGather", 0),
+        "norms": sum(isinstance(module, nn.SyncBatchNorm) for module in trainer.learner.model.modules()),
         "at": [trainer.epoch, trainer.step],
         "wrapped": type(trainer.learner.wrapped).__name__,
     }
@@ -102,6 +105,10 @@ def main() -> None:
             found["backend"] = dist.get_backend()
             found["device"] = str(process.device)
             found["run"] = run("whole", process)
+            found["own_norms"] = run("own_norms", process, "--training.epochs=1", "--lr.lr_peak_epoch=0")
+            found["shared_norms"] = run(
+                "shared_norms", process, "--training.epochs=1", "--lr.lr_peak_epoch=0", "--model.sync_batchnorm=1"
+            )
             found["sums"] = sums(process)
             found["signal"] = with_signal(process)
             found["missing"] = [name for name in card.counters() if name.startswith("missing")]
