@@ -99,7 +99,7 @@ class BetonFuzzer:
                 bad = "verify finds nothing wrong with a file that cannot be opened"
             return Outcome(kind or "another error", mutations, bad)
         bad = _table_fault(beton, damaged) or self._label_fault(beton)
-        if not bad and 3 * int((beton.heights * beton.widths).max()) > _MAX_IMAGE_BYTES:
+        if not bad and 3 * int(beton.pixels().max()) > _MAX_IMAGE_BYTES:
             return Outcome("not decoded: over 1 GiB of pixels", mutations)
         problems: dict[int, int] = {}
         images: dict[int, np.ndarray] = {}

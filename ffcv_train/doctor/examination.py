@@ -191,7 +191,7 @@ def _facts(
         workers=workers,
         in_memory=config.data.in_memory,
         file_bytes=beton.file_size,
-        raw_bytes=int((beton.heights * beton.widths * 3).sum()),
+        raw_bytes=3 * int(beton.pixels().sum()),
         available_bytes=available,
         jpeg_share=float((beton.modes == MODE_JPG).mean()),
         amp=config.training.amp,

@@ -183,8 +183,8 @@ def subset(beton: Beton, indices: Sequence[int]) -> Beton:
     where = np.asarray(indices, dtype=np.int64)
     tables = {name: getattr(beton, name)[where] for name in ("labels", "modes", "heights", "widths", "ptrs", "sizes")}
     sidecar = beton.sidecar
-    if sidecar is not None and sidecar.get("files"):
-        sidecar = {**sidecar, "files": [sidecar["files"][index] for index in indices]}
+    if sidecar is not None and beton.files:
+        sidecar = {**sidecar, "files": [beton.files[index] for index in indices]}
     return dataclasses.replace(beton, sidecar=sidecar, **tables)
 
 

@@ -132,7 +132,7 @@ def common_classes(train: DataSet, val: DataSet) -> tuple[int, DataSet, list[str
         )
     check_labels(train, count)
     val, note = match_val(train, val, count)
-    if len(set(train.labels.tolist())) < 2:
+    if train.labels.min() == train.labels.max():
         raise UserError(f"{train.path} has samples of one class only, and a probe tells classes apart; give another")
     return count, val, list(dict.fromkeys([*train.notes, *val.notes, *([note] if note else [])]))
 

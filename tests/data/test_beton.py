@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,11 @@ from ffcv.reader import Reader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.loading.tiny_set import write_tiny_set
 from ffcv_train.data.classes import check_labels
-from ffcv_train.data.format.beton import open_beton, sidecar_path
+from ffcv_train.data.format import beton as beton_module
+from ffcv_train.data.format import sidecar as sidecar_module
+from ffcv_train.data.format.beton import Beton, open_beton, sidecar_path
 from ffcv_train.data.format.layout import (
     ALLOCATION,
     FIELD_DESCRIPTION,
@@ -22,6 +26,7 @@ from ffcv_train.data.format.layout import (
     INT_TYPE_ID,
     SAMPLE,
 )
+from ffcv_train.data.format.pagefile import tables_crc
 from ffcv_train.data.kernels.modes import MODE_JPG, MODE_RAW
 from ffcv_train.system.errors import UserError
 
@@ -145,3 +150,104 @@ def test_mutated_tables_open_or_are_refused(jpg_beton: Path, tmp_path: Path, dat
         return
     assert (beton.ptrs >= tables).all()
     assert (beton.ptrs + beton.sizes <= len(content)).all()
+
+
+def as_held(beton: Beton) -> list[np.ndarray]:
+    return [getattr(beton, name) for name in ("labels", "modes", "heights", "widths", "ptrs", "sizes")]
+
+
+def with_checksums(path: Path) -> str:
+    """Give the sidecar the checksums that ours have; returns those of the samples."""
+    samples = "".join(f"{i:08x}" for i in range(67))
+    sidecar = json.loads(sidecar_path(path).read_text())
+    sidecar["checksums"] = {"tables": f"{tables_crc(path):08x}", "samples": samples}
+    sidecar_path(path).write_text(json.dumps(sidecar))
+    return samples
+
+
+def test_a_sample_takes_25_bytes_and_the_digest_is_that_of_64_bit_tables(copy: Path) -> None:
+    checksums = with_checksums(copy)
+    beton = open_beton(copy)
+    assert sum(table.nbytes for table in as_held(beton)) == 25 * len(beton)
+    # What checkpoints hold, of this version and of older ones.
+    digest = hashlib.sha256()
+    for table in as_held(beton):
+        digest.update(table.astype(np.uint8 if table is beton.modes else np.int64).tobytes())
+    digest.update(checksums.encode())
+    assert beton.digest() == digest.hexdigest()
+
+
+def test_what_samples_take_at_most_is_known(jpg_beton: Path, raw_beton: Path) -> None:
+    for path in (jpg_beton, raw_beton):
+        beton = open_beton(path)
+        jpeg = beton.modes == MODE_JPG
+        pixels = [int(h) * int(w) for h, w in zip(beton.heights, beton.widths, strict=True)]
+        assert beton.pixels().tolist() == pixels
+        assert beton.extent.image_bytes == 3 * max(p if is_jpeg else 0 for p, is_jpeg in zip(pixels, jpeg, strict=True))
+        assert beton.extent.stored_bytes == (beton.sizes * jpeg).max()
+        assert beton.extent.side == max(beton.heights.max(), beton.widths.max())
+
+
+@pytest.mark.parametrize("turned", [0, 1, 580])
+@pytest.mark.parametrize("rows", [16, 1 << 16])
+def test_tables_beyond_4_gib_in_any_order_of_regions(
+    tmp_path: Path, turned: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of any number of rows; FFCV's writers end in any order, ours in that of the samples."""
+    monkeypatch.setattr(beton_module, "_ROWS", rows)
+    path, count = tmp_path / "large.beton", 600
+    # Holes, which take no disk.
+    write_tiny_set(path, count, 7, image_bytes=1 << 23, turned=turned)
+    beton = open_beton(path)
+    assert beton.file_size > 4 << 30 and beton.labels.tolist() == [i % 7 for i in range(count)]
+    assert np.diff(beton.ptrs).tolist() == [1 << 23] * (count - 1) and (beton.sizes == 3).all()
+    sidecar_path(path).unlink()
+    patch(path, HEADER.itemsize + 1041 + 17, bytes(80))  # the field's arguments, which name the sidecar
+    assert open_beton(path).sidecar is None
+    for value, words in ((beton.ptrs[3] + 1, "no image was stored"), (beton.ptrs[540], "image of sample 540")):
+        patch(path, row_offset(path, 571, "data_ptr"), np.uint64(value))
+        with pytest.raises(UserError, match=f"sample 571 points to byte {value}, .*{words}"):
+            open_beton(path)
+    patch(path, row_offset(path, 571, "data_ptr"), np.uint64(beton.ptrs[571]))
+    patch(path, row_offset(path, 533, "label"), np.int64(-1))
+    with pytest.raises(UserError, match=r"sample 533 at byte .* has a negative label"):
+        open_beton(path)
+
+
+def test_what_is_long_in_a_sidecar_is_read_when_it_is_asked_for(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_checksums(copy)
+    at_once = open_beton(copy)
+    monkeypatch.setattr(sidecar_module, "_HELD_BYTES", 100)
+    later, other = open_beton(copy), open_beton(copy)
+    assert later.sidecar is not None and later.sidecar == at_once.sidecar
+    assert later.digest() == at_once.digest() and later.class_names == at_once.class_names
+    assert later.files == at_once.files and "(photo7.jpg)" in later.describe(7)
+
+    content = sidecar_path(copy).read_text()
+    sidecar_path(copy).write_text(content + " ")
+    assert "(photo7.jpg)" in later.describe(7) and "sample 7 at byte" in other.describe(7)
+    for ask in (lambda: other.files, other.digest):
+        with pytest.raises(UserError, match=r"copy.beton.json was replaced or written to since it was opened"):
+            ask()
+
+
+@pytest.mark.parametrize("held", [100, 1 << 20])
+def test_names_in_a_sidecar_may_be_no_unicode_and_must_be_names(
+    copy: Path, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidecar_module, "_HELD_BYTES", held)
+    sidecar = json.loads(sidecar_path(copy).read_text())
+    sidecar["files"][7] = "phot\udcf6.jpg"  # as Python reads a name in Latin-1
+    sidecar_path(copy).write_text(json.dumps(sidecar))
+    assert "(phot\udcf6.jpg)" in open_beton(copy).describe(7)
+    sidecar["files"][7] = 7
+    sidecar_path(copy).write_text(json.dumps(sidecar))
+    if held == 100:
+        beton = open_beton(copy)
+        assert "sample 8 at byte" in beton.describe(8)
+        with pytest.raises(UserError, match=r"copy.beton.json is damaged: not all of its files are names"):
+            assert beton.files
+    for files in ("x" * 1000, {"a": "b" * 1000}, 7, [7], None):
+        sidecar_path(copy).write_text(json.dumps({**sidecar, "files": files}))
+        with pytest.raises(UserError, match="does not describe"):
+            open_beton(copy)

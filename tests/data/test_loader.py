@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.v2 import functional
 
+from benchmarks.loading.tiny_set import write_tiny_set
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
 from ffcv_train.data.kernels.decode import decode_samples
@@ -212,6 +213,20 @@ def test_a_damaged_image_raises_with_its_name_and_the_loader_can_go_on(
         with no_hang(), pytest.raises(UserError, match=r"sample 29 \(photo29.jpg\).*damaged JPEG"):
             list(loader)
     loader.close()
+
+
+def test_images_beyond_4_gib_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.beton"
+    write_tiny_set(path, 600, 7, image_bytes=1 << 23)  # holes, which take no disk
+    beton = open_beton(path)
+    with path.open("r+b") as file:
+        for index in (40, 599):
+            file.seek(int(beton.ptrs[index]))
+            file.write(bytes([index % 256, 1, 2]))
+    images = images_by_sample(epoch(path, batch_size=10, resolution=1))
+    assert len(images) == 600 and int(beton.ptrs[599]) > 4 << 30
+    for index, image in images.items():
+        assert image.flatten().tolist() == ([index % 256, 1, 2] if index in (40, 599) else [0, 0, 0])
 
 
 def test_a_jpeg_of_another_size_than_its_row_is_refused(jpg_beton: Path, tmp_path: Path) -> None:

@@ -110,3 +110,41 @@ def test_ranks_share_weighted_draws(order: plan.Order, repeats: int, world_size:
         assert all(np.array_equal(a, b) for a, b in zip(p.batches(2, 3), full[3:], strict=True))
     if repeats == 1 and world_size == 1:
         assert np.isin(keys, plan.weighted_draws(w, 1, 2)).all()
+
+
+def drawn_at_once(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """What `weighted_draws` gives, by NumPy's plainest means."""
+    generator = np.random.default_rng((seed, epoch, 1))
+    n, draws = len(weights), int(np.count_nonzero(weights))
+    shuffled = generator.permutation(n)
+    edges = np.cumsum(weights[shuffled])
+    points = (np.arange(draws) + generator.random()) * (edges[-1] / draws)
+    last = np.flatnonzero(weights[shuffled])[-1]
+    keys, times = [], dict.fromkeys(range(n), 0)
+    for point in points:
+        sample = int(shuffled[min(np.searchsorted(edges, point, side="right"), last)])
+        keys.append(sample + n * times[sample])
+        times[sample] += 1
+    return np.array(keys)
+
+
+@pytest.mark.parametrize("part", [7, 1 << 18])
+def test_orders_are_those_of_numpys_generator(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is done to hold less of them in memory: a run that began before must go on with the same epochs."""
+    monkeypatch.setattr(plan, "_PART", part)
+    n = 1003
+    rng = np.random.default_rng(0)
+    assert np.array_equal(plan.random_order(n, 3, 4), np.random.default_rng((3, 4)).permutation(n))
+    weights = rng.random(n) ** 4 * (rng.random(n) < 0.8)
+    assert np.array_equal(plan.weighted_draws(weights, 3, 4), drawn_at_once(weights, 3, 4))
+    for pages in (np.arange(n) // 60, rng.integers(0, 17, n), (np.arange(n) // 60).astype(np.uint32)):
+        generator = np.random.default_rng((3, 4))
+        unique, inverse = np.unique(pages, return_inverse=True)
+        rank = generator.permutation(len(unique))
+        wanted = np.argsort(rank[inverse] + generator.random(n) * 5, kind="stable")
+        assert np.array_equal(plan.quasi_random_order(pages, 5, 3, 4), wanted)
+    for rank in range(3):
+        keys = np.concatenate(plan.EpochPlan(n, 4, "random", 3, rank, 3).batches(4))
+        assert keys.dtype == np.int64
+        wanted = np.random.default_rng((3, 4)).permutation(n)[: n // 12 * 12].reshape(-1, 3, 4)[:, rank].ravel()
+        assert np.array_equal(keys, wanted)

@@ -188,10 +188,10 @@ def test_more_pixels_than_the_bytes_can_hold_are_refused_before_memory_is_taken(
 
 def test_a_loader_that_cannot_have_its_memory_names_the_image(beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_beton(beton)
-    largest = int(np.argmax(opened.heights * opened.widths))
+    largest = int(np.argmax(opened.pixels()))
 
     def too_much(size: int, *_: object) -> None:
-        assert size == opened.heights[largest] * opened.widths[largest] * 3
+        assert size == opened.pixels(largest) * 3
         raise MemoryError
 
     monkeypatch.setattr(loader_module, "Scratch", too_much)

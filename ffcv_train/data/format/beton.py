@@ -1,8 +1,11 @@
 """Opening a .beton file: every table and pointer is checked before anything else touches the file."""
 
+import dataclasses
 import hashlib
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +21,41 @@ from ffcv_train.data.format.layout import (
     PAIR_MARK,
     SAMPLE,
 )
+from ffcv_train.data.format.sidecar import Sidecar, open_sidecar
 from ffcv_train.data.kernels.modes import MODE_RAW
 from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
-from ffcv_train.system.files import parse_json
 
 _FIELD_NAMES = ("image", "label")
 _MAX_PIXELS_PER_BYTE = 1024
 """Of a JPEG: Huffman codes take at least a bit per block of 8 × 8 samples, and the components together have more than
 half as many blocks as the image has squares of that size."""
+_ROWS = 1 << 16
+"""Of a table that are looked at together: what is computed on the way stays small beside the table"""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The most that a sample of a set takes, which decides what a thread needs."""
+
+    image_bytes: int
+    """Of the pixels of a JPEG"""
+    stored_bytes: int
+    """Of a JPEG as it is stored"""
+    side: int
+    """In pixels"""
 
 
 @dataclass(frozen=True)
 class Beton:
     """The checked tables of a .beton file with fields `image` and `label`, one entry per sample.
 
-    `labels` int64; `modes` uint8 (0 JPEG, 1 raw RGB); `heights`, `widths` int64 in pixels; `ptrs`, `sizes` int64 in
-    bytes from the start of the file. `class_names` stand in label order; None where nothing names the classes, as
-    without a sidecar.
+    `labels` int64; `modes` uint8 (0 JPEG, 1 raw RGB); `heights`, `widths` uint16 in pixels (their product is `pixels`);
+    `ptrs` int64 and `sizes` uint32 in bytes, from the start of the file. `class_names` stand in label order; None where
+    nothing names the classes, as without a sidecar.
+
+    These are 25 bytes a sample, which every rank holds for itself. Mapped from the file they would be shared, but a
+    file that is cut off would end the process by SIGBUS, and storage that hangs would hang whoever asks for a label.
     """
 
     path: Path
@@ -47,8 +67,10 @@ class Beton:
     widths: np.ndarray
     ptrs: np.ndarray
     sizes: np.ndarray
-    sidecar: dict[str, Any] | None
+    sidecar: Mapping[str, Any] | None
     file_size: int
+    extent: Extent
+    """Of these samples, or of more: threads take memory by it, and the decoder writes there"""
     pair: str = ""
     """The digest that names the sidecar that belongs to the file; "" where the file names none"""
 
@@ -60,6 +82,10 @@ class Beton:
         """The number of classes that are named, or that the sidecar counts; else 0."""
         return len(self.class_names or (self.sidecar or {}).get("class_names", ()))
 
+    def pixels(self, index: Any = slice(None)) -> np.ndarray:
+        """Height × width of the samples `index`, int64."""
+        return self.heights[index].astype(np.int64) * self.widths[index]
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know about what was found: said when the file was written."""
@@ -70,22 +96,43 @@ class Beton:
         """How a list of class names is given to it, in words."""
         return f"write {self.path.name} anew with --cfg.classes=FILE"
 
+    @cached_property
+    def files(self) -> Sequence[str]:
+        """The file that each sample was made from; empty where the sidecar does not list them.
+
+        Read when it is first asked for. Raises `UserError` where the sidecar was replaced since, or is damaged there.
+        """
+        files = (self.sidecar or {}).get("files") or ()
+        if not all(isinstance(file, str) for file in files):
+            raise UserError(
+                f"{sidecar_path(self.path)} is damaged: not all of its files are names; copy it and {self.path.name} "
+                "again, or make them again"
+            )
+        return files
+
     def digest(self) -> str:
         """A SHA-256 of labels, sizes and places of all samples, and of their checksums where the sidecar has them.
 
-        The same for a copy anywhere, another for a file that was made anew from other images or options.
+        The same for a copy anywhere, another for a file that was made anew from other images or options. Raises
+        `UserError` where the sidecar was replaced since it was opened.
         """
         digest = hashlib.sha256()
         for table in (self.labels, self.modes, self.heights, self.widths, self.ptrs, self.sizes):
-            digest.update(np.ascontiguousarray(table).data)
+            # As 64-bit numbers, whatever they are held as: digests are compared with those of older checkpoints.
+            dtype = np.uint8 if table is self.modes else np.int64
+            for part in _parts(len(table)):
+                digest.update(np.ascontiguousarray(table[part], dtype).data)
         checksums = (self.sidecar or {}).get("checksums")
-        if isinstance(checksums, dict):
+        if isinstance(checksums, Mapping):
             digest.update(str(checksums.get("samples")).encode())
         return digest.hexdigest()
 
     def describe(self, index: int) -> str:
         """Sample `index` in words, with the file that it was made from where the sidecar knows it."""
-        files = (self.sidecar or {}).get("files") or ()
+        try:
+            files = self.files
+        except UserError:
+            files = ()
         origin = f" ({files[index]})" if index < len(files) else ""
         return f"sample {index}{origin} at byte {self.ptrs[index]} of {self.path}"
 
@@ -132,25 +179,25 @@ def open_beton(path: str | Path, *, compare_checksum: bool = True) -> Beton:
     num_regions = (len(content) - table_start) // ALLOCATION.itemsize
     regions = _table(content, path, "allocation table", ALLOCATION, table_start, num_regions)
 
-    images = samples["f0"]
-    ptrs, sizes = _regions_of_samples(path, images["data_ptr"], regions)
+    sizes = _sizes(path, samples["f0"]["data_ptr"], regions)
     pair = _pair(bytes(fields["arguments"][-1]))
     sidecar = _read_sidecar(path, num_samples, pair)
     beton = Beton(
         path=path,
         page_size=int(header["page_size"]),
-        labels=samples["f1"].astype(np.int64),
+        labels=np.empty(num_samples, np.int64),
         class_names=_class_names(sidecar),
-        modes=images["mode"].copy(),
-        heights=images["height"].astype(np.int64),
-        widths=images["width"].astype(np.int64),
-        ptrs=ptrs,
-        sizes=sizes,
+        modes=np.empty(num_samples, np.uint8),
+        heights=np.empty(num_samples, np.uint16),
+        widths=np.empty(num_samples, np.uint16),
+        ptrs=np.empty(num_samples, np.int64),
+        sizes=np.empty(num_samples, np.uint32),
         sidecar=sidecar,
         file_size=len(content),
+        extent=Extent(0, 0, 0),
         pair=pair,
     )
-    _check_samples(beton, data_start, table_start)
+    beton = dataclasses.replace(beton, extent=_read_samples(beton, samples, sizes, data_start, table_start))
     if compare_checksum:
         _check_checksum(beton, content[:data_start], content[table_start:])
     return beton
@@ -203,7 +250,7 @@ def _table(content: np.ndarray, path: Path, what: str, dtype: np.dtype, offset: 
     end = offset + count * dtype.itemsize
     if end > len(content):
         raise _truncated(path, what, end, len(content))
-    return np.frombuffer(content[offset:end].tobytes(), dtype, count)
+    return np.asarray(content)[offset:end].view(dtype)
 
 
 def _truncated(path: Path, what: str, end: int, size: int) -> UserError:
@@ -213,51 +260,100 @@ def _truncated(path: Path, what: str, end: int, size: int) -> UserError:
     )
 
 
-def _regions_of_samples(path: Path, data_ptrs: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(first, min(first + _ROWS, count)) for first in range(0, count, _ROWS))
+
+
+def _sizes(path: Path, ptrs: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """The size (uint64 [N]) of the region of each sample, which begins at `ptrs` (uint64 [N])."""
+    if _in_order(ptrs, regions):
+        return regions["size"]
+    # FFCV's writers end in any order.
     order = np.argsort(regions["ptr"], kind="stable")
     known = regions["ptr"][order]
-    position = np.searchsorted(known, data_ptrs)
-    found = (position < len(known)) & (known[np.minimum(position, len(known) - 1)] == data_ptrs) if len(known) else None
-    if found is None or not found.all():
-        first = 0 if found is None else int(np.flatnonzero(~found)[0])
-        raise UserError(
-            f"{path} is damaged: sample {first} points to byte {data_ptrs[first]}, where no image was stored; "
-            f"make it again with ffcv-train write"
-        )
-    owners = regions["sample_id"][order][position]
-    strange = np.flatnonzero(owners != np.arange(len(data_ptrs), dtype=np.uint64))
-    if len(strange):
-        first = int(strange[0])
-        raise UserError(
-            f"{path} is damaged: sample {first} points to byte {data_ptrs[first]}, which holds the image of sample "
-            f"{owners[first]}; make it again with ffcv-train write"
-        )
-    sizes = regions["size"][order][position]
+    sizes = np.empty(len(ptrs), np.uint64)
+    for part in _parts(len(ptrs)):
+        wanted = ptrs[part]
+        position = np.searchsorted(known, wanted)
+        found = position < len(known)
+        found[found] = known[position[found]] == wanted[found]
+        if not found.all():
+            first = part.start + int(np.flatnonzero(~found)[0])
+            raise UserError(
+                f"{path} is damaged: sample {first} points to byte {ptrs[first]}, where no image was stored; "
+                f"make it again with ffcv-train write"
+            )
+        own = regions[order[position]]
+        strange = np.flatnonzero(own["sample_id"] != np.arange(part.start, part.stop, dtype=np.uint64))
+        if len(strange):
+            first = part.start + int(strange[0])
+            raise UserError(
+                f"{path} is damaged: sample {first} points to byte {ptrs[first]}, which holds the image of sample "
+                f"{own['sample_id'][strange[0]]}; make it again with ffcv-train write"
+            )
+        sizes[part] = own["size"]
+    return sizes
+
+
+def _in_order(ptrs: np.ndarray, regions: np.ndarray) -> bool:
+    """Whether the n-th region is the n-th sample's, one behind the other, as in files of ours."""
+    if len(ptrs) != len(regions):
+        return False
+    last = -1
+    for part in _parts(len(ptrs)):
+        own = regions[part]
+        places = own["ptr"].copy()
+        if int(places[0]) <= last or (places[1:] <= places[:-1]).any() or (places != ptrs[part]).any():
+            return False
+        if (own["sample_id"] != np.arange(part.start, part.stop, dtype=np.uint64)).any():
+            return False
+        last = int(places[-1])
+    return True
+
+
+def _read_samples(beton: Beton, samples: np.ndarray, sizes: np.ndarray, data_start: int, data_end: int) -> Extent:
+    """Fill the tables of `beton` from those of the file and check every row; returns what its samples take at most."""
     limit = np.uint64(np.iinfo(np.int64).max // 4)
-    if (sizes > limit).any() or (data_ptrs > limit).any():
-        raise UserError(
-            f"{path} is damaged: an image's position or size is absurd; make it again with ffcv-train write"
-        )
-    return data_ptrs.astype(np.int64), sizes.astype(np.int64)
+    image_bytes = stored_bytes = side = 0
+    for part in _parts(len(beton)):
+        rows = samples[part]
+        image = rows["f0"]
+        if (sizes[part] > limit).any() or (image["data_ptr"] > limit).any():
+            raise UserError(
+                f"{beton.path} is damaged: an image's position or size is absurd; make it again with ffcv-train write"
+            )
+        beton.ptrs[part], beton.labels[part], beton.modes[part] = image["data_ptr"], rows["f1"], image["mode"]
+        beton.heights[part], beton.widths[part] = image["height"], image["width"]
+        stored, pixels = sizes[part].astype(np.int64), beton.pixels(part)
+        _check_samples(beton, part, stored, pixels, data_start, data_end)
+        beton.sizes[part] = stored
+        jpeg = beton.modes[part] != MODE_RAW
+        image_bytes = max(image_bytes, 3 * int(pixels.max(where=jpeg, initial=0)))
+        stored_bytes = max(stored_bytes, int(stored.max(where=jpeg, initial=0)))
+        side = max(side, int(beton.heights[part].max()), int(beton.widths[part].max()))
+    return Extent(image_bytes, stored_bytes, side)
 
 
-def _check_samples(beton: Beton, data_start: int, data_end: int) -> None:
-    last_byte = beton.ptrs + beton.sizes - 1
-    raw, pixels = beton.modes == MODE_RAW, beton.heights * beton.widths
-    most = beton.sizes * _MAX_PIXELS_PER_BYTE
+def _check_samples(
+    beton: Beton, part: slice, sizes: np.ndarray, pixels: np.ndarray, data_start: int, data_end: int
+) -> None:
+    """Raise `UserError` naming the first of the samples `part` whose row cannot be; `sizes`, `pixels` are theirs."""
+    ptrs = beton.ptrs[part]
+    last_byte = ptrs + sizes - 1
+    raw = beton.modes[part] == MODE_RAW
     checks = (
-        ((beton.modes > MODE_RAW), "has an unknown storage mode"),
-        ((beton.heights < 1) | (beton.widths < 1), "has no pixels"),
-        ((beton.sizes < 1) | (beton.ptrs < data_start) | (last_byte >= data_end), "lies outside the data region"),
-        ((beton.ptrs // beton.page_size != last_byte // beton.page_size), "crosses a page"),
-        (raw & (beton.sizes != pixels * 3), "is raw but not height × width × 3 bytes long"),
+        ((beton.modes[part] > MODE_RAW), "has an unknown storage mode"),
+        (pixels < 1, "has no pixels"),
+        ((sizes < 1) | (ptrs < data_start) | (last_byte >= data_end), "lies outside the data region"),
+        ((ptrs // beton.page_size != last_byte // beton.page_size), "crosses a page"),
+        (raw & (sizes != pixels * 3), "is raw but not height × width × 3 bytes long"),
         # Before anyone takes memory for it.
-        (~raw & (pixels > most), "claims more pixels than its bytes can hold"),
-        ((beton.labels < 0), "has a negative label"),
+        (~raw & (pixels > sizes * _MAX_PIXELS_PER_BYTE), "claims more pixels than its bytes can hold"),
+        ((beton.labels[part] < 0), "has a negative label"),
     )
     for wrong, what in checks:
         if wrong.any():
-            first = int(np.flatnonzero(wrong)[0])
+            first = part.start + int(np.flatnonzero(wrong)[0])
             raise UserError(f"{beton.describe(first)} {what}; the file is damaged, make it again with ffcv-train write")
 
 
@@ -266,7 +362,7 @@ def _pair(arguments: bytes) -> str:
     return rest[:64].decode("ascii", "replace") if not mark and rest else ""
 
 
-def _read_sidecar(path: Path, num_samples: int, pair: str) -> dict[str, Any] | None:
+def _read_sidecar(path: Path, num_samples: int, pair: str) -> Sidecar | None:
     file = sidecar_path(path)
     if not file.exists():
         if pair:
@@ -275,15 +371,16 @@ def _read_sidecar(path: Path, num_samples: int, pair: str) -> dict[str, Any] | N
                 f"write the data set again"
             )
         return None
+    sidecar, fits = None, False
     try:
-        sidecar = parse_json(file.read_text())
-        names, count, files = sidecar["class_names"], sidecar["num_samples"], sidecar.get("files", [])
-        lists = isinstance(names, list) and isinstance(files, list)
-        fits = lists and all(isinstance(name, str) for name in (*names, *files))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        fits, count = False, num_samples
-    checksums = sidecar.get("checksums") if fits else None
-    other = checksums.get("pair", "") if isinstance(checksums, dict) else ""
+        sidecar = open_sidecar(file)
+        names, count = sidecar["class_names"], sidecar["num_samples"]
+        fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        fits &= sidecar.may_list_texts("files")
+    except (OSError, ValueError, KeyError, OverflowError):
+        count = num_samples
+    checksums = sidecar.get("checksums") if sidecar is not None and fits else None
+    other = checksums.get("pair", "") if isinstance(checksums, Mapping) else ""
     if fits and other != pair:
         raise UserError(
             f"{file} was not written with {path.name}: one of the two was replaced alone, or the conversion was killed "
@@ -297,13 +394,13 @@ def _read_sidecar(path: Path, num_samples: int, pair: str) -> dict[str, Any] | N
     return sidecar
 
 
-def _class_names(sidecar: dict[str, Any] | None) -> tuple[str, ...] | None:
+def _class_names(sidecar: Sidecar | None) -> tuple[str, ...] | None:
     if sidecar is None or not sidecar.get("named", True):
         return None
     return tuple(map(tidy, sidecar["class_names"]))
 
 
-def _tables_checksum(sidecar: dict[str, Any]) -> int | None:
+def _tables_checksum(sidecar: Mapping[str, Any]) -> int | None:
     """The CRC-32 of the tables in the sidecar; None where it is no number."""
     try:
         return int(sidecar["checksums"]["tables"], 16)

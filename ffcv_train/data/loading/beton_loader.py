@@ -26,7 +26,7 @@ from ffcv_train.data.kernels.pieces import FIELDS, cut_samples, cutting_scratch
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.loading.device_decode import DamagedSampleError, check_decoder, decode_batch
 from ffcv_train.data.loading.pages import PageCache
-from ffcv_train.data.loading.plan import EpochPlan, Order
+from ffcv_train.data.loading.plan import EpochPlan, Order, distinct_pages
 from ffcv_train.data.loading.source_file import SourceFile
 from ffcv_train.data.loading.threads import Threads
 from ffcv_train.data.loading.transfer import Transfer
@@ -84,9 +84,11 @@ class _Cut:
 
 def _window(beton: Beton, batch_size: int) -> tuple[np.ndarray, int]:
     """The page that each sample lies on, and how many pages quasi-random order mixes."""
-    pages = beton.ptrs // beton.page_size
-    per_page = max(1.0, len(beton) / len(np.unique(pages)))
-    most = max(4, _WINDOW_BYTES // beton.page_size)
+    size = beton.page_size
+    pages = np.empty(len(beton), np.uint32 if beton.file_size // size < 1 << 32 else np.int64)
+    np.floor_divide(beton.ptrs, size, out=pages, casting="unsafe")
+    per_page = max(1.0, len(beton) / len(distinct_pages(pages)))
+    most = max(4, _WINDOW_BYTES // size)
     return pages, int(min(most, max(4, _WINDOW_BATCHES * batch_size / per_page)))
 
 
@@ -283,7 +285,7 @@ class BetonLoader:
         slot.labels[:count] = torch.from_numpy(self._beton.labels[samples])
         slot.indices[:count] = torch.from_numpy(samples)
         if views.boxes:
-            heights, widths = self._beton.heights[samples], self._beton.widths[samples]
+            heights, widths = (table[samples].astype(np.int64) for table in (self._beton.heights, self._beton.widths))
             drawn = torch.from_numpy(draw_boxes(heights, widths, keys, self._seed, epoch, views.parameters))
             slot.boxes[:count], slot.flips[:count] = drawn[..., :4], drawn[..., 4] != 0
         target = slot.pixels[: count * views.bytes_per_sample].numpy()
@@ -319,10 +321,10 @@ class BetonLoader:
         beton, samples = self._beton, keys % len(self._beton)
         return (
             addresses,
-            beton.sizes[samples],
+            beton.sizes[samples].astype(np.int64),
             beton.modes[samples],
-            beton.heights[samples],
-            beton.widths[samples],
+            beton.heights[samples].astype(np.int64),
+            beton.widths[samples].astype(np.int64),
             keys,
         )
 
@@ -386,18 +388,14 @@ class BetonLoader:
 
     def _scratch(self) -> Scratch:
         if getattr(self._threads, "generation", -1) != self._generation:
-            beton = self._beton
-            compressed = beton.modes == MODE_JPG
-            image_bytes = int((beton.heights * beton.widths * 3 * compressed).max())
-            stored_bytes = int((beton.sizes * compressed).max())
-            side = int(max(beton.heights.max(), beton.widths.max()))
+            beton, most = self._beton, self._beton.extent
             largest = int(self._room.sides.max()) if self._room is not None else 1
             try:
                 self._threads.scratch = Scratch(
-                    image_bytes, stored_bytes, side, largest, len(self._views.sides) * self._repeats
+                    most.image_bytes, most.stored_bytes, most.side, largest, len(self._views.sides) * self._repeats
                 )
             except MemoryError:
-                sample = int(np.argmax(beton.heights * beton.widths * compressed))
+                sample = int(np.argmax(beton.pixels() * (beton.modes == MODE_JPG)))
                 raise UserError(
                     f"{beton.describe(sample)} has {beton.widths[sample]} × {beton.heights[sample]} pixels, for "
                     f"which a thread needs more memory than there is; lower --data.num_workers, or write the data "

@@ -103,7 +103,7 @@ def _within(path: Path) -> list[Picture]:
         raise UserError(f"{path} does not exist; name image files, folders or .zip files of them, or .beton files")
     if kind == ".beton" or is_beton(path):
         beton = open_beton(path)
-        files = (beton.sidecar or {}).get("files") or ()
+        files = beton.files
         names = [files[index] if index < len(files) else str(index) for index in range(len(beton))]
         return [Picture(f"{path}/{name}", Sample(beton, index)) for index, name in enumerate(names)]
     if kind == ".zip":

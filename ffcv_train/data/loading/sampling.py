@@ -1,5 +1,7 @@
 """Which training samples are drawn how often: data.subset and data.sampling."""
 
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,10 @@ def sampling_weights(sampling: str, subset: str, labels: np.ndarray) -> np.ndarr
         return None
     weights = np.ones(len(labels))
     if sampling == "class_balanced":
-        weights = np.zeros(len(labels))
-        chosen = np.arange(len(labels)) if not subset else read_subset(subset, len(labels))
+        chosen = slice(None) if not subset else read_subset(subset, len(labels))
         counts = np.bincount(labels[chosen])
-        weights[chosen] = 1.0 / counts[labels[chosen]]
+        weights[:] = 0
+        weights[chosen] = (1.0 / np.maximum(counts, 1))[labels[chosen]]
         return weights
     if sampling != "uniform":
         weights = read_weights(sampling, len(labels))
@@ -37,20 +39,19 @@ def sampling_weights(sampling: str, subset: str, labels: np.ndarray) -> np.ndarr
 
 def read_subset(file: str, num_samples: int) -> np.ndarray:
     """The sample numbers (int64 [M], sorted) that stand in `file`, one per line, from 0; raises `UserError`."""
-    numbers = _lines(file, "data.subset")
-    seen: dict[int, int] = {}
-    for line, text in numbers:
+    line_of = np.zeros(num_samples, np.int64)  # lines count from 1
+    for line, text in _lines(file, "data.subset"):
         if not (text.isascii() and text.isdigit()) or int(text) >= num_samples:
             raise UserError(
                 f"data.subset={file}: line {line} is {text[:40]!r}, and the samples are numbered 0 to {num_samples - 1}"
             )
-        if int(text) in seen:
+        if line_of[int(text)]:
             raise UserError(
-                f"data.subset={file}: sample {text} stands in lines {seen[int(text)]} and {line}; a sample is in a "
+                f"data.subset={file}: sample {text} stands in lines {line_of[int(text)]} and {line}; a sample is in a "
                 "subset once, and data.sampling=FILE gives it a weight"
             )
-        seen[int(text)] = line
-    return np.array(sorted(seen), np.int64)
+        line_of[int(text)] = line
+    return np.flatnonzero(line_of)
 
 
 def read_weights(file: str, num_samples: int) -> np.ndarray:
@@ -60,7 +61,7 @@ def read_weights(file: str, num_samples: int) -> np.ndarray:
             f"data.sampling={file} is neither {' nor '.join(RULES)} nor a file; a file has a weight per sample, "
             "each on a line"
         )
-    weights = []
+    weights = array("d")
     for line, text in _lines(file, "data.sampling"):
         try:
             weights.append(float(text))
@@ -70,15 +71,17 @@ def read_weights(file: str, num_samples: int) -> np.ndarray:
             raise UserError(f"data.sampling={file}: line {line} is {text[:40]!r}; a weight is a number of at least 0")
     if len(weights) != num_samples:
         raise UserError(f"data.sampling={file} has {len(weights)} weights, and there are {num_samples} samples")
-    if not any(weights):
+    found = np.array(weights)
+    if not found.any():
         raise UserError(f"data.sampling={file}: all weights are 0; give some sample one above")
-    return np.array(weights)
+    return found
 
 
 def describe_sampling(weights: np.ndarray, labels: np.ndarray) -> str:
     """What `weights` (float64 [N]) make of an epoch, in words."""
     draws = int(np.count_nonzero(weights))
-    shares = np.bincount(labels, weights)[np.unique(labels[weights > 0])] / weights.sum() * draws
+    of_classes = np.bincount(labels, weights)
+    shares = of_classes[of_classes > 0] / weights.sum() * draws
     most = weights.max() / weights.sum() * draws
     low, high = shares.min(), shares.max()
     spread = f"{low:,.0f}" if high - low < 1 else f"{low:,.0f} to {high:,.0f}"
@@ -89,12 +92,16 @@ def describe_sampling(weights: np.ndarray, labels: np.ndarray) -> str:
     )
 
 
-def _lines(file: str, option: str) -> list[tuple[int, str]]:
+def _lines(file: str, option: str) -> Iterator[tuple[int, str]]:
+    """The lines that hold something, with their numbers; one after the other, for there may be millions."""
+    empty = True
     try:
-        content = Path(file).read_text(encoding="utf-8")
+        with Path(file).open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    empty = False
+                    yield number, line.strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{option}={file} cannot be read: {error}") from None
-    found = [(number, line.strip()) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
-    if not found:
+    if empty:
         raise UserError(f"{option}={file} holds nothing; leave the option out to train on all samples alike")
-    return found

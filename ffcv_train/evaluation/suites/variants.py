@@ -120,7 +120,7 @@ def real_sets(file: Path, data_set: DataSet) -> list[set[int]]:
     except (ValueError, TypeError, OverflowError):
         raise UserError(f"{file} is not a list of lists of labels; give real.json of the ReaL labels") from None
     if isinstance(data_set, Beton):
-        names = list((data_set.sidecar or {}).get("files") or ())
+        names = list(data_set.files)
     else:
         names = [data_set.source.name(index) for index in range(len(data_set))]
     numbers = [_NUMBER.search(name) for name in names]
