@@ -1,7 +1,9 @@
 """Shared data: small betons of real photographs, written by the stock FFCV writer so that ours is not its own judge."""
 
+import gc
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Test processes share the cores; PyTorch's threads wait for each other at every operation. Before torch is imported.
@@ -54,3 +56,10 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Path
     from tests.support.runs import train
 
     return train(small_betons, tmp_path_factory.mktemp("run"), "--logging.run=small")
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What a test left in cycles of references goes with it, and warns of itself there."""
+    yield
+    gc.collect()

@@ -41,6 +41,7 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert python == "python"
     if words[0] == "-m":
         monkeypatch.setattr(sys, "argv", words[1:])
+        monkeypatch.delitem(sys.modules, f"{words[1]}.__main__", raising=False)  # another test may have imported it
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         monkeypatch.setattr(sys, "argv", words)

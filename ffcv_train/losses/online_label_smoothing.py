@@ -21,20 +21,12 @@ def online_label_smoothing(
     """
     log_q = F.log_softmax(logits, dim=-1)
     if targets.is_floating_point():
-        wanted = hard_weight * targets + soft_weight * _product(targets, rows)
+        # A run may let its network's float32 products be TF32, of 10 bits, and autocast make them bf16: not in float64.
+        mean_rows = (targets.double() @ rows.double()).to(rows.dtype)
+        wanted = hard_weight * targets + soft_weight * mean_rows
         return -(wanted * log_q).sum(dim=-1)
     hard = log_q.gather(-1, targets[:, None]).squeeze(-1)
     return -hard_weight * hard - soft_weight * (rows[targets] * log_q).sum(dim=-1)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in the type of both, also where a run lets its network's float32 products be TF32, of 10 bits."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        return a @ b
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def predictions_and_their_weights(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from ffcv_train.data.open import open_data_set
 from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.run import requested_network
 from ffcv_train.evaluation.suites import calibration
+from ffcv_train.models.opening import open_checkpoint
 from tests.support.photographs import crops_of_photographs
 from tests.support.runs import ALONE, Betons
 
@@ -96,7 +97,7 @@ def test_calibrated_probabilities_are_those_of_the_temperature(
     arguments = [f"--checkpoint={checkpoint}", *COMMON]
     message = error_of(*arguments, "--calibrated", photographs)
     assert "holds no temperature for its model weights" in message and "leave --calibrated out" in message
-    calibration.keep(str(checkpoint), "model", {"temperature": 2.5, "fitted_on": {}})
+    calibration.keep(open_checkpoint(checkpoint), "model", {"temperature": 2.5, "fitted_on": {}})
     predict.main([*arguments, "--calibrated", str(photographs), f"--output={output}"])
     expected = wanted(arguments, photographs, "folder") ** (1 / 2.5)
     np.testing.assert_allclose(written(output)[1], expected / expected.sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-7)

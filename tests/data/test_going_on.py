@@ -20,7 +20,7 @@ from ffcv_train.data.format.beton import open_beton, sidecar_path
 from ffcv_train.data.format.verify import verify
 from ffcv_train.system.errors import UserError
 from tests.support import kills
-from tests.support.kills import InProcess, Killed, killed_at
+from tests.support.kills import InProcess, Killed, abandons_files, killed_at
 from tests.support.photographs import ROOT, crops_of_photographs
 
 COUNT = 120
@@ -214,6 +214,7 @@ def test_leftovers_of_files_that_are_gone_are_removed(images: Path, tmp_path: Pa
     assert left(tmp_path) == ["a.beton", "a.beton.json", "b.beton.tmp-01234567"]
 
 
+@abandons_files
 @pytest.mark.usefixtures("in_process")
 def test_killed_at_16_random_points_it_ends_with_the_same_bytes(
     images: Path, tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]

@@ -21,7 +21,7 @@ from ffcv_train.data.open import open_data_set
 from ffcv_train.data.sources.open import open_source
 from ffcv_train.data.sources.source import SourceOptions
 from ffcv_train.system.errors import UserError
-from tests.support.kills import InProcess, Killed, killed_at
+from tests.support.kills import InProcess, Killed, abandons_files, killed_at
 from tests.support.photographs import crops_of_photographs
 
 
@@ -63,6 +63,7 @@ def write(folder: Path, path: Path) -> Path:
     return convert(WriteConfig(data_dir=str(folder), write_path=str(path), write_mode="raw", num_workers=1))
 
 
+@abandons_files
 def test_a_beton_and_its_sidecar_at_every_kill(betons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_module, "WorkerPool", InProcess)
     path = tmp_path / "out" / "a.beton"
@@ -113,6 +114,7 @@ def read_zips(folder: Path) -> None:
         open_data_set(str(folder / f"{split}.zip"), "zip")
 
 
+@abandons_files
 def test_zips_and_maps_at_every_kill(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_zips(images / "two", out)

@@ -17,7 +17,7 @@ from ffcv_train.data.format.beton import open_beton, sidecar_path
 from ffcv_train.data.format.verify import verify
 from ffcv_train.data.sources.selection import long_tail, stratified_split
 from ffcv_train.system.errors import UserError
-from tests.support.kills import InProcess, Killed, killed_at
+from tests.support.kills import InProcess, Killed, abandons_files, killed_at
 from tests.support.photographs import crops_of_photographs
 
 COUNTS = {"ape": 20, "bee": 11, "cat": 4, "dog": 1}
@@ -191,6 +191,7 @@ def test_lone_images_cannot_be_split(images: Path, tmp_path: Path) -> None:
         write(tmp_path / "images", tmp_path / "train.beton", val_fraction=0.5)
 
 
+@abandons_files
 def test_two_files_are_of_one_split_wherever_it_is_killed(images: Path, tmp_path: Path) -> None:
     """Files of two seeds share images: what can be read is of one seed, or it is refused."""
     sets = {}

@@ -36,7 +36,7 @@ from ffcv_train.data.kernels.crops import RandomResizedCrop
 from ffcv_train.data.loader import Loader
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.progress import ProgressLine
-from tests.support.kills import InProcess
+from tests.support.kills import InProcess, abandons_files
 from tests.support.limits import no_hang
 from tests.support.photographs import ROOT, Samples, crops_of_photographs, decode_rgb, write_stock_beton
 
@@ -473,6 +473,7 @@ def while_writing(out: Path, action: Callable[[], None]) -> Iterator[list[float]
     thread.join()
 
 
+@abandons_files
 def test_a_worker_that_dies_ends_it_at_once(long_folder: Path, out: Path) -> None:
     me = psutil.Process()
     with (

@@ -26,6 +26,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench.set_up(tmp_path_factory.mktemp("bench"))
 
 
+# A run is a fork of this process, and warnings are errors in tests alone.
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", SHARE)
 def test_what_is_promised_holds(bench: Bench, name: str) -> None:
     (kind,) = (kind for kind in KINDS if kind.name == name)

@@ -227,22 +227,19 @@ def test_two_processes_stopped_and_resumed_equal_two_that_were_not(two_ranks: Pa
             torch.testing.assert_close(parts[part][name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_the_product_with_soft_targets_is_float32_where_a_run_allows_tf32() -> None:
-    precisions = []
+@pytest.mark.parametrize("cast", [False, True])
+def test_the_product_with_soft_targets_is_exact_whatever_a_run_allows(cast: bool) -> None:
+    """TF32 and autocast's bf16 have float32's products alone: float64 is what neither touches."""
+    dtypes = []
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if function is torch.ops.aten.mm.default:
-                precisions.append(torch.get_float32_matmul_precision())
+                dtypes.append(args[0].dtype)
             return function(*args, **(kwargs or {}))
 
     logits, targets = batch(0, soft=True)
     criterion = criterion_of()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with Products():
-            criterion(logits.requires_grad_(), targets).backward()
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert precisions == ["highest"]
+    with Products(), torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        criterion(logits.requires_grad_(), targets).backward()
+    assert dtypes == [torch.float64]

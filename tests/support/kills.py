@@ -4,12 +4,14 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from ffcv_train.data.convert.encoding import EncodedChunk, Encoding, Task, encode_task
 from ffcv_train.data.convert.worker import write_samples
+
+_Test = TypeVar("_Test", bound=Callable[..., object])
 
 
 class Killed(BaseException):
@@ -54,6 +56,12 @@ def killed_at(point: int, *more: tuple[Any, str]) -> Iterator[list[str]]:
             # Nobody pulls the plug here, and waiting for the disk takes most of the time.
             patch.setattr(owner, name, dying((lambda descriptor: None) if name == "fsync" else real, name))
         yield died
+
+
+def abandons_files(test: _Test) -> _Test:
+    """For tests with `killed_at`: the dead close no files, and what they left open is forgotten with the test."""
+    forgiven = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+    return pytest.mark.usefixtures("forgotten")(forgiven(test))
 
 
 class InProcess:

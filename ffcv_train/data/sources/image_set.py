@@ -81,7 +81,7 @@ def open_image_set(path: str | Path, kind: str, classes: str = "") -> ImageSet:
             what = "is not a folder" if path.exists() else "does not exist"
             raise UserError(f"the data set {path} {what}; --data.format=folder wants one with a folder per class")
         for split in ("train", "val"):
-            if (path / split).is_dir() and any(entry.is_dir() for entry in os.scandir(path / split)):
+            if (path / split).is_dir() and any(entry.is_dir() for entry in (path / split).iterdir()):
                 raise UserError(f"the data set {path} holds several splits; name one of them, such as {path / split}")
         # The labels of a folder called val come from train beside it.
         split = path.name if path.name in ("train", "val") else "train"
