@@ -39,6 +39,10 @@ ERRORS = {
     "is raw but not": "raw of another size",
     "has a negative label": "negative label",
     "does not describe": "sidecar does not fit",
+    "was not written with": "sidecar does not fit",
+    "names its classes, is missing": "no sidecar",
+    "is damaged at": "sidecar damaged",
+    "not all of its files are names": "sidecar damaged",
     "differ from their checksum": "checksum of the tables",
     "cannot read": "cannot be read",
 }
