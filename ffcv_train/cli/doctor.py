@@ -54,7 +54,7 @@ def parse_doctor_options(argv: Sequence[str]) -> DoctorOptions:
     request = DoctorOptions(
         config,
         Path(options.json) if options.json else None,
-        _number("--seconds", options.seconds),
+        positive_number("--seconds", options.seconds),
         _count("--devices", options.devices),
         options.overfit,
         Path(options.find_lr) if options.find_lr else None,
@@ -69,7 +69,8 @@ def parse_doctor_options(argv: Sequence[str]) -> DoctorOptions:
     return request
 
 
-def _number(name: str, text: str) -> float:
+def positive_number(name: str, text: str) -> float:
+    """The option `name`'s value, a finite number above 0; raises `UserError`."""
     try:
         value = float(text)
     except ValueError:

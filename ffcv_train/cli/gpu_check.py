@@ -4,7 +4,6 @@ python -m ffcv_train gpu-check
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ffcv_train.cli.doctor import check_json
+from ffcv_train.cli.doctor import check_json, positive_number
 from ffcv_train.doctor.gpu.check import MINUTES, check, names
 from ffcv_train.doctor.gpu.table import print_findings
 from ffcv_train.system.errors import UserError
@@ -43,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         "--minutes", metavar="N", default=f"{MINUTES:g}", help=f"begin no row after so many minutes [{MINUTES:g}]"
     )
     options = parser.parse_args(list(argv))
-    wanted, minutes = _rows(options.rows), _minutes(options.minutes)
+    wanted, minutes = _rows(options.rows), positive_number("--minutes", options.minutes)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch sees no GPU; check nvidia-smi, or try the rows that need none with --device=cpu")
     if options.json:
@@ -62,16 +61,6 @@ def main(argv: Sequence[str]) -> None:
         print(f"findings: {options.json}")
     if not findings["holds"]:
         sys.exit(1)
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise UserError(f"--minutes must be a number above 0, not {text!r}")
-    return minutes
 
 
 def _rows(text: str | None) -> list[str]:

@@ -133,17 +133,7 @@ class Loader(Generic[AnyBatch]):
         if not isinstance(data_set, Beton | ImageSet):
             raise TypeError(f"data_set must be a path or what open_data_set returned, not {type(data_set).__name__}")
         _check_counts(batch_size=batch_size, batches_ahead=batches_ahead, repeats=repeats)
-        listed = None if views is None or isinstance(views, int) else _checked_list(views, crop, resolution)
-        if isinstance(views, int):
-            _check_counts(views=views)
-            if isinstance(crop, CenterCrop):
-                raise ValueError(f"views={views} are random crops, and crop is a CenterCrop; give a RandomResizedCrop")
-        if listed is None:
-            if not isinstance(crop, RandomResizedCrop | CenterCrop):
-                raise TypeError(f"crop must be a RandomResizedCrop or a CenterCrop, not {crop!r}")
-            _check_counts(resolution=resolution)
-        if boxes and views is None:
-            raise ValueError("boxes=True tells the crops of views; give views=1 for those of one")
+        views = _checked_views(views, crop, resolution, boxes)
         if num_workers is not None:
             _check_counts(num_workers=num_workers)
         if order is None:
@@ -159,7 +149,7 @@ class Loader(Generic[AnyBatch]):
         self.data_set = data_set
         self.batch_size = batch_size
         self._next = (0, 0)
-        self._listed = listed is not None
+        self._listed = isinstance(views, list)
         self._running: Generator[Batch, None, None] | None = None
         with speaking_of_arguments():
             if isinstance(data_set, Beton):
@@ -179,7 +169,7 @@ class Loader(Generic[AnyBatch]):
                     batches_ahead=batches_ahead,
                     repeats=repeats,
                     weights=drawn,
-                    views=views if listed is None else listed,
+                    views=views,
                     boxes=boxes,
                 )
             else:
@@ -197,7 +187,7 @@ class Loader(Generic[AnyBatch]):
                     batches_ahead=batches_ahead,
                     cache=cache,
                     weights=drawn,
-                    views=views if listed is None else listed,
+                    views=views,
                     boxes=boxes,
                 )
 
@@ -267,6 +257,23 @@ def _checked_weights(weights: Sequence[float] | np.ndarray, num_samples: int, or
     if not (np.isfinite(found) & (found >= 0)).all() or not found.any():
         raise ValueError("weights must be finite numbers of at least 0, not all of them 0")
     return found
+
+
+def _checked_views(
+    views: int | Sequence[View] | None, crop: RandomResizedCrop | CenterCrop | None, resolution: int | None, boxes: bool
+) -> int | list[View] | None:
+    if boxes and views is None:
+        raise ValueError("boxes=True tells the crops of views; give views=1 for those of one")
+    if views is not None and not isinstance(views, int):
+        return _checked_list(views, crop, resolution)
+    if views is not None:
+        _check_counts(views=views)
+        if isinstance(crop, CenterCrop):
+            raise ValueError(f"views={views} are random crops, and crop is a CenterCrop; give a RandomResizedCrop")
+    if not isinstance(crop, RandomResizedCrop | CenterCrop):
+        raise TypeError(f"crop must be a RandomResizedCrop or a CenterCrop, not {crop!r}")
+    _check_counts(resolution=resolution)
+    return views
 
 
 def _checked_list(
