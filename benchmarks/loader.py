@@ -1,4 +1,4 @@
-"""How fast the loader is, beside FFCV's own, torchvision's, webdataset's, Pillow's and (where installed) DALI's.
+"""How fast the loader is, beside FFCV, torchvision, webdataset, Pillow and, where installed, DALI and SPDL.
 
     python -m benchmarks.loader --folder ImageNet/train --workers 2 --resolutions 160,224 --json loader.json
 
@@ -32,7 +32,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.loading.contenders import BETON_READERS, CONTENDERS, PLAIN, Files, available
+from benchmarks.loading.contenders import BETON_READERS, CONTENDERS, OURS, Files, available
 from benchmarks.loading.files import from_beton, from_folder
 from benchmarks.loading.process import Contender
 from ffcv_train.cli.main import run_main
@@ -44,7 +44,7 @@ from ffcv_train.system.resources import usable_cores
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 MODES = ("jpg", "proportion")
-PACKAGES = ("torch", "torchvision", "ffcv", "numba", "webdataset", "pillow", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "torchvision", "ffcv", "numba", "webdataset", "pillow", "nvidia-dali-cuda120", "spdl-io")
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
                 files = from_folder(options.folder, Path(scratch), mode, options.images, options.workers)
             names = competing(options.loaders, mode)
             batch_size = min(options.batch_size, len(open_beton(files.beton)))
-            own = [name for name in names if name in ("ours", PLAIN)]
+            own = [name for name in names if name in OURS]
             if own and not rows:
                 # One start fills numba's disk cache for all modes and resolutions.
                 Contender(own[0], files, options.resolutions[0], batch_size, options.workers).close()
@@ -107,8 +107,8 @@ def parse() -> argparse.Namespace:
     if min(options.resolutions) < 1:
         raise UserError("--resolutions: a side has at least one pixel")
     options.modes = _chosen("modes", options.modes, MODES, MODES) if options.beton is None else [""]
-    # Of a .beton as it is there is no second file without restart markers.
-    known = [name for name in CONTENDERS if name != PLAIN or options.beton is None]
+    # A .beton is read as it is: there is no second file without restart markers or with a level.
+    known = [name for name in CONTENDERS if name not in OURS[1:] or options.beton is None]
     options.loaders = _chosen("loaders", options.loaders, known, [name for name in known if name in available()])
     for name in options.loaders:
         if name not in available():

@@ -22,6 +22,8 @@ class Files:
     """As our writer makes it."""
     plain_beton: Path
     """Without restart markers, as FFCV's writer makes it."""
+    level_beton: Path
+    """As our writer makes it with a smaller level behind each image."""
     images: Path
     """Its JPEGs as files, <label>/<index>.jpg; of the mode jpg only."""
     shards: Path
@@ -36,6 +38,11 @@ def ours(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
 def ours_plain(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
     """This project's loader on a file without restart markers."""
     return _ours(files.plain_beton, resolution, batch_size, workers)
+
+
+def ours_level(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
+    """This project's loader on a file with a smaller level behind each image."""
+    return _ours(files.level_beton, resolution, batch_size, workers)
 
 
 def _ours(beton: Path, resolution: int, batch_size: int, workers: int) -> Epoch:
@@ -71,11 +78,11 @@ def ffcv(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
     """Stock FFCV, with the operations of its ImageNet example."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import BetonLoader, OrderOption
+    from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
     image = [RandomResizedCropRGBImageDecoder((resolution, resolution)), RandomHorizontalFlip(), ToTensor()]
-    loader = BetonLoader(
+    loader = Loader(
         str(files.plain_beton),
         batch_size=batch_size,
         num_workers=workers,
@@ -163,19 +170,64 @@ def dali(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
     return lambda: (batch[0]["data"] for batch in iterator)
 
 
-PLAIN = "ours-no-tiles"
+def spdl(files: Files, resolution: int, batch_size: int, workers: int) -> Epoch:
+    """SPDL's threads with its own decoder, FFmpeg, whose filters crop, mirror and resize."""
+    import math
+    import random
+
+    from spdl import io
+    from spdl.pipeline import PipelineBuilder
+
+    io.utils.set_ffmpeg_log_level(8)  # without a line for each JPEG's pixel format
+    paths = sorted(str(path) for path in files.images.glob("*/*.jpg"))
+
+    def load(path: str) -> Any:
+        packets = io.demux_image(path)
+        crop = ":".join(map(str, draw(packets.width, packets.height)))
+        mirror = "hflip," if random.random() < 0.5 else ""
+        scale = f"scale={resolution}:{resolution}:flags=bilinear"
+        return io.decode_packets(packets, filter_desc=f"crop={crop},{mirror}{scale},format=pix_fmts=rgb24")
+
+    def draw(width: int, height: int) -> tuple[int, int, int, int]:
+        """Width, height, left and top of a crop as torchvision's RandomResizedCrop draws it."""
+        for _ in range(10):
+            area = width * height * random.uniform(0.08, 1.0)
+            ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return w, h, random.randint(0, width - w), random.randint(0, height - h)
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        return w, h, (width - w) // 2, (height - h) // 2
+
+    def collate(frames: list[Any]) -> Any:
+        return io.to_torch(io.convert_frames(frames)).permute(0, 3, 1, 2)
+
+    def epoch() -> Iterator[Any]:
+        builder = PipelineBuilder().add_source(random.sample(paths, len(paths)))
+        builder = builder.pipe(load, concurrency=workers).aggregate(batch_size, drop_last=True).pipe(collate)
+        pipeline = builder.add_sink(2).build(num_threads=workers)
+        with pipeline.auto_stop():
+            yield from pipeline
+
+    return epoch
+
+
+PLAIN, LEVEL = "ours-no-tiles", "ours-level"
 CONTENDERS: dict[str, Callable[[Files, int, int, int], Epoch]] = {
     "ours": ours,
+    LEVEL: ours_level,
     PLAIN: ours_plain,
     "ffcv": ffcv,
     "torchvision": torchvision,
     "webdataset": webdataset,
     "pillow": pillow,
     "dali": dali,
+    "spdl": spdl,
 }
-BETON_READERS = ("ours", PLAIN, "ffcv")
+OURS = ("ours", LEVEL, PLAIN)
+BETON_READERS = (*OURS, "ffcv")
 """Those that read raw samples too."""
-_NEEDS = {"dali": "nvidia.dali"}
+_NEEDS = {"dali": "nvidia.dali", "spdl": "spdl.io"}
 
 
 def available() -> list[str]:

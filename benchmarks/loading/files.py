@@ -14,7 +14,7 @@ from ffcv_train.data.kernels.modes import MODE_JPG
 from ffcv_train.system.errors import UserError
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png"}
-MAX_RESOLUTION, JPEG_QUALITY = 500, 90
+MAX_RESOLUTION, JPEG_QUALITY, LEVEL_SHARE = 500, 90, 0.65
 
 
 def from_folder(folder: Path, scratch: Path, mode: str, images: int, workers: int) -> Files:
@@ -25,9 +25,9 @@ def from_folder(folder: Path, scratch: Path, mode: str, images: int, workers: in
     links = scratch / "links"
     if not links.exists():
         link_photographs(folder, links, images)
-    betons = []
-    for tiles in (True, False):
-        path = scratch / f"{mode}_{'tiles' if tiles else 'plain'}.beton"
+    betons = {}
+    for name, tiles, level in (("tiles", True, 0.0), ("plain", False, 0.0), ("level", True, LEVEL_SHARE)):
+        path = scratch / f"{mode}_{name}.beton"
         convert(
             WriteConfig(
                 data_dir=str(links),
@@ -37,17 +37,19 @@ def from_folder(folder: Path, scratch: Path, mode: str, images: int, workers: in
                 max_resolution=MAX_RESOLUTION,
                 jpeg_quality=JPEG_QUALITY,
                 tiles=tiles,
+                level=level,
                 num_workers=workers,
             )
         )
-        betons.append(path)
-    return _extracted(Files(betons[0], betons[1], scratch / "images", scratch / "shards"), mode, workers)
+        betons[name] = path
+    files = Files(betons["tiles"], betons["plain"], betons["level"], scratch / "images", scratch / "shards")
+    return _extracted(files, mode, workers)
 
 
 def from_beton(beton: Path, scratch: Path, workers: int) -> tuple[Files, str]:
     """A .beton as it is, and its mode: "jpg", or "mixed" where it holds raw samples."""
     mode = "jpg" if (open_beton(beton).modes == MODE_JPG).all() else "mixed"
-    return _extracted(Files(beton, beton, scratch / "images", scratch / "shards"), mode, workers), mode
+    return _extracted(Files(beton, beton, beton, scratch / "images", scratch / "shards"), mode, workers), mode
 
 
 def link_photographs(folder: Path, links: Path, images: int) -> None:

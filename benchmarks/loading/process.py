@@ -65,8 +65,10 @@ class Contender:
         assert drained == {"drained": True}
 
     def last(self, seconds: float) -> None:
-        """Let each later epoch be as many passes over the images as take `seconds`, by one that is run now."""
+        """Let each later epoch be as many passes over the images as take `seconds`, by the second of two run now."""
         self._passes = 1
+        # What a loader has prepared while it waited comes at once: a pass that holds it says nothing of later ones.
+        self.epoch()
         self._passes = max(1, math.ceil(seconds / self.epoch()["seconds"]))
 
     def epoch(self) -> dict[str, float]:

@@ -43,6 +43,16 @@ def test_every_loader_reads_the_same_images(jpg_beton: Path, tmp_path: Path) -> 
     assert "webdataset" in found.stdout and "32 px" in found.stdout
 
 
+def test_ffcv_competes(jpg_beton: Path, tmp_path: Path) -> None:
+    """Once, and not in each test: it compiles for seconds at every start."""
+    files, _ = from_beton(jpg_beton, tmp_path, 1)
+    contender = Contender("ffcv", files, 32, 16, 1)
+    try:
+        assert contender.epoch()["images"] == len(open_beton(jpg_beton)) // 16 * 16
+    finally:
+        contender.close()
+
+
 def test_a_timed_contender_has_the_cores_to_itself(jpg_beton: Path, tmp_path: Path) -> None:
     """Sampling memory while an epoch is timed once slowed the others more than ours, and so flattered ours."""
     files, _ = from_beton(jpg_beton, tmp_path, 1)
