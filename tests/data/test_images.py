@@ -312,14 +312,15 @@ def test_jpeg_equals_ffcvs(quality: int) -> None:
     assert encode_jpeg(view_of_bgr, quality, tiles=False) == reference
 
 
-@pytest.mark.parametrize("width", [1, 16, 17, 100, 333, 496, 500, 640])
+@pytest.mark.parametrize("width", [1, 16, 17, 100, 333, 368, 496, 500, 640])
 def test_tiles_change_no_pixel_and_form_a_grid(width: int) -> None:
     photo = np.tile(PHOTO, (1, 2, 1))[:90, :width]
     plain, tiled = (encode_jpeg(photo, 90, tiles) for tiles in (False, True))
     assert np.array_equal(decode_rgb(plain), decode_rgb(tiled))
     per_row = -(-width // 16)
     assert per_row % restart_interval(width) == 0
-    assert len(tiled) < 1.04 * len(plain) + 16
+    assert restart_interval(width) <= 5, "a crop needs few of the tiles of a whole row"
+    assert len(tiled) < 1.06 * len(plain) + 16
 
 
 @pytest.mark.parametrize("tiles", [False, True])

@@ -194,10 +194,9 @@ def encode_jpeg(image: np.ndarray, quality: int, tiles: bool = True, optimize: b
 
 
 def restart_interval(width: int) -> int:
-    """MCUs (16 × 16 pixels) between restart markers: a divisor of the row near 64 pixels, else the whole row.
+    """MCUs (16 × 16 pixels) between restart markers: the divisor of the row nearest to 3 (of two, the smaller).
 
-    Narrower tiles cost more bytes than the pixels that they save; wider ones save less.
+    Narrower tiles cost more bytes and time than the pixels that they save; wider ones save less.
     """
     per_row = -(-width // 16)
-    divisors = [d for d in range(2, 9) if per_row % d == 0]
-    return min(divisors, key=lambda d: abs(d - 4), default=per_row)
+    return min((d for d in range(1, 9) if per_row % d == 0), key=lambda d: abs(d - 3))
