@@ -60,6 +60,9 @@ METRICS = (
     Metric("corrupted_nll", "NLL, corrupted", ("suites", "corruptions", "mean", "nll"), better=-1),
     Metric("corrupted_ece", "ECE, corrupted", ("suites", "corruptions", "mean", "ece"), better=-1),
     Metric("mce", "mCE %", ("suites", "corruptions", "mce"), 100, 2, -1),
+    Metric("variants", "top-1, variants %", ("suites", "variants", "mean", "top_1"), 100, 2, 1),
+    Metric("variants_nll", "NLL, variants", ("suites", "variants", "mean", "nll"), better=-1),
+    Metric("real", "top-1, ReaL %", ("suites", "variants", "real", "top_1"), 100, 2, 1),
 )
 
 _BY_KEY = {metric.key: metric for metric in METRICS}

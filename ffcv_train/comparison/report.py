@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ _TABLES = (
     ("Often and seldom seen classes", ("many", "medium", "few")),
     ("Corruptions", ("corrupted", "corrupted_nll", "corrupted_ece", "mce")),
     ("Out-of-distribution detection", ("auroc", "auroc_logit", "auroc_energy", "auroc_knn", "fpr_95")),
+    ("Other pictures of the classes", ("variants", "variants_nll", "real")),
 )
 _PAIRED = (
     *("top_1", "nll", "ece", "d_within_val", "r_squared_val", "transfer", "brier", "nll_scaled", "ece_scaled"),
     *("aurc", "aurc_logit", "coverage_5", "many", "medium", "few", "auroc", "auroc_logit", "auroc_energy", "auroc_knn"),
-    *("corrupted", "corrupted_nll", "corrupted_ece"),
+    *("corrupted", "corrupted_nll", "corrupted_ece", "mce", "variants", "variants_nll", "real"),
 )
 _QUALITIES = {
     **dict.fromkeys(("top_1", "nll", "ece"), ""),
@@ -46,8 +47,9 @@ _QUALITIES = {
     **dict.fromkeys(("aurc", "coverage_5"), "selective"),
     **dict.fromkeys(("many", "medium", "few"), "groups"),
     **dict.fromkeys(("auroc", "auroc_knn"), "ood"),
-    **dict.fromkeys(("corrupted", "corrupted_ece"), "corruptions"),
-    **dict.fromkeys(("r_squared_val", "transfer"), ""),
+    **dict.fromkeys(("corrupted", "corrupted_ece", "mce"), "corruptions"),
+    **dict.fromkeys(("variants", "real"), "variants"),
+    **dict.fromkeys(("d_within_val", "r_squared_val", "transfer"), ""),
 }
 """The columns of the opening table, and the suite that each comes from"""
 _SAMPLED = {"top_1": "correct", "nll": "nll"}
@@ -218,6 +220,10 @@ def _qualities(criteria: Mapping[str, Any], differences: Mapping[str, Any]) -> d
         f"Means over seeds. Against {first}, by the 95% interval of the paired difference: ▲ better, ▼ worse, "
         "↑ higher, ↓ lower, = no difference that these runs show; no mark: not enough runs to say."
     )
+    if any(row["seeds"] != criteria[first]["seeds"] for row in criteria.values()):
+        note += f" Not all criteria have the same seeds: a mark is of the seeds that {first} has too, a mean of all."
+    if any(len(row["seeds"]) == 1 for row in differences.values()):
+        note += " Of one seed, the interval is a bootstrap over validation samples."
     return {"columns": columns, "note": note}
 
 
@@ -234,18 +240,7 @@ def _mark(metric: Metric, found: Mapping[str, Any] | None) -> str:
 def _difference_lines(first: str, differences: Mapping[str, Any]) -> list[str]:
     """Differences with their intervals, and how many seeds would show them."""
     keys = [key for key in _PAIRED if _has(differences, key)]
-    header = ["| criterion | seeds | " + " | ".join(_BY_KEY[key].title for key in keys) + " |"]
-    header.append("| --- | --- |" + " ---: |" * len(keys))
-    rows, seeds, few = [], [], False
-    for name, row in differences.items():
-        count = "one seed" if len(row["seeds"]) == 1 else str(len(row["seeds"]))
-        cells = [format_difference(_BY_KEY[key], row["metrics"].get(key)) for key in keys]
-        rows.append(f"| {name} | {count} | {' | '.join(cells)} |")
-        if len(row["seeds"]) > 1:
-            needed = [_seeds_text(row["metrics"].get(key)) for key in keys]
-            seeds.append(f"| {name} | {count} | {' | '.join(needed)} |")
-        else:
-            few = True
+    several = {name: row for name, row in differences.items() if len(row["seeds"]) > 1}
     lines = [
         f"## Difference to {first}, seed by seed",
         "",
@@ -254,24 +249,36 @@ def _difference_lines(first: str, differences: Mapping[str, Any]) -> list[str]:
         "these runs show. Of many intervals, one in twenty misses the truth by chance.",
         "",
     ]
-    if few:
+    if len(several) < len(differences):
         lines += [
             "With one seed the interval is a bootstrap over validation samples: what other samples would change, not "
             "what another seed would.",
             "",
         ]
-    lines += [*header, *rows, ""]
-    if seeds:
+    lines += [*_by_quality(differences, keys, format_difference), ""]
+    if several:
         lines += [
             "## Seeds needed to see a difference of the size found",
             "",
             "With a chance of 80%, by a paired t-test at 5% that takes the mean and spread above for the true ones; of "
             "a few seeds both are rough.",
             "",
-            *header,
-            *seeds,
+            *_by_quality(several, keys, lambda _, found: _seeds_text(found)),
             "",
         ]
+    return lines
+
+
+def _by_quality(
+    rows: Mapping[str, Any], keys: Sequence[str], text: Callable[[Metric, Mapping[str, Any] | None], str]
+) -> list[str]:
+    """A row per quality, a column per criterion: there may be many of the former, and few of the latter."""
+    counts = ["one seed" if len(row["seeds"]) == 1 else f"{len(row['seeds'])} seeds" for row in rows.values()]
+    titles = [f"{name}, {count}" for name, count in zip(rows, counts, strict=True)]
+    lines = [f"| quality | {' | '.join(titles)} |", "| --- |" + " ---: |" * len(rows)]
+    for key in keys:
+        cells = [text(_BY_KEY[key], row["metrics"].get(key)) for row in rows.values()]
+        lines.append(f"| {_BY_KEY[key].title} | {' | '.join(cells)} |")
     return lines
 
 

@@ -252,10 +252,15 @@ def test_a_comparison(tmp_path: Path) -> None:
     assert "Comparison of ce, maxsup" in text
     assert "has no table yet" in text
     (folder / "compare.md").write_text(
-        "# title\n\n```\npython compare.py\n```\n\nTrain `a|b`.\n\n## Validation\n\n"
-        "| criterion | seeds | top-1 % |\n| --- | --- | ---: |\n| ce | 2 | 75.10 ± 0.14 |\n\n![x](compare.png)\n"
+        "# title\n\n```\npython compare.py\n```\n\nTrain `a|b`.\n\n"
+        "| criterion | top-1 % |\n| --- | ---: |\n| ce | 75.25 |\n\nMeans over seeds.\n\n## Validation\n\n"
+        "| criterion | seeds | top-1 % |\n| --- | --- | ---: |\n| ce | 2 | 75.10 ± 0.14 |\n\n## Difference\n\n"
+        "| quality | ce |\n| --- | ---: |\n| top-1 % | **+1.00** [<0, 2] |\n\n![x](compare.png)\n"
     )
-    summary = {"criteria": {"maxsup": {}, "ce": {}}, "missing": ["ls_seed0"], "failed": [{"run": "ols_seed0"}]}
+    summary: dict[str, Any] = {"criteria": {"maxsup": {}, "ce": {}}, "missing": ["ls_seed0"]}
+    summary["failed"] = [{"run": "ols_seed0"}]
+    column = {"title": "top-1 %", "suite": "", "cells": {"ce": "75.25"}}
+    summary["qualities"] = {"columns": [column], "note": "Means over seeds."}
     (folder / "compare.json").write_text(json.dumps(summary))
     Figure(figsize=(2, 2)).savefig(folder / "compare.svg")
     begun = folder / "runs" / "ls_seed0"
@@ -266,6 +271,8 @@ def test_a_comparison(tmp_path: Path) -> None:
     assert "Comparison of maxsup, ce" in text  # the table's order
     assert "Validation criterion seeds top-1 % ce 2 75.10 ± 0.14" in text
     assert text.index("75.10 ± 0.14") < text.index("What to try next")
+    assert text.count("75.25") == text.count("Means over seeds.") == 1  # the opening, not a second time
+    assert "<td><b>+1.00</b> [&lt;0, 2]</td>" in page
     assert "python compare.py" not in text
     assert "Failed: ols_seed0" in text
     assert "Not yet run when the table was written: ls_seed0" in text

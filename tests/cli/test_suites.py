@@ -19,11 +19,13 @@ from sklearn.preprocessing import normalize
 
 from ffcv_train import evaluate as evaluate_in_python
 from ffcv_train import load_network
+from ffcv_train.analysis.figures.suites import draw_suite
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.corruptions import CORRUPTIONS, corrupt
 from ffcv_train.data.open import open_data_set
+from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.suites import corruptions
 from ffcv_train.evaluation.suites.run import check_suites, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
@@ -231,6 +233,7 @@ def test_variants_are_matched_by_name_and_absent_classes_left_out(
     assert first["top_1"] == pytest.approx(((kept.argmax(1) == 1) == (labels == 3)).float().mean().item())
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(8) % 4).item()
     assert second["nll"] == pytest.approx(expected, rel=1e-4) and second["left_out"] == 0
+    assert found["mean"]["top_1"] == pytest.approx((first["top_1"] + second["top_1"]) / 2)
     assert found["real"] is None
     assert "imagenet-a" in capsys.readouterr().out
 
@@ -269,6 +272,39 @@ def test_real_counts_any_of_its_labels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not say which image of ImageNet's validation set"):
         (folder / "a" / "x.png").write_bytes((folder / "a" / "ILSVRC2012_val_00000003.png").read_bytes())
         real_sets(tmp_path / "real.json", open_data_set(folder))
+
+
+def test_real_labels_are_those_of_the_files(tmp_path: Path) -> None:
+    """Of a network of 1,000 classes on part of ImageNet's validation set, in an order of its own."""
+    random = np.random.default_rng(2)
+    numbers = {"n01440764": (7, 2), "n01443537": (5, 3)}
+    for folder, some in numbers.items():
+        (tmp_path / "val" / folder).mkdir(parents=True)
+        for number in some:
+            image = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "val" / folder / f"ILSVRC2012_val_{number:08}.png")
+    torch.manual_seed(0)
+    model = create_model(ModelConfig(arch="cifar_resnet20"), 1000).eval()
+    predicted = {}
+    for path in (tmp_path / "val").rglob("*.png"):
+        x = (torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+        with torch.no_grad():
+            predicted[int(path.stem.rpartition("_")[2])] = int(model(x).argmax())
+    # 2 and 7 right, by one label of several; 3 wrong; 5 has none.
+    labels: list[list[int]] = [[] for _ in range(8)]
+    labels[1], labels[2] = [predicted[2]], [(predicted[3] + 1) % 1000]
+    labels[6] = [(predicted[7] + 1) % 1000, predicted[7]]
+    (tmp_path / "real.json").write_text(json.dumps(labels))
+    wanted = SuiteOptions(("variants",), real_labels=str(tmp_path / "real.json"))
+    process = Process(0, 1, 0, 1, torch.device("cpu"))
+    network = Network(model, 1000, Normaliser((0.5,) * 3, (0.5,) * 3, process.device), None)
+    data_set = open_data_set(tmp_path / "val")
+    check_suites(wanted, data_set, 1000)
+    words = ["--validation.resolution=32", "--validation.crop_ratio=1", "--data.num_workers=1"]
+    found = run_suites(wanted, network, load_config(RunConfig, words), data_set, process)["variants"]
+    assert (found["sets"], found["mean"]) == ([], None)
+    assert {key: found["real"][key] for key in ("samples", "without_labels")} == {"samples": 3, "without_labels": 1}
+    assert found["real"]["top_1"] == pytest.approx(2 / 3)
 
 
 @pytest.fixture
@@ -333,7 +369,12 @@ def test_corruptions_are_made_and_a_stop_loses_little(
         np.mean([severities[4]["ece"] for severities in found["corruptions"].values()])
     )
     assert (found["constants"], found["mce"], found["samples"]) == ("cifar", None, 5)
-    assert "corruptions: error %, 5 samples a corruption, made with seed 3" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "corruptions: error % by severity, 5 samples a corruption, made with seed 3" in printed
+    assert {line.split()[0] for line in printed.splitlines() if line} >= set(CORRUPTIONS)  # no name is folded
+    (axes,) = draw_suite("corruptions", [("", found)]).axes
+    worst = max(np.mean([one["error"] for one in severities]) for severities in found["corruptions"].values())
+    assert axes.get_ylim()[1] > 105 * worst  # its dot is whole
     assert (checkpoint.parent / "metrics_corruptions.png").stat().st_size > 5000
 
 
@@ -364,6 +405,24 @@ def test_prepared_corruptions_are_read(
     assert found["samples"] == 4 and found["prepared"] == str(folder)
     for (name, severity), nll in expected.items():
         assert found["corruptions"][name][severity - 1]["nll"] == pytest.approx(nll, rel=1e-4)
+
+    heads: list[str] = []
+
+    def stopping(network: Network, config: Any, data: Any, process: Any, layer: Any, head: str) -> Any:
+        heads.append(head)
+        if heads.count("fog 2") == 1 and head == "fog 2":
+            raise KeyboardInterrupt
+        return outputs(network, config, data, process, layer, head)
+
+    monkeypatch.setattr(corruptions, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(corruptions, "outputs", stopping)
+    with pytest.raises(SystemExit):
+        suites("--suite=corruptions", f"--corrupted-data={folder}")
+    stopped_at = len(heads)
+    assert suites("--suite=corruptions", f"--corrupted-data={folder}")["suites"]["corruptions"] == found
+    assert heads[stopped_at:] == ["fog 2", "fog 3", "fog 4", "fog 5"]
+    assert not list(checkpoint.parent.glob("*0of1.json"))
+
     shutil.rmtree(folder / "fog", ignore_errors=True)
     shutil.rmtree(folder / "kind" / "fog", ignore_errors=True)
     capsys.readouterr()

@@ -27,6 +27,7 @@ from ffcv_train.cli.arguments import parse_request
 from ffcv_train.cli.compare import parse_plan
 from ffcv_train.cli.measure import parse_measure_request, transfer_files
 from ffcv_train.comparison import run as running
+from ffcv_train.comparison.columns import METRICS
 from ffcv_train.comparison.measure import is_measured, measure
 from ffcv_train.comparison.plan import (
     ComparisonPlan,
@@ -40,6 +41,7 @@ from ffcv_train.comparison.plan import (
 from ffcv_train.comparison.published import published
 from ffcv_train.comparison.report import read_measures, spread, summarise_runs, to_markdown, write_report
 from ffcv_train.config.schema import ModelConfig, RunConfig, TrainingConfig
+from ffcv_train.evaluation.suites.run import SUITES
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.models.factory import create_model
 from ffcv_train.system.distributed import Process
@@ -391,7 +393,9 @@ def test_summary_and_tables(tmp_path: Path, settings: list[str]) -> None:
     assert "| ce | 3 | 83.00 ± 3.61 | 83.00 ± 3.61 | 90.00 ± 0.00 | 1.2500 ± 0.0000 | 0.0500 ± 0.0000 |" in text
     assert "| ls | one seed | 81.50 | 81.50 | 90.00 | 1.2500 | 0.0500 |" in text
     assert "45 log-spaced values 1e-06 to 1e+05, at the grid's end in 4 of 4 runs" in text
-    assert "| ls | one seed | -0.50 (one seed) |" in text
+    assert "| quality | ls, one seed |" in text and "| top-1 % | -0.50 (one seed) |" in text
+    note = summary["qualities"]["note"]
+    assert "a mark is of the seeds that ce has too" in note and "bootstrap over validation samples" in note
     assert "**ls_seed0 failed** to train" in text and "**Not yet run**: maxsup_seed0" in text
     paths = write_report(plan, summary)
     assert sorted(path.name for path in paths) == ["compare.json", "compare.md", "compare.png", "compare.svg"]
@@ -416,11 +420,13 @@ def test_differences_have_intervals_and_say_where_there_is_none(tmp_path: Path, 
     assert not summary["differences"]["maxsup"]["metrics"]["top_1"]["exceeds"]
     text = to_markdown(plan, summary)
     low, high = (f"{100 * value:+.2f}" for value in (expected.low, expected.high))
-    assert f"| ls | 4 | **+1.00** [{low}, {high}] | no difference: +0.0000" in text
-    assert "| maxsup | 4 | no difference: +0.1" in text
+    assert "| quality | ls, 4 seeds | maxsup, 4 seeds |" in text
+    assert f"| top-1 % | **+1.00** [{low}, {high}] | no difference: +0.1" in text
+    assert "| NLL | no difference: +0.0000" in text
+    assert "same seeds" not in text and "bootstrap" not in text
     assert "| ls | 83.50 ▲ | 1.2500 = |" in text and "| ce | 82.50 | 1.2500 |" in text
     needed = text.partition("## Seeds needed")[2]
-    assert "| ls | 4 | 3 | over 1000 |" in needed
+    assert "| top-1 % | 3 | " in needed and "| NLL | over 1000 | over 1000 |" in needed
 
 
 def test_one_seed_is_compared_over_samples(tmp_path: Path, settings: list[str]) -> None:
@@ -448,11 +454,16 @@ def test_suites_have_columns(tmp_path: Path, settings: list[str]) -> None:
     plan = parse_plan(["--losses=ce", "--seeds=0,1", "--suite=calibration,ood", f"--out={tmp_path}", *settings, *OOD])
     calibration = {"temperature": 1.5, "before": {"brier": 0.3}, "after": {"nll": 0.7, "ece": 0.01}}
     scores = {"probability": {"auroc": 0.8, "fpr_95": 0.5}, "logit": {"auroc": 0.7, "fpr_95": 0.6}}
-    suites = {"calibration": calibration, "ood": {"mean": scores}}
+    variants = {"sets": [], "mean": {"top_1": 0.55, "nll": 2.0, "ece": 0.1}, "real": None}
+    suites = {"calibration": calibration, "ood": {"mean": scores}, "variants": variants}
     found = {PlannedRun("ce", seed): {**fabricated(0.8), "suites": suites} for seed in (0, 1)}
     text = to_markdown(plan, summarise_runs(plan, found, []))
     assert "| ce | 2 | 1.500 ± 0.000 | 0.3000 ± 0.0000 | 0.7000 ± 0.0000 | 0.0100 ± 0.0000 |" in text
     assert "| ce | 2 | 80.00 ± 0.00 | 70.00 ± 0.00 | 50.00 ± 0.00 |" in text
+    assert "| criterion | seeds | top-1, variants % | NLL, variants |" in text
+    assert "| ce | 2 | 55.00 ± 0.00 | 2.0000 ± 0.0000 |" in text
+    for suite in SUITES:
+        assert any(metric.path[:2] == ("suites", suite) for metric in METRICS), suite
 
 
 def test_suites_asked_for_later_are_measured(fake: Fake) -> None:

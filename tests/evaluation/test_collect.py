@@ -1,6 +1,5 @@
 """Outputs of a whole data set on every rank; two ranks are two threads here that meet in a sum of their tensors."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,6 +17,7 @@ from ffcv_train.models.network import Network
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
+from tests.support.ranks import sum_over_threads
 from tests.support.runs import Betons
 
 CPU = torch.device("cpu")
@@ -39,16 +39,7 @@ def collected(small_betons: Betons, model: nn.Module, rank: int = 0, ranks: int 
 def test_two_ranks_have_all_that_one_has(small_betons: Betons, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = collected(small_betons, resnet())
     assert alone.labels.tolist() == [i % 4 for i in range(50)]
-    meeting, posted = threading.Barrier(2), {}
-
-    def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
-        posted[threading.get_ident()] = tensor.clone()
-        meeting.wait(timeout=60)
-        total = sum(posted.values())
-        meeting.wait(timeout=60)
-        return tensor.copy_(total)
-
-    monkeypatch.setattr(collecting, "all_reduce_sum", all_reduce)
+    monkeypatch.setattr(collecting, "all_reduce_sum", sum_over_threads(2))
     monkeypatch.setattr(collecting, "_BYTES_AT_ONCE", 64)  # in many parts
     models = [resnet(), resnet()]
     with ThreadPoolExecutor(2) as threads:

@@ -189,9 +189,9 @@ def _draw_ood(inputs: Sequence[Named]) -> Figure:
 def _corruptions_tables(inputs: Sequence[Named]) -> list[SuiteTable]:
     first = inputs[0][1]
     made = f"made with seed {first['seed']} and the constants of {first['constants']}"
-    title = f"error %, {first['samples']:,} samples a corruption, "
+    title = f"error % by severity, {first['samples']:,} samples a corruption, "
     title += made if first["prepared"] is None else f"of {Path(first['prepared']).name}"
-    header = ["", "clean", *(f"severity {number}" for number in range(1, 6)), "mean"]
+    header = ["", "clean", *map(str, range(1, 6)), "mean"]
     tables = []
     for label, record in inputs:
         rows = [
@@ -217,15 +217,16 @@ def _draw_corruptions(inputs: Sequence[Named]) -> Figure:
     check_input_count(len(inputs))
     names = list(inputs[0][1]["corruptions"])
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-    axes = figure.subplots()
+    axes, highest = figure.subplots(), 0.0
     for place, ((label, record), (color, _, marker)) in enumerate(zip(inputs, STYLES, strict=False)):
         spots = [x + 0.12 * (place - (len(inputs) - 1) / 2) for x in range(len(names))]
         values = [100 * _mean(record["corruptions"][name]) for name in names]
         text = f"{label + ', ' if label else ''}mean {100 * record['mean']['error']:.1f}%"
         axes.plot(spots, values, color=color, marker=marker, linestyle="none", label=text)
         axes.axhline(100 * record["clean"]["error"], color=color, linestyle=":", linewidth=1)
+        highest = max(highest, *values)
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=45, ha="right", fontsize=9)
-    axes.set(ylabel="error (%), mean over severities; dotted: clean", ylim=(0, None))
+    axes.set(ylabel="error (%), mean of severities; dotted: clean", ylim=(0, 1.1 * highest or 1))
     axes.legend(frameon=False, fontsize=9)
     tidy_axes(axes)
     return figure

@@ -1,11 +1,13 @@
 """From folders to the page."""
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from ffcv_train.analysis.report.content import Item, Section, Table, Text, anchor, drawing, group_findings, tables_of
 from ffcv_train.analysis.report.curves import draw_groups, draw_runs
@@ -47,6 +49,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
     )
     environment.filters["anchor"] = anchor
+    environment.filters["bold"] = bold
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template("page.html").render(
         title=title, subtitle=subtitle, sections=sections, written=written
@@ -76,7 +79,7 @@ def comparison_sections(comparison: Comparison, named: Found) -> list[Section]:
     )
     there = {section.title for section in suites} | {"Comparison", "Runs"}
     opening = _opening(comparison.qualities, there)
-    results += tables_of(comparison.markdown)
+    results += _without(tables_of(comparison.markdown), opening)
     if comparison.figure is not None:
         results.append(drawing(comparison.figure, "A dot per seed, a bar at the mean; hollow: training set"))
     groups = [(name, [runs[i] for i in members]) for name, members in comparison.groups]
@@ -103,6 +106,27 @@ def _opening(qualities: Mapping[str, Any], there: Set[str]) -> list[Item]:
     titles = [SUITE_TITLES.get(column["suite"], "Comparison") for column in columns]
     links = ["", *(title if title in there else "Comparison" for title in titles)]
     return [Table(["criterion", *(column["title"] for column in columns)], rows, links=links), Text(qualities["note"])]
+
+
+def _without(items: Sequence[Item], shown: Sequence[Item]) -> list[Item]:
+    """The items but for those that stand on the page already: compare.md opens with the same table."""
+    headers = [list(item.header) for item in shown if isinstance(item, Table)]
+    texts = [item.text for item in shown if isinstance(item, Text)]
+    return [
+        item
+        for item in items
+        if not (isinstance(item, Table) and list(item.header) in headers)
+        and not (isinstance(item, Text) and item.text in texts)
+    ]
+
+
+def bold(text: str) -> Markup:
+    """`text` escaped, Markdown's **…** in it bold.
+
+    >>> bold("**+1** < 2")
+    Markup('<b>+1</b> &lt; 2')
+    """
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text))))
 
 
 def _extras(runs: Sequence[Run], named: Found) -> list[Section]:

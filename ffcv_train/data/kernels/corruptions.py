@@ -2,8 +2,8 @@
 
 Each is a function of an image, float64 [S, S, 3] in [0, 1], a severity from 0 to 4, the constants of one of the two
 benchmarks, and a generator of random numbers, drawn in the order of the authors' code; it returns the corrupted image,
-which `corrupt` clips and, as they do, truncates to 8 bits. Constants that they state in pixels of their side (224 or
-32) grow with the side here. Motion is ImageMagick's one-sided blur, which they call through Wand.
+which `corrupt` clips and, as they do, truncates to 8 bits. What they state in pixels is as many at any side, what they
+state by the side (224 or 32) grows with it. Motion is ImageMagick's one-sided blur, which they call through Wand.
 """
 
 import io
@@ -22,7 +22,6 @@ from ffcv_train.data.kernels.compile_cache import compiled
 SEVERITIES = 5
 SMALL_SIDE = 64
 """Up to this side the constants are CIFAR-10-C's, above ImageNet-C's"""
-_SIDES = {"imagenet": 224, "cifar": 32}
 _UP = 1e-12
 """Where what `apply` truncates was a whole number of 255ths, which division must not put below it"""
 _FROST_SHARE = {"imagenet": 1.0, "cifar": 0.2}
@@ -43,10 +42,6 @@ class Setting:
     def of(self, imagenet: Sequence[Any], cifar: Sequence[Any]) -> Any:
         """The constant of this severity."""
         return (imagenet if self.constants == "imagenet" else cifar)[self.severity]
-
-    def scale(self, side: int) -> float:
-        """`side` over the benchmark's."""
-        return side / _SIDES[self.constants]
 
 
 def corrupt(
@@ -137,7 +132,7 @@ def _motion_blur(x: np.ndarray, setting: Setting) -> np.ndarray:
     radius, sigma = setting.of(
         ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))
     )
-    # ImageMagick rounds to 8 bits.
+    # To 8 bits, as ImageMagick did; its 6.9.11 rounds down here (docs/suites.md).
     return np.rint(_moved(x, radius, sigma, setting.random.uniform(-45, 45)) * 255) / 255 + _UP
 
 

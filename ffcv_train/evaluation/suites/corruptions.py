@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import itertools
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,19 @@ def run(examined: Examined) -> dict[str, Any]:
     """Errors per corruption and severity and their means, `clean` beside them."""
     options, prepared = examined.options, examined.options.corrupted_data
     side = examined.config.validation.resolution[0]
+    sums = {key: MetricSums(examined.process.device) for key in _ALL}
+    part = _Part(examined, sums)
     if not prepared:
-        sums = _made(examined)
+        _made(examined, sums, part)
         source: dict[str, Any] = {"prepared": None, "seed": options.corruption_seed}
         source["constants"] = "cifar" if side <= SMALL_SIDE else "imagenet"
     else:
-        sums = _cifar_c(examined) if (Path(prepared) / "labels.npy").is_file() else _imagenet_c(examined)
+        fill = _cifar_c if (Path(prepared) / "labels.npy").is_file() else _imagenet_c
+        fill(examined, sums, part)
         source = {"prepared": prepared, "seed": None, "constants": None}
+    for one in sums.values():
+        one.reduce(all_reduce_sum)
+    part.remove()
     clean = MetricSums()
     clean.update(examined.outputs.logits, examined.outputs.labels)
     metrics = {key: one.compute() for key, one in sums.items()}
@@ -80,12 +86,10 @@ def run(examined: Examined) -> dict[str, Any]:
     }
 
 
-def _made(examined: Examined) -> dict[Key, MetricSums]:
-    """All corruptions of each batch while it is there: the data set is read once. Continues where it was stopped."""
+def _made(examined: Examined, sums: Mapping[Key, MetricSums], part: "_Part") -> None:
+    """All corruptions of each batch while it is there: the data set is read once. `part` counts batches."""
     process, config = examined.process, examined.config
     side, network = config.validation.resolution[0], examined.network
-    sums = {key: MetricSums(process.device) for key in _ALL}
-    part = _Part(examined, sums)
     frost = _frost(examined.options)
     line = ProgressLine() if process.is_main else None
     with contextlib.ExitStack() as stack:
@@ -112,10 +116,6 @@ def _made(examined: Examined) -> dict[Key, MetricSums]:
         predictions = stack.enter_context(contextlib.closing(predict(network, corrupted())))
         for key, prediction in zip(itertools.cycle(_ALL), predictions, strict=False):
             sums[key].update(prediction.logits, prediction.labels)
-    for one in sums.values():
-        one.reduce(all_reduce_sum)
-    part.remove()
-    return sums
 
 
 def _corrupted(batch: Batch, key: Key, seed: int, frost: Iterable[np.ndarray], pool: ThreadPoolExecutor) -> Batch:
@@ -131,19 +131,21 @@ def _corrupted(batch: Batch, key: Key, seed: int, frost: Iterable[np.ndarray], p
 
 
 class _Part:
-    """The sums so far in a file beside the output, so that hours of corruptions survive a stop."""
+    """This rank's sums so far in a file beside the output, so that hours of corruptions survive a stop."""
 
-    def __init__(self, examined: Examined, sums: dict[Key, MetricSums]) -> None:
+    def __init__(self, examined: Examined, sums: Mapping[Key, MetricSums]) -> None:
         options, process, config = examined.options, examined.process, examined.config
         self._sums, self._saved = sums, time.monotonic()
         self._path: Path | None = None
         if options.part_file:
             self._path = Path(f"{options.part_file}.{process.rank}of{process.world_size}.json")
         weights = (tensor.double().sum() for tensor in examined.network.model.state_dict().values())
+        normalise = examined.network.normalise
         self._about = {
             "data": examined.data_set.digest(),
             "network": repr(float(sum(weight.item() for weight in weights))),
-            "tau_and_precision": [config.training.amp, str(examined.network.normalise.device)],
+            "precision": [config.training.amp, str(normalise.device)],
+            "normalisation": [list(normalise.mean), list(normalise.std)],
             "crop": [
                 config.validation.resolution[0],
                 config.validation.crop_ratio,
@@ -152,10 +154,12 @@ class _Part:
                 config.validation.batch_size,
             ],
             "seed": options.corruption_seed,
+            "prepared": str(Path(options.corrupted_data).resolve()) if options.corrupted_data else None,
+            "frost": str(Path(options.frost_images).resolve()) if options.frost_images else None,
         }
 
     def load(self) -> int:
-        """The batches that are done; their sums are filled in."""
+        """How much is done, by what `save` counts; the sums are filled in."""
         if self._path is None or not self._path.is_file():
             return 0
         try:
@@ -166,20 +170,20 @@ class _Part:
                 kept = content["sums"][f"{name} {severity}"]
                 one.integers.copy_(torch.tensor(kept["integers"], dtype=torch.int64))
                 one.reals.copy_(torch.tensor(kept["reals"], dtype=torch.float64))
-            return int(content["batches"])
+            return int(content["done"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             for one in self._sums.values():
                 one.integers.zero_()
                 one.reals.zero_()
             return 0
 
-    def save(self, batches: int) -> None:
-        """Write the sums after `batches` batches, now and then."""
+    def save(self, done: int) -> None:
+        """Write the sums of the first `done` batches, or of the first `done` of `_ALL`, now and then."""
         if self._path is None or time.monotonic() - self._saved < _SAVE_SECONDS:
             return
         kept = {f"{name} {severity}": one for (name, severity), one in self._sums.items()}
         content = {name: {"integers": one.integers.tolist(), "reals": one.reals.tolist()} for name, one in kept.items()}
-        write_json(self._path, {"about": self._about, "batches": batches, "sums": content})
+        write_json(self._path, {"about": self._about, "done": done, "sums": content})
         self._saved = time.monotonic()
 
     def remove(self) -> None:
@@ -218,37 +222,34 @@ def _folder_of(folder: Path, name: str, severity: int) -> Path:
     )
 
 
-def _imagenet_c(examined: Examined) -> dict[Key, MetricSums]:
-    sums = {}
+def _imagenet_c(examined: Examined, sums: Mapping[Key, MetricSums], part: _Part) -> None:
     options, num_classes = examined.options, examined.network.num_classes
-    for name, severity in _ALL:
+    first = part.load()
+    for done, (name, severity) in enumerate(_ALL[first:], start=first + 1):
         path = str(_folder_of(Path(options.corrupted_data), name, severity))
         data_set = open_with_classes_of(examined.data_set, path, num_classes, options.classes)
-        one = MetricSums(examined.process.device)
         head = f"{name} {severity}"
         with contextlib.closing(
             outputs(examined.network, examined.config, data_set, examined.process, None, head)
         ) as batches:
             for batch in batches:
-                one.update(batch.logits, batch.labels)
-        sums[name, severity] = one.reduce(all_reduce_sum)
-    return sums
+                sums[name, severity].update(batch.logits, batch.labels)
+        part.save(done)
 
 
-def _cifar_c(examined: Examined) -> dict[Key, MetricSums]:
+def _cifar_c(examined: Examined, sums: Mapping[Key, MetricSums], part: _Part) -> None:
     """`<corruption>.npy` uint8 [5 N, 32, 32, 3], the severities one after the other, and `labels.npy` [5 N]."""
     folder, process, config = Path(examined.options.corrupted_data), examined.process, examined.config
     labels = np.load(folder / "labels.npy", mmap_mode="r")
     count, size = len(labels) // SEVERITIES, config.validation.batch_size
     line = ProgressLine() if process.is_main else None
-    sums = {}
-    for number, (name, severity) in enumerate(_ALL):
+    first = part.load()
+    for done, (name, severity) in enumerate(_ALL[first:], start=first + 1):
         images = np.load(folder / f"{name}.npy", mmap_mode="r")
         if len(images) != len(labels):
             raise UserError(f"{folder / name}.npy has {len(images)} images, labels.npy {len(labels)}; unpack it again")
         start = count * (severity - 1)
         places = np.arange(start + process.rank, start + count, process.world_size)
-        one = MetricSums(process.device)
 
         def batches(images: np.ndarray = images, places: np.ndarray = places) -> Generator[Batch, None, None]:
             for part in np.split(places, range(size, len(places), size)):
@@ -257,10 +258,9 @@ def _cifar_c(examined: Examined) -> dict[Key, MetricSums]:
 
         with contextlib.closing(predict(examined.network, batches())) as predictions:
             for prediction in predictions:
-                one.update(prediction.logits, prediction.labels)
-        sums[name, severity] = one.reduce(all_reduce_sum)
+                sums[name, severity].update(prediction.logits, prediction.labels)
+        part.save(done)
         if line is not None:
-            line.show("CIFAR-10-C", number + 1, len(_ALL), name)
+            line.show("CIFAR-10-C", done, len(_ALL), name)
     if line is not None:
         line.close()
-    return sums

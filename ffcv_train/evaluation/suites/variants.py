@@ -1,6 +1,7 @@
 """`variants`: other pictures of the network's classes, or of some: ImageNet-V2, -A, -R, Sketch; and ReaL's labels."""
 
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
 
 
 def run(examined: Examined) -> dict[str, Any]:
-    """Metrics per variant; with ReaL the accuracy by its labels."""
+    """Metrics per variant and their means; with ReaL the accuracy by its labels."""
     options, num_classes = examined.options, examined.network.num_classes
     names = examined.class_names or examined.data_set.class_names
     sets = []
@@ -63,7 +64,8 @@ def run(examined: Examined) -> dict[str, Any]:
         wanted = real_sets(Path(options.real_labels), examined.data_set)
         predicted = examined.outputs.logits.argmax(dim=1).tolist()
         real = {"labels": options.real_labels, **real_accuracy(predicted, wanted)}
-    return {"sets": sets, "real": real}
+    mean = {key: statistics.fmean(one[key] for one in sets) for key in ("top_1", "nll", "ece")} if sets else None
+    return {"sets": sets, "mean": mean, "real": real}
 
 
 def network_labels(data_set: DataSet, names: tuple[str, ...] | None, num_classes: int) -> list[int]:
