@@ -8,7 +8,7 @@ from typing import Any
 
 from ffcv_train.cli.presets import lay_preset
 from ffcv_train.cli.suite_arguments import add_suite_options, tau_of
-from ffcv_train.config.read import load_config
+from ffcv_train.config.read import load_config, told_options
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.evaluation.subject import Request, Subject, check_arch_is_given, choose_weights, read_subject
 from ffcv_train.models.preset import EVALUATION_KEYS, preset_of
@@ -20,8 +20,8 @@ DESCRIPTION = """Evaluate a checkpoint: top-1, top-5, NLL and calibration error,
 ffcv-train eval --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --validation.resolution=224,256
 torchrun --nproc_per_node=8 -m ffcv_train eval --checkpoint …     the same numbers, sooner
 
-A checkpoint of ffcv-train train carries its configuration, and every section below starts from that. Other
-checkpoints (torchvision, timm, plain state dicts, safetensors) need --model.arch.
+A checkpoint of ffcv-train train carries its configuration, and every section below starts from that; so does what
+ffcv-train export wrote. Other checkpoints (torchvision, timm, plain state dicts, safetensors) need --model.arch.
 """
 
 
@@ -90,7 +90,7 @@ def parse_request(
         section, name = key.split(".")
         base.setdefault(section, {})[name] = value
     config, taken = load_config(RunConfig, rest, description, base=base), ""
-    arch_given = any(word.startswith(("--model.arch", "--config-file", "-C")) for word in rest)
+    arch_given = "model.arch" in told_options(RunConfig, rest)
     if not subject.ours and (arch_given or subject.named):
         subject = subject.opened(config.model.arch)
         preset = preset_of(subject.file, config.model.arch)

@@ -15,6 +15,7 @@ from rich.table import Table
 from ffcv_train.analysis.figures.confusion import draw_confusion
 from ffcv_train.analysis.figures.style import save_both
 from ffcv_train.metrics.per_class import ClassResults
+from ffcv_train.system.errors import printable
 from ffcv_train.system.files import replace_text
 
 _SHOWN = 10
@@ -50,8 +51,9 @@ def print_worst(report: dict[str, Any], console: Console) -> None:
     )
     for name in ("class", "taken for", "images", "share of the class"):
         table.add_column(name, justify="right" if name in ("images", "share of the class") else "left")
+    names = [escape(printable(name)) for name in results.names]
     for true, other, count, share in results.worst_pairs(_SHOWN):
-        table.add_row(escape(results.names[true]), escape(results.names[other]), f"{count:,}", f"{share:.1%}")
+        table.add_row(names[true], names[other], f"{count:,}", f"{share:.1%}")
     console.print(table)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ffcv_train.analysis.figures.style import make_folder, save_figure
@@ -20,8 +21,9 @@ from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites import calibration
 from ffcv_train.evaluation.suites.run import evaluate_with_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
+from ffcv_train.models.published import is_by_name
 from ffcv_train.system.distributed import process_group
-from ffcv_train.system.errors import UserError
+from ffcv_train.system.errors import UserError, printable
 from ffcv_train.system.files import write_json
 
 
@@ -30,7 +32,7 @@ def print_metrics(report: dict[str, Any], console: Console | None = None) -> Non
     console = console or Console(highlight=False)
     weights = "averaged" if report["weights"] == "ema" else "plain"
     title = f"{report['checkpoint']} ({report['arch']}, {weights} weights) on {report['data_set']}"
-    console.print(title, markup=False, soft_wrap=True)
+    console.print(printable(title), markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("side", "view", "samples", "top-1 %", "top-5 %", "NLL", "ECE", "images/s"):
         table.add_column(name, justify="left" if name == "view" else "right", no_wrap=True)
@@ -58,12 +60,13 @@ def print_suites(suites: Mapping[str, Any], console: Console | None = None) -> N
     for name, record in suites.items():
         for table in suite_tables(name, [("", record)]):
             console.print()
-            console.print(f"{name}: {table.title}" if table.title else name, markup=False, soft_wrap=True)
+            title = f"{name}: {table.title}" if table.title else name
+            console.print(printable(title), markup=False, soft_wrap=True)
             shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
             for number, column in enumerate(table.header):
                 shown.add_column(column, justify="right" if number else "left", overflow="fold")
             for row in table.rows:
-                shown.add_row(*row)
+                shown.add_row(*(escape(printable(cell)) for cell in row))
             console.print(shown)
 
 
@@ -73,9 +76,9 @@ def check_keeping(request: Request, options: SuiteOptions) -> None:
         return
     if "calibration" not in options.suites:
         raise UserError("--keep-temperature keeps what --suite calibration finds; add the suite")
-    if not request.subject.ours:
+    if not request.subject.file.of_a_run or is_by_name(request.subject.path):
         raise UserError(
-            f"{request.subject.path} is not a checkpoint of this trainer, and others are not rewritten; take the "
+            f"{request.subject.path} is not a checkpoint of a run here, and others are not rewritten; take the "
             "temperature from --output FILE, without --keep-temperature"
         )
     if request.tau is not None:

@@ -34,7 +34,7 @@ def estimate_run(plan: ComparisonPlan) -> RunEstimate:
     if past:
         return RunEstimate(sum(past) / len(past), f"mean of {len(past)} finished runs")
     named = dataclasses.replace(plan.config.loss, name=plan.losses[0])
-    config = dataclasses.replace(plan.config, loss=named)
+    config = dataclasses.replace(plan.training, loss=named)
     with process_group(config.training.device) as process, contextlib.redirect_stdout(io.StringIO()):
         report = examine(DoctorOptions(config, None, _SECONDS, 1), process)
     training = report["training_seconds"]

@@ -52,7 +52,8 @@ def measure(
     listed = request.config.data.classes
     suites = dataclasses.replace(suites or SuiteOptions(), classes=listed)
     sets = (request.config.data.train_dataset, request.config.data.val_dataset)
-    config = without_unread_list(request.config, (sets[0], *suites.further, *map(str, transfer or ())))
+    further = (*suites.further, *map(str, transfer or ()))
+    config = without_unread_list(request.config, sets[1:], (sets[0], *further))
     side = config.validation.resolution[0]
     validation = dataclasses.replace(config.validation, resolution=(side,), lr_tta=True)
     config = dataclasses.replace(config, validation=validation)
@@ -71,7 +72,7 @@ def measure(
     network = requested_network(dataclasses.replace(request, config=precise), process.device)
     layer = need_last_layer(network.model, side, config.model.arch, "features")
     features, metrics = {}, {}
-    opened = open_together(sets, config.data.format, listed)
+    opened = open_together(sets, config.data.format, listed, further)
     for name, data_set in zip(("train", "val"), opened, strict=True):
         data_set, _ = matched(data_set, request.subject, network.num_classes)
         features[name], metrics[name] = _features(network, precise, data_set, process, layer, name)

@@ -12,7 +12,7 @@ import torch
 
 from ffcv_train.config.read import to_dict
 from ffcv_train.config.schema import RunConfig
-from ffcv_train.data.open import open_data_sets, open_further
+from ffcv_train.data.open import open_data_sets, open_further, without_unread_list
 from ffcv_train.evaluation.suites.run import check_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.evaluation.transfer import common_classes
@@ -63,6 +63,17 @@ class ComparisonPlan:
     """How `measure` is told of them"""
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """The data sets that are read besides those of training."""
+        return (*self.suites.further, *map(str, self.transfer or ()))
+
+    @property
+    def training(self) -> RunConfig:
+        """`config` as runs are given it: without data.classes where only `further` data sets may take it."""
+        data = self.config.data
+        return without_unread_list(self.config, (data.train_dataset, data.val_dataset), self.further)
+
+    @property
     def runs(self) -> list[PlannedRun]:
         """Seed by seed, so that all criteria are there to be compared after the first."""
         return [PlannedRun(loss, seed) for seed, loss in itertools.product(self.seeds, self.losses)]
@@ -96,6 +107,7 @@ def train_command(plan: ComparisonPlan, run: PlannedRun) -> list[str]:
         "ffcv_train",
         "train",
         *plan.arguments,
+        *(["--data.classes="] if plan.training != plan.config else []),
         f"--loss.name={run.loss}",
         f"--training.seed={run.seed}",
         "--training.resume=auto",
@@ -121,7 +133,7 @@ def check_plan(plan: ComparisonPlan) -> None:
     if "WORLD_SIZE" in os.environ:
         raise UserError("ffcv-train compare starts its own processes, a run per GPU; start it without torchrun")
     setup.check_config(plan.config)
-    data = open_data_sets(plan.config)
+    data = open_data_sets(plan.training)
     setup.check_length(plan.config, data, setup.batch_sizes(plan.config, 1))
     for loss in plan.losses:
         named = dataclasses.replace(plan.config.loss, name=loss)

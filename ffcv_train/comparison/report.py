@@ -73,7 +73,8 @@ def summarise_runs(
     num_classes, transfer_classes, class_counts = 0, None, list[int]()
     if measures:
         data = plan.config.data
-        train = open_together((data.train_dataset, data.val_dataset), data.format, data.classes)[0]
+        sets = (data.train_dataset, data.val_dataset)
+        train = open_together(sets, data.format, data.classes, plan.further)[0]
         num_classes = plan.config.model.num_classes or train.num_classes
         class_counts = np.bincount(train.labels, minlength=train.num_classes).tolist()
         transfer_classes = open_further(plan.transfer[0], data.classes).class_names if plan.transfer else None

@@ -73,19 +73,20 @@ def open_further(path: str | Path, classes: str = "") -> DataSet:
     return relabelled(found, match_classes(found, Classes(classes, names, len(names), ignorable=False)), names)
 
 
-def open_together(paths: Iterable[str], format: str, classes: str) -> list[DataSet]:
+def open_together(paths: Iterable[str], format: str, classes: str, further: Iterable[str] = ()) -> list[DataSet]:
     """The data sets that data.classes is meant for: a .beton beside a zip or folder has its own names instead.
 
-    Raises `UserError`, for a list of classes that none of them takes too.
+    `further` are those that the same command opens by `open_further`. Raises `UserError`, for a list of classes that
+    none of all these takes too.
     """
     paths = tuple(paths)
-    of_betons = classes if all(map(_is_beton, paths)) else ""
+    of_betons = classes if all(map(_is_beton, (*paths, *further))) else ""
     return [open_data_set(path, format, of_betons if _is_beton(path) else classes) for path in paths]
 
 
-def without_unread_list(config: RunConfig, others: Iterable[str]) -> RunConfig:
-    """`config` without data.classes where its validation set is a .beton and the list is meant for one of `others`."""
-    if not _is_beton(config.data.val_dataset) or all(map(_is_beton, others)):
+def without_unread_list(config: RunConfig, own: Iterable[str], others: Iterable[str]) -> RunConfig:
+    """`config` without data.classes where the list is for one of `others`, and its `own` data sets are .beton files."""
+    if not all(map(_is_beton, own)) or all(map(_is_beton, others)):
         return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, classes=""))
 

@@ -68,7 +68,7 @@ class Classifier:
     ) -> Tensor:
         """Logits, float32 [N, K] on the CPU, a row for each of `images`, or [1, K] for a single one.
 
-        Images are cut and resized as evaluation does (the crop and the first side of `config.validation`), by Pillow.
+        Images are cut and resized as evaluation does it (the crop and the first side of `config.validation`).
         `calibrated` divides the logits by `temperature`, so that their softmax is the calibrated one. Raises
         `UserError` naming a file that cannot be read, or where there is no temperature, and `TypeError` for what is no
         image.
@@ -119,11 +119,12 @@ def load_network(
 ) -> Classifier:
     """The network of a checkpoint, ready to predict and to be evaluated.
 
-    A checkpoint of ours says what it needs: `load_network("runs/my_run/final.pt")`. That of a network that was given
-    to `train` needs one like it as `model`. Others (torchvision's, timm's, state dicts, safetensors) need `arch`, the
-    name of the architecture, or `model`, and `num_classes` is what the file has. What is None of the images'
-    preprocessing is what the checkpoint says, or its library says of its weights: `resolution`, the side of images in
-    pixels, `crop_ratio`, interpolation, and `mean` and `std` per channel, of pixels in [0, 1], else ImageNet's.
+    A checkpoint of ours says what it needs, `load_network("runs/my_run/final.pt")`, and so does an export. That of a
+    network that was given to `train` needs one like it as `model`. Others (torchvision's, timm's, state dicts,
+    safetensors) need `arch`, the name of the architecture, or `model`, and `num_classes` is what the file has. What is
+    None of the images' preprocessing is what the checkpoint says, or its library says of its weights: `resolution`, the
+    side of images in pixels, `crop_ratio`, interpolation, and `mean` and `std` per channel, of pixels in [0, 1], else
+    ImageNet's.
     `weights` is "ema", "model" or "auto": averaged weights where the checkpoint has them.
     `device` as in `Loader`; `amp` is "bf16", "fp16" or "off". Raises `UserError` for a file that does not fit, and
     `ValueError` naming an argument that is wrong.

@@ -77,7 +77,7 @@ def write_logits(request: Request, process: Process) -> dict[str, Any]:
         "weights": request.weights,
         "epoch": request.subject.epoch,
         "arch": config.model.arch,
-        "loss": config.loss.name if request.subject.ours else None,
+        "loss": config.loss.name if request.subject.file.of_a_run else None,
         "data_set": str(data_set.path),
         "notes": notes,
         "resolution": side,

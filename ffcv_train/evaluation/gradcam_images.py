@@ -19,7 +19,7 @@ from ffcv_train.data.sources.image_set import ImageSet
 from ffcv_train.data.sources.walk import is_hidden, is_image_file
 from ffcv_train.evaluation.preprocessing import center_crops, read_image
 from ffcv_train.models.class_names import ClassNames, imagenet_names
-from ffcv_train.system.class_names import alike, shown_apart
+from ffcv_train.system.class_names import alike, shown_apart, tidy
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
 
@@ -197,7 +197,7 @@ def _open_folder(path: Path, count: int | None, seed: int) -> FolderImages:
     try:
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
         found = [(file, "") for file in images(path)]
-        found += [(file, folder.name) for folder in folders for file in images(folder)]
+        found += [(file, tidy(folder.name)) for folder in folders for file in images(folder)]
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; check its rights") from None
     if not found:

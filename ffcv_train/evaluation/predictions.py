@@ -54,13 +54,14 @@ def predict_pictures(
 ) -> Predictions:
     """The `top` likeliest classes of each of `pictures`, cut as validation does at its first side; with progress.
 
-    `temperature` divides the logits. Raises `UserError` where no image can be read.
+    `temperature` divides the logits. Raises `UserError` where no image can be read, or a logit is not finite.
     """
     side, top = config.validation.resolution[0], min(top, network.num_classes)
     workers = config.data.num_workers or share_of_cores(process)
     found: list[int] = []
     failures: list[str] = []
-    labels, probabilities = [], []
+    labels: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
     line = ProgressLine()
 
     def batches() -> Generator[predicting.ImageBatch, None, None]:
@@ -89,6 +90,13 @@ def predict_pictures(
         ):
             for prediction in predictions:
                 best = likeliest(prediction.logits / temperature, top)
+                odd = np.flatnonzero(~np.isfinite(best[1]).all(axis=1))
+                if len(odd):
+                    name = pictures[found[sum(len(some) for some in labels) + int(odd[0])]].name
+                    raise UserError(
+                        f"the network's logits of {name} are not finite; where half precision overflows pass "
+                        "--training.amp=off, else its training diverged: take another checkpoint"
+                    )
                 labels.append(best[0])
                 probabilities.append(best[1])
     finally:

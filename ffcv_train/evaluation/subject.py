@@ -25,6 +25,7 @@ class Subject:
     ours: bool
     config: dict[str, Any]
     has_ema: bool = False
+    has_plain: bool = True
     arch: str = ""
     """of a foreign checkpoint what it states, under its name here"""
     named: bool = False
@@ -102,6 +103,7 @@ def read_subject(path: str) -> Subject:
             ours=True,
             config=_without_class_list(state["config"]),
             has_ema=state.get("ema") is not None,
+            has_plain=bool(state["model"]),
             arch=state["arch"],
             num_classes=state["num_classes"],
             class_names=tuple(map(tidy, names)) if names is not None else None,
@@ -134,11 +136,14 @@ def check_arch_is_given(subject: Subject, given: bool, otherwise: str = "") -> N
 def choose_weights(subject: Subject, wish: str) -> str:
     """ "ema" or "model" for `wish`, which may be "auto": averaged weights where the file has them.
 
-    Raises `UserError` where averaged ones are wished for and there are none.
+    Raises `UserError` where those that are wished for are not there.
     """
     if wish == "ema" and not subject.has_ema:
-        why = " (training.ema_decay was 0)" if subject.ours else ""
+        of_a_run = subject.checkpoint is not None and subject.checkpoint.of_a_run
+        why = " (training.ema_decay was 0)" if of_a_run else ""
         raise UserError(f"{subject.path} holds no averaged weights{why}; use --weights model")
+    if wish == "model" and not subject.has_plain:
+        raise UserError(f"{subject.path} was exported with averaged weights alone; use --weights ema")
     return ("ema" if subject.has_ema else "model") if wish == "auto" else wish
 
 

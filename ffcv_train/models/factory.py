@@ -119,6 +119,15 @@ def find_arch(arch: str) -> tuple[str, str]:
     raise UserError(f"model.arch={arch} is no classifier of torchvision, timm or ours; {hint}")
 
 
+def published_name(config: ModelConfig) -> str:
+    """The name of timm's weights that `config.arch` is, resnet50.a1_in1k say, where `config.weights` names none; or "".
+
+    Raises `UserError` for an unknown architecture.
+    """
+    library, name = find_arch(config.arch)
+    return name if library == "timm" and "." in name and not config.weights else ""
+
+
 def propose_arch(stated: str, keys: Collection[str]) -> str:
     """The name here of the architecture that a file of weights under `keys` states; "" where it is none here.
 

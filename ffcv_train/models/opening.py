@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ffcv_train.models.checkpoint import is_ours
+from ffcv_train.models.exported import as_checkpoint
 from ffcv_train.models.published import is_by_name, local_file
 from ffcv_train.models.weight_file import read_weight_file
 from ffcv_train.system.errors import UserError
@@ -21,11 +22,13 @@ class Checkpoint:
     """Where the file lies"""
     content: Mapping[str, Any] = field(repr=False)
     """Tensors on the CPU, those of a zip file mapped: they take memory when they are read"""
+    of_a_run: bool
+    """Whether a run of this trainer may have written it, and not `ffcv-train export` or another program"""
     _version: tuple[int, ...] = ()
 
     @property
     def ours(self) -> bool:
-        """Whether this trainer wrote it."""
+        """Whether this trainer wrote it, in a run or as an export."""
         return is_ours(self.content)
 
     def check_unchanged(self) -> None:
@@ -42,7 +45,8 @@ def open_checkpoint(source: str | Path, arch: str = "") -> Checkpoint:
     path = local_file(source, arch)
     version = _version(path)
     try:
-        return Checkpoint(str(source), path, read_weight_file(path), version)
+        content = read_weight_file(path)
+        return Checkpoint(str(source), path, as_checkpoint(path, content), is_ours(content), version)
     except UserError as error:
         if is_by_name(str(source)):
             raise UserError(f"{source}: {error}; remove that file, and it is downloaded anew") from None

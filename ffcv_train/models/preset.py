@@ -93,7 +93,13 @@ def preset_of(checkpoint: Checkpoint, arch: str) -> Preset | None:
         import timm
 
         published = timm.get_pretrained_cfg(name)
-        return None if published is None else of_timm(published.to_dict())
+        if published is None:
+            return None
+        preset = of_timm(published.to_dict())
+        if "." not in name and len(timm.list_pretrained(f"{name}.*")) > 1:
+            told = f"the default of {name}; another's are told by --model.arch=timm/{name}.TAG"
+            preset = replace(preset, notes=(*preset.notes, told))
+        return preset
     return None
 
 
@@ -149,11 +155,11 @@ def _of_torchvision(name: str, path: Path) -> Preset | None:
     known = [weights for weights in published if digest and _hash_of(weights) == digest]
     presets = [_torchvision_options(weights.transforms()) for weights in known or published]
     common = {key: value for key, value in presets[0].items() if all(other[key] == value for other in presets)}
-    if not known and len(published) > 1:
+    if not known:
         differing = ", ".join(_SHOWN[key] for key in presets[0] if key not in common and key in _SHOWN)
-        but = f", which differ in {differing}" if differing else ""
-        return Preset(f"torchvision's weights of {name}{but}", common)
-    (weights,) = known or published
+        but = f", and which differ in {differing}" if differing else ""
+        return Preset(f"torchvision's weights of {name}, none of which this file is{but}", common)
+    (weights,) = known
     return Preset(f"torchvision's {type(weights).__name__}.{weights.name}", common)
 
 

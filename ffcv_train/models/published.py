@@ -20,6 +20,12 @@ _HUB_NAME = re.compile(
     r"hf:(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr/\d+|convert/\w+)|[^/]+))?(?:/(?P<file>.+))?"
 )
 """As huggingface_hub's HfFileSystem reads them: a revision's slashes are %2F, but those of pull requests"""
+_ELSEWHERE = (
+    (re.compile(r"(?:timm|hf[-_]hub:timm)/(.+)"), "timm"),
+    (re.compile(r"(?:hf[-_]hub:|https://huggingface\.co/)([^/]+/[^/]+)/?"), "hf"),
+    (re.compile(r"(?:torchvision/)?(\w+_Weights\.\w+|IMAGENET1K_\w+|DEFAULT)"), "torchvision"),
+)
+"""How timm, the Hub's pages and torchvision name weights, and the library here"""
 _FORMS = "timm:NAME, torchvision:NAME or hf:ORG/NAME[@REVISION][/FILE]"
 
 
@@ -38,7 +44,22 @@ def local_file(source: str | Path, arch: str = "") -> Path:
     `UserError` for what is not there or cannot be had.
     """
     source = str(source)
-    return _download(source, arch if source.startswith("torchvision:") else "") if is_by_name(source) else Path(source)
+    if is_by_name(source):
+        return _download(source, arch if source.startswith("torchvision:") else "")
+    path = Path(source)
+    if not path.exists() and (name := _name_of(source)):
+        raise UserError(f"there is no file {source}; published weights of that name are {name}")
+    return path
+
+
+def _name_of(source: str) -> str:
+    """The name here of published weights that `source`, as other programs name them, may mean; "" where none."""
+    for pattern, library in _ELSEWHERE:
+        if found := pattern.fullmatch(source):
+            return f"{library}:{found[1]}"
+    import timm
+
+    return f"timm:{source}" if "." in source and timm.is_model(source) else ""
 
 
 def arch_of(source: str) -> str:

@@ -15,6 +15,7 @@ from ffcv_train.models.blurpool import blurred_layers, with_filters
 from ffcv_train.models.checkpoint import check_tensors
 from ffcv_train.models.opening import Checkpoint, opened
 from ffcv_train.models.weight_file import renamed, state_dicts, stated_arch
+from ffcv_train.system.class_names import tidy
 from ffcv_train.system.errors import UserError
 
 # torchvision's published DenseNets say norm.1 where its code says norm1.
@@ -129,7 +130,7 @@ def load_weights(
 def _class_names(content: Any) -> tuple[str, ...]:
     names = content.get("class_names") if isinstance(content, Mapping) else None
     named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    return tuple(names) if named and names is not None else ()
+    return tuple(map(tidy, names)) if named and names is not None else ()
 
 
 def find_prefix(keys: Iterable[str], own: Collection[str]) -> str:

@@ -25,24 +25,33 @@ class Record:
     """params.json"""
     last: Mapping[str, Any] = field(default_factory=dict)
     """The last line of log.jsonl"""
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
-    """What ffcv-train eval --output wrote"""
+    evaluations: tuple[Mapping[str, Any], ...] = ()
+    """What ffcv-train eval --output wrote of these weights, by the names of the files"""
     others: tuple[Mapping[str, Any], ...] = ()
     """Last lines of finished runs beside it that differ in the seed alone"""
 
 
-def read_record(checkpoint: Path) -> Record:
-    """What the run of `checkpoint` left in its folder, and the runs of other seeds beside it."""
+def read_record(checkpoint: Path, description: Description) -> Record:
+    """What the run of `checkpoint` left in its folder, and the runs of other seeds beside it.
+
+    Of evaluations those of the network that `description` is of: its weights, as they are, at its epoch.
+    """
     folder = checkpoint.resolve().parent
     params = _json(folder / "params.json")
     evaluations = [_json(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith("params")]
-    own = [one for one in evaluations if "results" in one and Path(str(one.get("checkpoint"))).name == checkpoint.name]
+    wanted = (checkpoint.name, description.weights, description.epoch, None)
+    own = [
+        one
+        for one in evaluations
+        if "results" in one
+        and (Path(str(one.get("checkpoint"))).name, *(one.get(key) for key in ("weights", "epoch", "tau"))) == wanted
+    ]
     others = []
     for path in sorted(folder.parent.glob("*/final.pt")) if params else []:
         other = _json(path.parent / "params.json")
         if path.parent != folder and other and _recipe(other) == _recipe(params):
             others.append(_last_line(path.parent / "log.jsonl"))
-    return Record(params, _last_line(folder / "log.jsonl"), own[-1] if own else {}, tuple(filter(None, others)))
+    return Record(params, _last_line(folder / "log.jsonl"), tuple(own), tuple(filter(None, others)))
 
 
 def write_card(repo: str, description: Description, record: Record, licence: str, library: str) -> str:
@@ -60,16 +69,16 @@ def write_card(repo: str, description: Description, record: Record, licence: str
         f"# {repo.partition('/')[2]}\n",
         f"{description.arch}, {description.num_classes:,} classes, images of {description.side} px; trained with "
         f"{description.producer}.\n",
-        "## Use\n\n" + _usage(repo, description, library),
-        "## Results\n\n" + _results(record, data["val"]),
-        _confusion(record.evaluation),
+        "## Use\n\n" + _usage(repo, library),
+        "## Results\n\n" + _results(record, data["val"], description.weights),
+        _confusion(record.evaluations),
         "## Data\n\n" + _data(data, record, description),
         "## Recipe\n\n" + _recipe_text(record),
     ]
     return "\n".join(filter(None, sections))
 
 
-def _usage(repo: str, description: Description, library: str) -> str:
+def _usage(repo: str, library: str) -> str:
     if library == "timm":
         code = [
             "import timm",
@@ -77,38 +86,35 @@ def _usage(repo: str, description: Description, library: str) -> str:
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
         ]
     else:
-        mean, std = (list(values) for values in (description.mean, description.std))
         code = [
-            "from huggingface_hub import hf_hub_download; from ffcv_train import load_network",
-            f'file = hf_hub_download("{repo}", "model.safetensors")',
-            f'network = load_network(file, arch="{description.arch}", resolution={description.side}, '
-            f"crop_ratio={description.crop_ratio:g}, mean={mean}, std={std})",
+            "from ffcv_train import load_network",
+            f'network = load_network("hf:{repo}")',
+            'logits = network.predict(["photograph.jpg"])',
         ]
     return "```python\n" + "\n".join(code) + "\n```\n"
 
 
-def _results(record: Record, val: str) -> str:
-    rows: list[tuple[str, Mapping[str, Any]]] = []
-    for result in record.evaluation.get("results", []):
-        rows.append((f"eval, {result['resolution']} px", result))
-        if "flip_averaged" in result:
-            rows.append((f"eval, {result['resolution']} px, flip-averaged", result["flip_averaged"]))
+def _results(record: Record, val: str, weights: str) -> str:
+    rows: list[tuple[str, str, Mapping[str, Any]]] = []
+    for evaluation in record.evaluations:
+        data_set = Path(str(evaluation.get("data_set"))).name
+        for result in evaluation["results"]:
+            rows.append((f"eval, {result['resolution']} px", data_set, result))
+            if "flip_averaged" in result:
+                rows.append((f"eval, {result['resolution']} px, flip-averaged", data_set, result["flip_averaged"]))
     if record.last.get("top_1") is not None:
-        rows.append(("last epoch of the run", record.last))
+        rows.append(("last epoch of the run", val, record.last))
         if isinstance(record.last.get("ema"), dict):
-            rows.append(("last epoch of the run, averaged weights", record.last["ema"]))
+            rows.append(("last epoch of the run, averaged weights", val, record.last["ema"]))
     if not rows:
         return "Not evaluated.\n"
-    lines = ["| | " + " | ".join(title for _, title, _ in _METRICS) + " |", "| --- |" + " ---: |" * len(_METRICS)]
-    for name, metrics in rows:
+    titles = " | ".join(title for _, title, _ in _METRICS)
+    lines = [f"| | on | {titles} |", "| --- | --- |" + " ---: |" * len(_METRICS)]
+    for name, data_set, metrics in rows:
         values = [_number(metrics.get(key), scale) for key, _, scale in _METRICS]
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
-    seeds = [record.last, *record.others]
-    top_1 = [100 * one["top_1"] for one in seeds if one.get("top_1") is not None]
-    text = (
-        "\n".join(lines)
-        + f"\n\nOn {val or 'the validation set'}, each image once; ECE is the calibration error in 15 bins.\n"
-    )
+        lines.append(f"| {name} | {_cell(data_set)} | " + " | ".join(values) + " |")
+    text = "\n".join(lines) + "\n\nEach image once; ECE is the calibration error in 15 bins.\n"
+    top_1 = [100 * value for one in (record.last, *record.others) if (value := _top_1(one, weights)) is not None]
     if len(top_1) > 1:
         spread = f"{statistics.mean(top_1):.2f} ± {statistics.stdev(top_1):.2f}"
         return (
@@ -118,17 +124,26 @@ def _results(record: Record, val: str) -> str:
     return text + "One seed: there is no spread to state.\n"
 
 
+def _top_1(line: Mapping[str, Any], weights: str) -> Any:
+    """Of the log's `line`, for the weights that are published."""
+    averaged = line.get("ema")
+    return averaged.get("top_1") if weights == "ema" and isinstance(averaged, Mapping) else line.get("top_1")
+
+
 def _number(value: Any, scale: float) -> str:
     return "–" if value is None else f"{scale * value:.2f}" if scale > 1 else f"{value:.4f}"
 
 
-def _confusion(evaluation: Mapping[str, Any]) -> str:
-    found = evaluation.get("per_class")
-    if not found or not found.get("confusions"):
+def _confusion(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    found = next((one for one in reversed(evaluations) if (one.get("per_class") or {}).get("confusions")), None)
+    if found is None:
         return ""
-    pairs = sorted(found["confusions"], key=lambda pair: -pair[2])[:_MOST_PAIRS]
-    lines = ["## Most frequent errors\n", "| class | taken for | images | of |", "| --- | --- | ---: | ---: |"]
-    names, counts = [_cell(name) for name in found["names"]], found["counts"]
+    classes = found["per_class"]
+    pairs = sorted(classes["confusions"], key=lambda pair: -pair[2])[:_MOST_PAIRS]
+    data_set = _cell(Path(str(found.get("data_set"))).name)
+    lines = [f"## Most frequent errors\n\nOn {data_set}.\n", "| class | taken for | images | of |"]
+    lines.append("| --- | --- | ---: | ---: |")
+    names, counts = [_cell(name) for name in classes["names"]], classes["counts"]
     lines += [f"| {names[a]} | {names[b]} | {count} | {counts[a]} |" for a, b, count in pairs]
     return "\n".join(lines) + "\n"
 

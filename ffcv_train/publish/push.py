@@ -7,13 +7,15 @@ from pathlib import Path
 from torch import Tensor
 
 from ffcv_train.evaluation.classifier import Classifier
-from ffcv_train.publish.card import read_record, write_card
+from ffcv_train.models.published import is_by_name
+from ffcv_train.publish.card import Record, read_record, write_card
 from ffcv_train.publish.description import Description
-from ffcv_train.publish.export import Check, check_output, export
+from ffcv_train.publish.export import Check, export
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import replace_text, write_json
 
-_FILES = ("README.md", "config.json", "model.safetensors")
+_WEIGHTS = "model.safetensors"
+_FILES = ("README.md", "config.json", _WEIGHTS)
 _REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 
@@ -33,17 +35,22 @@ def write_folder(
     A folder of an earlier call is written anew; one with other files is refused. It is timm's
     folder where timm has the network, else `model.safetensors` and `config.json`. Raises `UserError`.
     """
-    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= set(_FILES):
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
-    check_output("timm", folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a new folder with --folder")
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if names and not {_WEIGHTS} <= names <= set(_FILES):
+        raise UserError(f"{folder} exists and holds other files than an earlier push; name a new one with --folder")
+    for name in sorted(names):  # the weights last, by which the folder is known
+        (folder / name).unlink()
     try:
         library, check = "timm", export(classifier, "timm", folder, description, images)
     except UserError:
-        weights = folder / "model.safetensors"
+        weights = folder / _WEIGHTS
         library, check = "safetensors", export(classifier, "safetensors", weights, description, images)
         write_json(folder / "config.json", vars(description))
-    card = write_card(repo, description, read_record(Path(classifier.subject.path)), licence, library)
+    source = classifier.subject.path
+    record = Record() if is_by_name(source) else read_record(Path(source), description)
+    card = write_card(repo, description, record, licence, library)
     replace_text(folder / "README.md", card)
     return library, check
 

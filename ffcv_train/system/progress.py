@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from ffcv_train.system.errors import printable
 from ffcv_train.system.streams import silence_stdout
 
 _REDRAW_SECONDS = 0.2
@@ -45,6 +46,7 @@ class ProgressLine:
         if not self.due():
             return
         self._shown_at = time.monotonic()
+        head = printable(head)
         if not self.console.is_terminal:
             self.print(f"{head} {step}/{steps}  {details}")
             return
@@ -67,9 +69,9 @@ class ProgressLine:
         self._bar.update(self._task, description=details, completed=step, total=steps, head=head, refresh=True)
 
     def print(self, text: str) -> None:
-        """Print a line of its own, above the progress line."""
+        """Print a line of its own, above the progress line; names in it do not steer the terminal."""
         try:
-            self.console.print(text, markup=False, highlight=False)
+            self.console.print(printable(text), markup=False, highlight=False)
         except OSError:
             self._fall_silent()
 

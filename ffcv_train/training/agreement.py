@@ -32,6 +32,7 @@ def what_ranks_share(config: RunConfig, facts: Facts) -> dict[str, Any]:
     shared |= {"training images": facts.samples, "classes": facts.num_classes}
     shared |= {f"class {label}": name for label, name in enumerate(facts.class_names or ())}
     shared |= {f"data.{name}_dataset, by its digest,": digest[:12] for name, digest in facts.data.items()}
+    shared |= {"distill.teacher, by its digest,": facts.teacher[:12]}
     shared |= {f"the version of {name}": version for name, version in versions().items()}
     return shared | {"the version of ffcv_train": __version__}
 

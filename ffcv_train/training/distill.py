@@ -1,5 +1,6 @@
 """Distillation from a teacher, as DeiT has it (Touvron et al., arXiv:2012.12877)."""
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ from ffcv_train.models.network import place
 from ffcv_train.models.normalise import IMAGENET_MEAN, IMAGENET_STD
 from ffcv_train.models.opening import Checkpoint, open_checkpoint
 from ffcv_train.models.preset import preset_of
+from ffcv_train.models.published import local_file
 from ffcv_train.models.weights import load_weights
-from ffcv_train.system.class_names import check_same_classes, whole_numbers
+from ffcv_train.system.class_names import check_same_classes, tidy, whole_numbers
 from ffcv_train.system.errors import UserError
 
 
@@ -102,6 +104,20 @@ def check(config: DistillConfig) -> None:
         raise UserError(f"distill.type={config.type} needs a teacher; give its checkpoint with --distill.teacher")
 
 
+def digest(config: DistillConfig) -> str:
+    """A SHA-256 of the teacher's file: another one under its name teaches something else. "" where there is none."""
+    if config.type == "none":
+        return ""
+    try:
+        with local_file(config.teacher, config.teacher_arch).open("rb") as file:
+            found = hashlib.sha256()
+            while piece := file.read(1 << 24):
+                found.update(piece)
+            return found.hexdigest()
+    except OSError:
+        return ""  # said where it is opened
+
+
 class _Description(NamedTuple):
     model: ModelConfig
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
@@ -132,7 +148,7 @@ def _describe(config: DistillConfig, checkpoint: Checkpoint) -> _Description:
     model = from_dict(RunConfig, content["config"], config.teacher).model
     names = content.get("class_names")
     stated = (tuple(normalisation["mean"]), tuple(normalisation["std"]))
-    return _Description(model, stated, tuple(names) if names is not None else None)
+    return _Description(model, stated, tuple(map(tidy, names)) if names is not None else None)
 
 
 def _imagenets_order(class_names: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ from ffcv_train.data.open import DataSets
 from ffcv_train.losses import create_criterion
 from ffcv_train.losses.base import Criterion
 from ffcv_train.models.checkpoint import unwrap
+from ffcv_train.models.factory import published_name
 from ffcv_train.models.inspect.trace import trace
 from ffcv_train.models.network import build_network
 from ffcv_train.models.opening import Checkpoint
@@ -69,6 +70,11 @@ class Learner:
         self.frozen = finetune.freeze(self.model, config.finetune)
         alone = sizes.per_device == 1 and norms_of_one_image(self.model, self.frozen, min(sides))
         self.notes = [_ALONE] if alone else []
+        if model is None and (name := published_name(config.model)):
+            self.notes.append(
+                f"note: model.arch={config.model.arch} is a name of published weights, but training starts from random "
+                f"ones; --model.weights=timm:{name} starts from those"
+            )
         scales = finetune.lr_scales(self.model, config.finetune)
         self.optimizer = create_optimizer(self.model, config.training, process.device, scales)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.training.amp == "fp16")

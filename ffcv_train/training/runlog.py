@@ -68,6 +68,12 @@ class RunLog:
             _drop_epochs(log, resumed_epoch)
         elif log.exists() and log.stat().st_size:
             os.close(lock)  # an exception that somebody keeps must not keep the folder
+            older = path / "previous.pt"
+            if not (path / "last.pt").exists() and older.exists():
+                raise UserError(
+                    f"{path} holds a run's log and no last.pt, but the checkpoint before it; continue from that with "
+                    f"--training.resume={older}"
+                )
             if not (path / "last.pt").exists():
                 raise UserError(
                     f"{path} holds a run's log but no last.pt to continue it from; move the folder away, or choose "

@@ -34,6 +34,8 @@ class Facts:
     """of the training set"""
     data: Mapping[str, str]
     """digests of the data sets' tables, by "train" and "val" """
+    teacher: str = ""
+    """digest of the teacher's file, where there is one"""
 
     def plain(self) -> dict[str, Any]:
         """As a checkpoint holds it."""
@@ -133,7 +135,7 @@ class TrainState:
 
     def _check_same_run(self, state: Mapping[str, Any], path: Path) -> None:
         for name, value in self.facts.plain().items():
-            if name == "data":
+            if name in ("data", "teacher"):
                 continue
             if name == "class_names":
                 if state[name] and value:
@@ -154,6 +156,11 @@ class TrainState:
                     f"{path} was trained with another data.{name}_dataset than {option}: sizes, labels or checksums of "
                     f"its samples differ; use the same, or start a new run with --model.weights={path}"
                 )
+        if state.get("teacher", self.facts.teacher) != self.facts.teacher:
+            raise UserError(
+                f"{path} was trained with another teacher than {self.config.distill.teacher}; give that one's file, or "
+                f"start a new run with --model.weights={path}"
+            )
         # Options that came later have their defaults.
         before = to_dict(from_dict(RunConfig, state["config"], str(path)))
         now = to_dict(self.config)

@@ -26,7 +26,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.resources import give_back_memory
 from ffcv_train.system.signals import StopRequest
 from ffcv_train.system.watch import at
-from ffcv_train.training import describe, parallel, schedules, setup
+from ffcv_train.training import describe, distill, parallel, schedules, setup
 from ffcv_train.training.agreement import check_ranks_agree, what_ranks_share
 from ffcv_train.training.learner import Learner
 from ffcv_train.training.resume import check_run_is_free, claim_run, find_checkpoint
@@ -38,6 +38,12 @@ _AGREEMENT_STEPS = 5
 """Ranks agree on stopping this often: launchers kill what has not stopped within half a minute."""
 _PATIENCE_SECONDS = 5.0
 """How long after a signal a batch is still waited for, so that the step can be finished"""
+
+
+_ONE_SET = (
+    "note: data.train_dataset and data.val_dataset are the same images, so that validation says what was learned by "
+    "heart; ffcv-train write --cfg.val_fraction=0.1 keeps some apart"
+)
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -75,6 +81,7 @@ class Trainer:
             self.sizes.global_batch,
             self.data.samples,
             self.data.digests(),
+            distill.digest(config.distill),
         )
         check_ranks_agree(process, what_ranks_share(config, facts))
         self.learner = learner = Learner(config, process, self.data, self.sizes, self.steps, model, criterion, weights)
@@ -92,6 +99,8 @@ class Trainer:
         )
         self.finished = False
         self.notes: list[str] = [f"note: {note}" for note in self.data.notes]
+        if facts.data["train"] == facts.data["val"]:
+            self.notes.append(_ONE_SET)
         self.run = self._resume()
         learner.prepare()
         self.train_loader = train_loader(config, self.data.train, self.sizes.per_device, process, self.data.weights)

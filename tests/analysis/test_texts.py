@@ -16,7 +16,7 @@ from ffcv_train.analysis.figures.style import save_figure
 from ffcv_train.metrics.features import FeatureMetrics
 from ffcv_train.metrics.per_class import ClassResults
 
-NAMES = ("US$_note_20$", r"$\frac$", "猫", "猫 2", "Katze")
+NAMES = ("US$_note_20$", r"$\frac$", "猫", "猫 2", "Katze", "\x1b[31mred", "na\udcffme")
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,7 @@ def test_dollars_are_dollars_and_unknown_scripts_stay_apart(
         save_figure(figure, tmp_path / f"again.{kind}")
     shown = written(figure)
     assert {"US$_note_20$", r"$\frac$", "[732B]", "[732B] 2", "Katze"} <= set(shown) and "猫" not in shown
+    assert {"[1B][31mred", "na[DCFF]me"} <= set(shown)
     assert capsys.readouterr().err.count("note: no font here has some characters") == 1
 
 

@@ -465,7 +465,10 @@ class NothingMadeOfHostNumbers(TorchFunctionMode):
     """Refuses tensors of Python numbers on another device: there the host waits for the copy."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.tensor, torch.as_tensor) and str((kwargs or {}).get("device", "cpu")) != "cpu":
+        made = func in (torch.tensor, torch.as_tensor) and str((kwargs or {}).get("device", "cpu")) != "cpu"
+        number = func is Tensor.__setitem__ and not isinstance(args[2], Tensor)
+        filled = number and isinstance(args[1], Tensor) and args[1].dtype == torch.bool  # by a kernel, without a copy
+        if made or (number and not filled):
             raise AssertionError("a copy from pageable memory")
         return func(*args, **(kwargs or {}))
 
@@ -490,6 +493,8 @@ def test_the_host_does_not_wait_for_the_device(chosen: str, count: int, monkeypa
     mixture = mixing.draw(config, 32, 1, 2, KEYS[:400])
     assert mixture is not None
     with NothingMadeOfHostNumbers():
+        with pytest.raises(AssertionError, match="pageable"):
+            torch.ones(3, 3, device="meta")[1, 1] = 5.0
         images = policy.apply(images, steps)
         mixing.mix(images.float(), mixture)
         mixing.mixed_targets(labels, mixture, 10)

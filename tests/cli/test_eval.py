@@ -201,6 +201,8 @@ def test_the_architecture_that_a_file_names_is_proposed(
         assert message.endswith(ending), message
     torch.save({"arch": "mnasnet0_5", "state_dict": torchvisions.state_dict()}, path)
     assert "says that it is of mnasnet0_5" in error_of(*data, *SETTINGS)
+    (tmp_path / "own.yaml").write_text("validation: {batch_size: 8}\n")  # names no network either
+    assert "says that it is of mnasnet0_5; if so, pass" in error_of(*data, f"--config-file={tmp_path}/own.yaml")
 
 
 def test_two_processes_find_the_same(checkpoint: Path, evaluate: Callable[..., dict], tmp_path: Path) -> None:
@@ -427,6 +429,21 @@ def test_per_class(
     assert report["per_class"]["names"] == CLASS_NAMES
     assert "Most frequent errors" in capsys.readouterr().out
     assert "must end in .csv" in error_of("--checkpoint", checkpoint, "--per-class=classes.json")
+
+
+def test_names_of_classes_do_not_steer_the_terminal(
+    make_checkpoint: Callable[..., Path],
+    evaluate: Callable[..., dict],
+    small_betons: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [f"\x1b[3{i}m[red]{i}" for i in range(4)]
+    checkpoint = make_checkpoint(class_names=names)
+    data = with_names(small_betons[1], tmp_path, names)
+    evaluate("--checkpoint", checkpoint, f"--data.val_dataset={data}", f"--per-class={tmp_path}/c.csv")
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\\x1b[31m[red]1" in printed
 
 
 @pytest.fixture(scope="module")

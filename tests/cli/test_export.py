@@ -18,19 +18,23 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ffcv_train import Classifier, load_network
-from ffcv_train.cli import export
+from ffcv_train.cli import evaluate, export, predict
 from ffcv_train.cli.main import run_main
+from ffcv_train.cli.presets import load_run_config
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.models.factory import create_model
+from ffcv_train.models.weights import load_weights
 from ffcv_train.publish import export as exporting
 from ffcv_train.publish.description import describe
 from tests.support.checkpoints import write_checkpoint
 from tests.support.photographs import crops_of_photographs
+from tests.support.runs import Betons
 
 NAMES = [f"class{i}" for i in range(4)]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 Make = Callable[..., Path]
+ON_THE_CPU = ("--training.device=cpu", "--training.amp=off", "--data.num_workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +163,65 @@ def test_safetensors(resnet: Path, files: list[Path], tmp_path: Path) -> None:
         close(model.eval()(normalised(files)), ours(resnet, files))
     with safetensors.safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["class_names"]) == NAMES
-    # And our own commands read it back.
-    again = load_network(path, arch="resnet18", device="cpu", amp="off", resolution=64, mean=MEAN, std=STD)
-    close(again.predict(files), ours(resnet, files))
+
+
+ODD = ("--validation.crop=ffcv", "--validation.crop_ratio=0.8", "--validation.interpolation=bicubic")
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [("safetensors", "n.safetensors"), ("torchvision", "n.pth"), ("timm", "folder")]
+)
+@pytest.mark.parametrize("weights", ["ema", "model"])
+def test_our_own_commands_take_an_export_as_the_checkpoint_that_it_was(
+    make: Make, files: list[Path], tmp_path: Path, form: str, name: str, weights: str
+) -> None:
+    """Its preprocessing and classes, not those of the library whose architecture it has; nothing has to be told."""
+    checkpoint, path = make("resnet18", 64, *ODD), tmp_path / name
+    run(checkpoint, form, path, files, f"--weights={weights}")
+    path = path / "model.safetensors" if form == "timm" else path
+    again = load_network(path, device="cpu", amp="off")
+    close(again.predict(files), ours(checkpoint, files, weights))
+    assert (again.class_names, again.weights) == (tuple(NAMES), weights)
+    predict.main([f"--checkpoint={path}", str(files[0]), f"--output={tmp_path / 'p.csv'}", "--top=1", *ON_THE_CPU])
+    assert NAMES[int(ours(checkpoint, files[:1], weights).argmax())] in (tmp_path / "p.csv").read_text()
+    options, taken, _ = load_run_config([f"--model.weights={path}", "--model.arch=resnet18"])
+    assert (options.validation.crop, options.validation.crop_ratio, options.data.mean) == ("ffcv", 0.8, MEAN)
+    assert taken.endswith(f"mean 0.4,0.5,0.6, std 0.2,0.25,0.3 from {path}")
+    model = create_model("resnet18", 4)
+    assert load_weights(model, path).class_names == tuple(NAMES)
+    other = "model" if weights == "ema" else "ema"
+    with pytest.raises(exporting.UserError, match=f"use --weights {weights}"):
+        load_network(path, device="cpu", weights=other)
+
+
+def test_blurpool_of_an_export_is_known(make: Make, files: list[Path], tmp_path: Path) -> None:
+    checkpoint, path = make("cifar_resnet20", 64, "--model.use_blurpool=1"), tmp_path / "n.safetensors"
+    run(checkpoint, "safetensors", path, files)
+    close(load_network(path, device="cpu", amp="off").predict(files), ours(checkpoint, files))
+    with pytest.raises(exporting.UserError, match=r"trained with BlurPool.*model\.use_blurpool=1"):
+        load_weights(create_model("cifar_resnet20", 4), path)
+
+
+def test_an_export_is_not_rewritten(resnet: Path, small_betons: Betons, files: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    run(resnet, "safetensors", path, files)
+    words = [f"--checkpoint={path}", f"--data.val_dataset={small_betons[1]}", *ON_THE_CPU]
+    with pytest.raises(exporting.UserError, match="is not a checkpoint of a run here, and others are not rewritten"):
+        evaluate.main([*words, "--suite=calibration", "--keep-temperature"])
+
+
+@pytest.mark.parametrize("change", [{"num_classes": "5"}, {"arch": None}, {"producer": "another 1.0"}, {"side": "["}])
+def test_what_others_wrote_in_its_place_is_not_believed(
+    resnet: Path, files: list[Path], tmp_path: Path, change: dict[str, str | None]
+) -> None:
+    path = tmp_path / "n.safetensors"
+    run(resnet, "safetensors", path, files)
+    with safetensors.safe_open(path, "pt") as file:
+        stated = file.metadata() | change
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, {key: text for key, text in stated.items() if text is not None})
+    with pytest.raises(exporting.UserError, match="is not a checkpoint of this trainer"):
+        load_network(path)
 
 
 def test_blurpool_is_in_the_graph(make: Make, files: list[Path], tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from ffcv_train.data.open import open_data_set
 from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.run import requested_network
 from ffcv_train.evaluation.suites import calibration
+from ffcv_train.models.checkpoint import load_checkpoint, save_checkpoint
 from ffcv_train.models.opening import open_checkpoint
+from ffcv_train.system.errors import UserError
 from tests.support.photographs import crops_of_photographs
 from tests.support.runs import ALONE, Betons
 
@@ -141,6 +143,18 @@ def test_bad_images_are_left_out(
     printed = capsys.readouterr()
     assert f"left out: {bad} cannot be read" in printed.out
     assert "1 of 2 images could not be read" in printed.err
+
+
+def test_numbers_that_are_none_are_no_predictions(small_run: Path, photographs: Path, tmp_path: Path) -> None:
+    state = load_checkpoint(small_run / "final.pt")
+    state["model"]["fc.weight"] *= 1e38
+    save_checkpoint(state, tmp_path / "odd.pt")
+    words = [f"--checkpoint={tmp_path / 'odd.pt'}", *COMMON, str(photographs), f"--output={tmp_path / 'p.csv'}"]
+    with pytest.raises(
+        UserError, match=rf"logits of {photographs}/class0/00\.png are not finite; .*--training\.amp=off"
+    ):
+        predict.main(words)
+    assert not (tmp_path / "p.csv").exists()
 
 
 def test_a_damaged_sample_of_a_beton_is_left_out(arguments: list[str], jpg_beton: Path, tmp_path: Path) -> None:

@@ -1,24 +1,30 @@
 """push: the folder is a network that timm opens, with a card of what the run left; it arrives at a hub whole."""
 
 import json
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 import yaml
 from huggingface_hub import constants
+from PIL import Image
 
 from ffcv_train import load_network
 from ffcv_train.cli import evaluate, push
 from ffcv_train.cli.main import run_main
-from ffcv_train.publish.card import read_record
-from tests.support.hub import Hub, serving
+from ffcv_train.publish.card import read_record, write_card
+from ffcv_train.publish.description import Description
+from tests.support.hub import Hub, in_place, serving
 from tests.support.photographs import crops_of_photographs
 from tests.support.runs import Betons, train
 
+DESCRIPTION = Description(
+    "resnet18", 4, None, 32, (0.5,) * 3, (0.5,) * 3, 0.9, "torchvision", "bilinear", False, "ema", 4, "x"
+)
 SMALL = ("--training.epochs=1", "--lr.lr_peak_epoch=0", "--resolution.end_ramp=0", "--training.amp=off")
 
 
@@ -33,6 +39,9 @@ def runs(small_betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = folder / "seed0"
     words = [f"--checkpoint={run / 'final.pt'}", f"--output={run / 'metrics.json'}", "--data.num_workers=1"]
     evaluate.main([*words, f"--per-class={run / 'classes.csv'}", "--training.device=cpu"])
+    for name, more in (("on_train", f"--data.val_dataset={small_betons[0]}"), ("with_tau", "--tau=0.5")):
+        words[1] = f"--output={run / name}.json"
+        evaluate.main([*words, more, "--training.device=cpu"])
     return folder
 
 
@@ -70,11 +79,12 @@ def test_the_folder_opens_with_timm_and_the_card_says_what_was_run(
     records = [json.loads((runs / f"seed{seed}" / "log.jsonl").read_text()) for seed in range(3)]
     top_1 = torch.tensor([100 * record["top_1"] for record in records], dtype=torch.float64)
     assert f"Top-1 over 3 seeds, at their last epochs: {top_1.mean():.2f} ± {top_1.std():.2f}" in card
-    metrics = json.loads((runs / "seed0" / "metrics.json").read_text())["results"][0]
-    assert (
-        f"| eval, 32 px | {100 * metrics['top_1']:.2f} | 100.00 | {metrics['nll']:.4f} | {metrics['ece']:.4f} |" in card
-    )
-    for part in ("## Most frequent errors", "val.beton", "- classes: class0, class1", "optimizer: sgd", "lr: 0.05"):
+    rows = re.findall(r"^\| eval, 32 px \| (.*) \|$", card, re.MULTILINE)
+    assert len(rows) == 2, "on two data sets, of the network as it is"
+    for row, name, data in zip(rows, ("metrics", "on_train"), ("val.beton", "train.beton"), strict=True):
+        found = json.loads((runs / "seed0" / f"{name}.json").read_text())["results"][0]
+        assert row == f"{data} | {100 * found['top_1']:.2f} | 100.00 | {found['nll']:.4f} | {found['ece']:.4f}"
+    for part in ("## Most frequent errors\n\nOn val.beton.", "- classes: class0, class1", "optimizer: sgd", "lr: 0.05"):
         assert part in card
     assert json.loads((runs / "seed0" / "params.json").read_text())["command"] in card
 
@@ -123,20 +133,44 @@ def test_large_files_go_through_the_store_of_large_files(
     assert not [path for method, path in hub.requests if method == "PUT"]
 
 
-def test_a_network_of_ours_is_safetensors(small_run: Path, tmp_path: Path) -> None:
-    """cifar_resnet20, which timm lacks; the card's three lines open it."""
-    copied = shutil.copytree(small_run, tmp_path / "run")
-    push.main([f"--checkpoint={copied / 'final.pt'}", "--to=a/b", "--dry-run"])
-    folder = copied / "hub"
-    card = (folder / "README.md").read_text()
+@pytest.mark.parametrize("blurpool", [0, 1])
+def test_a_network_of_ours_is_safetensors(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blurpool: int
+) -> None:
+    """cifar_resnet20, which timm lacks; the card's three lines open it, as it was cut and resized."""
+    odd = ("--validation.crop=ffcv", "--validation.crop_ratio=0.8", "--validation.interpolation=bicubic")
+    run = train(small_betons, tmp_path, "--logging.run=r", f"--model.use_blurpool={blurpool}", *odd, *SMALL)
+    push.main([f"--checkpoint={run / 'final.pt'}", "--to=a/b", "--dry-run"])
+    card = (run / "hub" / "README.md").read_text()
     assert "One seed: there is no spread to state." in card
     code = card.split("```python\n")[1].split("```")[0].splitlines()
     assert len(code) == 3
-    names = {"file": folder / "model.safetensors", "load_network": load_network}
-    exec(code[2], names)
-    ours = load_network(copied / "final.pt", device="cpu", amp="bf16")  # what other files are opened in
-    pixels = crops_of_photographs(3, 40, 40)
-    torch.testing.assert_close(names["network"].predict(pixels), ours.predict(pixels), rtol=0, atol=1e-4)  # type: ignore[attr-defined]
+    (pixels,) = crops_of_photographs(1, 40, 50)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(pixels).save("photograph.jpg")
+    names: dict[str, Any] = {}
+    with serving(Hub({"a/b": {file.name: file.read_bytes() for file in (run / "hub").iterdir()}})) as hub:
+        in_place(hub, tmp_path / "hf", monkeypatch)
+        exec("\n".join(code), names)
+    ours = load_network(run / "final.pt", amp="bf16")  # what other files are opened in
+    torch.testing.assert_close(names["logits"], ours.predict(["photograph.jpg"]), rtol=0, atol=1e-4)
+
+
+def test_a_card_states_the_spread_of_the_weights_that_are_published(tmp_path: Path) -> None:
+    """Of averaged ones, where these are; and no evaluation of other weights, or of an earlier end of the run."""
+    for seed in range(2):
+        run = tmp_path / f"seed{seed}"
+        run.mkdir()
+        (run / "params.json").write_text(json.dumps({"config": {"training": {"seed": seed}}}))
+        (run / "log.jsonl").write_text(json.dumps({"top_1": 0.1, "ema": {"top_1": 0.5 + 0.25 * seed}}) + "\n")
+        (run / "final.pt").touch()
+    for name, weights, epoch in (("a", "ema", 4), ("b", "model", 4), ("c", "ema", 2)):
+        about = {"checkpoint": "final.pt", "weights": weights, "epoch": epoch, "data_set": f"{name}.beton"}
+        (tmp_path / "seed0" / f"{name}.json").write_text(json.dumps({**about, "results": [{"resolution": 32}]}))
+    record = read_record(tmp_path / "seed0" / "final.pt", DESCRIPTION)
+    card = write_card("a/b", DESCRIPTION, record, "mit", "timm")
+    assert "Top-1 over 2 seeds, at their last epochs: 62.50 ± 17.68" in card
+    assert "a.beton" in card and "b.beton" not in card and "c.beton" not in card
 
 
 def test_what_goes_wrong_is_a_sentence(
@@ -144,7 +178,7 @@ def test_what_goes_wrong_is_a_sentence(
 ) -> None:
     checkpoint, folder = f"--checkpoint={runs / 'seed2' / 'final.pt'}", tmp_path / "hub"
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").write_text("")
+    (tmp_path / "full" / "README.md").write_text("mine")
 
     def error_of(*words: str) -> str:
         with pytest.raises(SystemExit) as exit_:
@@ -155,7 +189,11 @@ def test_what_goes_wrong_is_a_sentence(
     assert "give the repository with --to" in error_of()
     assert "is no repository's name" in error_of("--to=net")
     assert "is no repository's name" in error_of("--to=a/../b")
-    assert "full exists" in error_of("--to=a/b", f"--folder={tmp_path / 'full'}")
+    assert "full exists and holds other files than an earlier push" in error_of(
+        "--to=a/b", f"--folder={tmp_path / 'full'}"
+    )
+    assert (tmp_path / "full" / "README.md").read_text() == "mine"
+    assert "is a file; name a new folder with --folder" in error_of("--to=a/b", f"--folder={tmp_path}/full/README.md")
     hub.refuse = 403
     assert "does not let you write to a/b (status 403)" in error_of("--to=a/b")
     hub.refuse = 400
@@ -167,5 +205,5 @@ def test_what_goes_wrong_is_a_sentence(
 
 def test_a_card_of_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text("no JSON")
-    record = read_record(tmp_path / "final.pt")
-    assert (record.params, record.last, record.evaluation, record.others) == ({}, {}, {}, ())
+    record = read_record(tmp_path / "final.pt", DESCRIPTION)
+    assert (record.params, record.last, record.evaluations, record.others) == ({}, {}, (), ())

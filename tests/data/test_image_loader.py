@@ -181,6 +181,30 @@ def test_places_are_the_sources(sets: Path, kind: str) -> None:
         assert [places[index] for index in range(len(images))] == [images.source.place(i) for i in range(len(images))]
 
 
+def test_a_digest_tells_other_images_and_labels_from_a_copy(sets: Path, tmp_path: Path) -> None:
+    """By which ranks are compared, and a run with the one that it continues."""
+    copy, map_file = tmp_path / "val.zip", tmp_path / "val_map.txt"
+    shutil.copy(sets / "val_map.txt", map_file)
+    shutil.copy(sets / "val.zip", copy)
+    shutil.copy(sets / "classes.txt", tmp_path)
+    own = open_image_set(sets / "val.zip", "zip").digest()
+    assert open_image_set(copy, "zip").digest() == own
+    with zipfile.ZipFile(sets / "val.zip") as source, zipfile.ZipFile(copy, "w") as target:
+        for number, name in enumerate(source.namelist()):
+            target.writestr(name, source.read(name) + b"\0" * (number == 5))
+    assert open_image_set(copy, "zip").digest() != own
+    shutil.copy(sets / "val.zip", copy)
+    lines = map_file.read_text().splitlines()
+    map_file.write_text("\n".join([*lines[:-1], lines[-1][:-1] + "0"]))
+    assert open_image_set(copy, "zip").digest() != own
+    folder = shutil.copytree(sets / "folder" / "val", tmp_path / "val")
+    before = open_image_set(folder, "folder").digest()
+    assert before == open_image_set(sets / "folder" / "val", "folder").digest()
+    first = next(iter(sorted(folder.rglob("*.jpg"))))
+    first.rename(first.with_name("zebra.jpg"))
+    assert open_image_set(folder, "folder").digest() != before
+
+
 def test_leaving_early_and_starting_again(sets: Path) -> None:
     images = open_image_set(sets / "folder/train", "folder")
     with contextlib.closing(image_loader(images, workers=2)) as loader:

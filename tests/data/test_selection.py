@@ -132,6 +132,21 @@ def test_a_folder_without_a_split_becomes_two_files(
     assert (tmp_path / "again_val.beton").read_bytes() == validation.read_bytes()
 
 
+def test_a_split_that_is_there_already_is_left_alone_and_said(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "both" / "val").mkdir(parents=True)
+    (tmp_path / "both" / "train").symlink_to(images)
+    for folder in ("both", "both/train"):
+        write(tmp_path / folder, tmp_path / "train.beton", val_fraction=0.25)
+        said = (
+            f"note: {tmp_path}/both/val is left alone; --cfg.val_fraction takes its images from {tmp_path}/both/train"
+        )
+        assert said in capsys.readouterr().out
+    write(tmp_path / "both", tmp_path / "train.beton")
+    assert "is left alone" not in capsys.readouterr().out
+
+
 def test_where_the_second_file_goes() -> None:
     for path, expected in (("d/train.beton", "d/val.beton"), ("my_train_500.beton", "my_val_500.beton")):
         assert validation_path(Path(path)) == Path(expected)

@@ -23,7 +23,8 @@ from ffcv_train import evaluate, load_network, open_data_set
 from ffcv_train.cli import evaluate as eval_command
 from ffcv_train.cli import gradcam, logits, measure, transfer
 from ffcv_train.cli.compare import parse_plan
-from ffcv_train.comparison.plan import check_plan, measure_command
+from ffcv_train.comparison.plan import ComparisonPlan, check_plan, measure_command, train_command
+from ffcv_train.comparison.report import summarise_runs
 from ffcv_train.config.read import load_config
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.convert.write import WriteConfig, convert
@@ -340,6 +341,10 @@ def test_gradcam_has_the_networks_labels(sets: Path, tmp_path: Path) -> None:
         run(gradcam.main, *model, *figure, "--validation.resolution=32", "--training.device=cpu")
         (row,) = json.loads((tmp_path / "g.json").read_text())["rows"]
         assert [cell["true"] for cell in row["images"]] == ["ant", "bee"]
+    figure = ["--images", photographs(tmp_path / "spaced", [" bee "], 1), "--output", tmp_path / "g.png"]
+    run(gradcam.main, *model, *figure, "--validation.resolution=32", "--training.device=cpu")
+    (row,) = json.loads((tmp_path / "g.json").read_text())["rows"]
+    assert [cell["true"] for cell in row["images"]] == ["bee"]
     for folder in ("7", "n01491361"):
         photographs(tmp_path / folder, [folder], 1)
         model = [word for word in checkpoint(tmp_path, 1000, None) if "data." not in word]
@@ -481,6 +486,37 @@ def test_a_list_reaches_both_sets_of_a_probe(tmp_path: Path) -> None:
     plan = replace(plan, config=replace(plan.config, training=replace(plan.config.training, batch_size=16)))
     check_plan(plan)
     assert f"--data.classes={names}" in measure_command(plan, plan.runs[0])
+
+
+def test_a_list_for_what_is_probed_is_no_business_of_training_sets_that_are_betons(tmp_path: Path) -> None:
+    """A comparison trains without it, and measures with it; where nothing takes it, it is refused."""
+    sets = photographs(tmp_path / "sets", ANIMALS, 6)
+    part = photographs(tmp_path / "part", ANIMALS[4:9], 4)
+    names = f"--data.classes={listed(tmp_path / 'list.txt', ANIMALS)}"
+    beton = as_format(sets, "beton")[0].partition("=")[2]
+    data = [f"--data.train_dataset={beton}", f"--data.val_dataset={beton}", names]
+    own = ["--losses=ce", "--seeds=0", "--out", tmp_path / "o", "--model.arch=cifar_resnet20", *SMALL_EVALUATION]
+    words = [*own, *data, "--training.epochs=1", "--lr.lr_peak_epoch=0.5", "--training.batch_size=16"]
+
+    def planned(*more: object) -> ComparisonPlan:
+        plan = parse_plan([str(word) for word in [*words, *more]])
+        check_plan(plan)
+        return plan
+
+    further = ["--transfer-train", unnamed(sets), "--transfer-val", part]
+    plan = planned(*further)
+    assert load_config(RunConfig, train_command(plan, plan.runs[0])[4:]).data.classes == ""
+    assert names in measure_command(plan, plan.runs[0])
+    model = checkpoint(tmp_path, 12, ANIMALS)
+    run(measure.main, *model, *data, *further, *SMALL_EVALUATION, "--output", tmp_path / "m.json")
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert found["transfer"]["num_classes"] == 12
+    assert summarise_runs(plan, {plan.runs[0]: found}, [])["criteria"]["ce"]["seeds"] == [0]
+    for more in ([], ["--transfer-train", beton, "--transfer-val", beton]):
+        with refused("is a .beton file, which names its own"):
+            planned(*more)
+    with refused("is a .beton file, which names its own"):
+        run(measure.main, *model, *data, *SMALL_EVALUATION, "--output", tmp_path / "m.json")
 
 
 def test_a_list_of_animals_leaves_a_probe_of_other_things_alone(sets: Path, tmp_path: Path) -> None:

@@ -105,11 +105,20 @@ def test_of_unknown_weights_only_what_all_agree_on_is_taken(tmp_path: Path) -> N
     preset = stated("resnet50", weights(tmp_path))
     assert "validation.crop_ratio" not in preset.options
     assert preset.options["validation.resolution"] == (224,)
-    assert "from torchvision's weights of resnet50, which differ in crop ratio" in preset.says(preset.options)
+    said = "from torchvision's weights of resnet50, none of which this file is, and which differ in crop ratio"
+    assert said in preset.says(preset.options)
     only = stated("resnet18", weights(tmp_path))
     assert only.says({"validation.crop_ratio": 0.875}) == (
-        "took crop ratio 0.875 from torchvision's ResNet18_Weights.IMAGENET1K_V1"
+        "took crop ratio 0.875 from torchvision's weights of resnet18, none of which this file is"
     )
+
+
+def test_a_default_of_several_is_called_so(tmp_path: Path) -> None:
+    path = weights(tmp_path)
+    said = stated("timm/resnet50", path).says({"validation.crop_ratio": 0.95})
+    assert said.endswith("; the default of resnet50; another's are told by --model.arch=timm/resnet50.TAG")
+    for named in ("timm/resnet50.tv_in1k", "tf_efficientnet_lite0"):
+        assert "default" not in stated(named, path).says({"validation.crop_ratio": 0.95})
 
 
 def test_a_checkpoint_of_ours_states_its_own(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -162,6 +163,29 @@ def test_what_cannot_be_had_is_a_sentence(hub: Hub, tmp_path: Path, monkeypatch:
     offline(monkeypatch)
     cold = refusal(f"timm:{NAME}")
     assert f"not in the cache {tmp_path}/hf, and HF_HUB_OFFLINE is set; run once where there is a network" in cold
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("timm/resnet50.a1_in1k", "timm:resnet50.a1_in1k"),
+        ("hf-hub:timm/resnet50.a1_in1k", "timm:resnet50.a1_in1k"),
+        ("resnet50.a1_in1k", "timm:resnet50.a1_in1k"),
+        ("https://huggingface.co/org/name", "hf:org/name"),
+        ("hf_hub:org/name", "hf:org/name"),
+        ("IMAGENET1K_V2", "torchvision:IMAGENET1K_V2"),
+        ("ResNet50_Weights.DEFAULT", "torchvision:ResNet50_Weights.DEFAULT"),
+    ],
+)
+def test_names_as_others_write_them_are_told_as_they_are_here(
+    given: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal(given, "resnet50") == f"there is no file {given}; published weights of that name are {name}"
+    with pytest.raises(UserError, match=re.escape(name)):
+        read_subject(given)
+    for own in ("weights.pt", "timm.pt", "org/name"):
+        assert "published" not in refusal(own, "resnet50")
 
 
 def test_a_hub_that_does_not_answer_and_a_transfer_that_breaks_off(

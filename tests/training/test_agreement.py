@@ -69,6 +69,7 @@ def test_options_that_differ_are_named_and_those_that_may_are_not(
         ({"class_names": ("dog", "cat")}, "rank 1 has class 0 dog, rank 0 has cat, and 1 more differ"),
         ({"samples": 95}, "training images 95, rank 0 has 96"),
         ({"data": {"train": "c" * 64, "val": "b" * 64}}, "data.train_dataset, by its digest, cccccccccccc"),
+        ({"teacher": "c" * 64}, "distill.teacher, by its digest, cccccccccccc"),
     ],
 )
 def test_data_that_differ_are_named(

@@ -165,6 +165,21 @@ def test_distilled_training(small_betons: Betons, tmp_path: Path, kind: str) -> 
     Trainer(config(small_betons, tmp_path, *more, *by_arch, "--logging.run=other"), ALONE)
 
 
+def test_a_run_is_continued_under_its_own_teacher_alone(small_betons: Betons, tmp_path: Path) -> None:
+    """Another file under the teacher's name teaches something else; the same file may have moved."""
+    teacher = tmp_path / "teacher.pt"
+    weights = create_model(ModelConfig(arch="cifar_resnet20"), 4).state_dict()
+    torch.save(weights, teacher)
+    more = [*DEIT, "--model.arch=cifar_deit_tiny_distilled", "--distill.type=hard", "--training.epochs=1"]
+    more += ["--distill.teacher_arch=cifar_resnet20", "--logging.run=r", "--training.resume=auto"]
+    run = train(small_betons, tmp_path, *more, f"--distill.teacher={teacher}")
+    moved = teacher.rename(tmp_path / "moved.pt")
+    assert train(small_betons, tmp_path, *more, f"--distill.teacher={moved}") == run
+    torch.save({key: value + 1 for key, value in weights.items()}, teacher)
+    with pytest.raises(UserError, match=r"was trained with another teacher than .*teacher\.pt; give that one's file"):
+        train(small_betons, tmp_path, *more, f"--distill.teacher={teacher}")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -10,7 +10,8 @@ import timm.optim
 import torch
 from torch import nn
 
-from ffcv_train.config.schema import FinetuneConfig, ModelConfig
+from ffcv_train.config.read import load_config
+from ffcv_train.config.schema import FinetuneConfig, ModelConfig, RunConfig
 from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import create_model
 from ffcv_train.models.network import build_network
@@ -19,6 +20,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.training.finetune import freeze, lr_scales
 from ffcv_train.training.optim import parameter_groups
 from ffcv_train.training.trainer import Trainer
+from tests.support.photographs import ROOT
 from tests.support.runs import ALONE, Betons, config, train
 
 
@@ -90,6 +92,18 @@ def test_all_but_the_head(arch: str, head: str) -> None:
     norms = freeze(model, FinetuneConfig(freeze_up_to="body"))
     assert moving(model) == {f"{head}.weight", f"{head}.bias"}
     assert len(norms) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_a_tail_at_the_tests_resolution_moves_the_classifier_and_the_last_norm() -> None:
+    """FixRes's recipe, on the network that it names."""
+    recipe = load_config(RunConfig, ["--config-file", str(ROOT / "finetune_configs/fixres_resnet50.yaml")])
+    model = network(recipe.model.arch)
+    norms = freeze(model, recipe.finetune)
+    assert moving(model) == {f"{name}.{leaf}" for name in ("layer4.2.bn3", "fc") for leaf in ("weight", "bias")}
+    kept = {module for module in model.modules() if isinstance(module, nn.BatchNorm2d)} - {*norms}
+    assert kept == {model.get_submodule("layer4.2.bn3")}
+    side = recipe.resolution.max_res
+    assert recipe.resolution.min_res == side and recipe.validation.resolution == (side,)
 
 
 def test_by_name() -> None:

@@ -310,12 +310,12 @@ def test_terminal_progress_is_redrawn(clock: Clock) -> None:
         line.show("epoch 1/3 train", step, 5, f"loss {step}")
         assert not line.due()
         clock.now += 0.3
-    line.print("[not] markup")
+    line.print("[not] markup, \x1b[31mred")
     line.close()
     text = console.file.getvalue()
     assert "loss 4" in text
     assert "4/5" in text
-    assert "[not] markup" in text
+    assert "[not] markup, \\x1b[31mred" in text, "what is named steers no terminal"
     assert text.count("\x1b[2K") >= 4  # lines erased and drawn again
 
 

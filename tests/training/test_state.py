@@ -96,6 +96,17 @@ def test_a_log_without_a_checkpoint_is_not_told_to_resume(tmp_path: Path) -> Non
         RunLog.open(tmp_path, "r", tensorboard=False)
 
 
+def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(small_betons: Betons, tmp_path: Path) -> None:
+    """As it is told to."""
+    run = train(small_betons, tmp_path, "--logging.run=r")
+    whole = (run / "final.pt").rename(tmp_path / "final.pt")
+    (run / "last.pt").unlink()
+    with pytest.raises(UserError, match=r"no last\.pt, but the checkpoint before it; continue .*") as error:
+        train(small_betons, tmp_path, *RESUME)
+    train(small_betons, tmp_path, "--logging.run=r", str(error.value).rpartition(" with ")[2])
+    assert same_weights(run / "final.pt", whole)
+
+
 def test_no_flipped_bit_passes_for_a_value(tmp_path: Path) -> None:
     path, other = tmp_path / "c.pt", tmp_path / "flipped.pt"
     torch.manual_seed(0)

@@ -48,6 +48,22 @@ def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Pat
     assert load_checkpoint(run / "best.pt")["best_top_1"] == max(line["top_1"] for line in lines)
 
 
+def test_what_a_beginner_may_not_have_meant_is_said(small_betons: Betons, tmp_path: Path) -> None:
+    """To validate on what is trained on; to start a network that has a published one's name from nothing."""
+
+    def notes(train: Path, val: Path, arch: str) -> list[str]:
+        trainer = Trainer(config((train, val), tmp_path, f"--model.arch={arch}"), ALONE)
+        trainer.train_loader.close()
+        trainer.val_loader.close()
+        return [*trainer.notes, *trainer.learner.notes]
+
+    first, second = small_betons
+    assert notes(first, second, "timm/test_resnet") == []
+    same, random = notes(second, second, "timm/test_resnet.r160_in1k")
+    assert "are the same images, so that validation says what was learned by heart" in same
+    assert random.endswith("starts from random ones; --model.weights=timm:test_resnet.r160_in1k starts from those")
+
+
 def test_memory_of_one_side_is_given_back_before_the_next(
     small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +85,7 @@ def test_memory_of_one_side_is_given_back_before_the_next(
         ["--training.optimizer=muon", "--lr.lr=0.005", "--finetune.head_lr=2"],
         ["--training.ema_decay=0.8", "--training.accumulate=2", "--training.clip_grad=1", "--training.optimizer=adamw"],
         ["--data.in_memory=0", "--model.channels_last=0", "--training.nesterov=1"],
+        ["--data.sampling=class_balanced"],
         [
             *("--augment.policy=rand_augment", "--augment.erase=0.5", "--augment.repeats=3"),
             *("--augment.mixup=0.8", "--augment.cutmix=1", "--data.in_memory=0"),

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import unicodedata
 
 from matplotlib import font_manager
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ def settle_texts(figure: Figure) -> None:
     """Let every text of `figure` be drawn as it is written, but for the numbers that axes write themselves.
 
     A dollar is a dollar. A character that matplotlib's own font lacks is drawn by a font of the system that has it;
-    where none has, it stands as its number in Unicode, and a note on stderr says so once.
+    where none has, it stands as its number in Unicode, and a note on stderr says so once; so do control characters.
     """
     numbers: set[int] = set()
     for axes in figure.axes:
@@ -39,7 +40,15 @@ def settle_texts(figure: Figure) -> None:
 
 def _settle(text: Text) -> None:
     text.set_parse_math(False)
+    written = text.get_text()
+    if any(map(_is_no_character, written)):
+        text.set_text("".join(_number(c) if _is_no_character(c) else c for c in written))
     _use_fonts_that_have(text)
+
+
+def _is_no_character(character: str) -> bool:
+    """Whether it is one that no font draws: for a terminal, or half of one, as in names that are no UTF-8."""
+    return character != "\n" and unicodedata.category(character) in ("Cc", "Cs")
 
 
 def _use_fonts_that_have(text: Text) -> None:

@@ -37,7 +37,7 @@ from ffcv_train.data.sources.selection import (
     long_tail,
     stratified_split,
 )
-from ffcv_train.data.sources.source import Source, SourceOptions
+from ffcv_train.data.sources.source import FileSource, Source, SourceOptions
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import sync_file
 from ffcv_train.system.progress import ProgressLine, duration
@@ -171,6 +171,9 @@ def _parts(config: WriteConfig, source: Source, target: Path, progress: Progress
     """The files to write; says what goes where."""
     train, validation = source, None
     if config.val_fraction:
+        if isinstance(source, FileSource) and source.root.name == "train" and source.root.with_name("val").is_dir():
+            own = source.root.with_name("val")
+            progress.print(f"note: {own} is left alone; --cfg.val_fraction takes its images from {source.root}")
         copies = copies_of_images(source)
         if copies:
             first = min(copies)

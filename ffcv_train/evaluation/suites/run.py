@@ -84,7 +84,8 @@ def evaluate_with_suites(request: Request, process: Process, options: SuiteOptio
     if not options.suites:
         return run_evaluation(request, process)
     options = dataclasses.replace(options, classes=request.config.data.classes)
-    request = dataclasses.replace(request, config=without_unread_list(request.config, options.further))
+    config = without_unread_list(request.config, [request.config.data.val_dataset], options.further)
+    request = dataclasses.replace(request, config=config)
     pair = open_pair(request, process.device)
     network, data_set, _ = pair
     check_suites(options, data_set, network.num_classes)
