@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar, cast, get_args, overload
+from typing import Any, Generic, TypeVar, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ import torch
 from ffcv_train.config.schema import AugmentConfig
 from ffcv_train.data.format.beton import Beton
 from ffcv_train.data.kernels.crops import CenterCrop, RandomResizedCrop
-from ffcv_train.data.loading import beton_loader
 from ffcv_train.data.loading.batch import Batch, ViewBatch
+from ffcv_train.data.loading.beton_loader import BetonLoader
 from ffcv_train.data.loading.image_loader import ImageLoader
 from ffcv_train.data.loading.plan import Order
 from ffcv_train.data.open import DataSet, open_data_set
 from ffcv_train.data.sources.image_set import ImageSet
-from ffcv_train.system.distributed import choose_device, local_process, share_of_cores
+from ffcv_train.system.distributed import Process, choose_device, local_process, share_of_cores
 from ffcv_train.system.errors import speaking_of_arguments
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch | ViewBatch)
@@ -128,23 +128,14 @@ class Loader(Generic[AnyBatch]):
         views: int | Sequence[View] | None = None,
         boxes: bool = False,
     ) -> None:
-        if isinstance(data_set, str | Path):
-            data_set = open_data_set(data_set)
-        if not isinstance(data_set, Beton | ImageSet):
-            raise TypeError(f"data_set must be a path or what open_data_set returned, not {type(data_set).__name__}")
+        data_set = _opened(data_set)
         _check_counts(batch_size=batch_size, batches_ahead=batches_ahead, repeats=repeats)
         views = _checked_views(views, crop, resolution, boxes)
         if num_workers is not None:
             _check_counts(num_workers=num_workers)
-        if order is None:
-            order = "sequential" if isinstance(crop, CenterCrop) else "random"
-        if order not in get_args(Order):
-            raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
-        if repeats > 1 and order == "sequential":
-            raise ValueError(f"repeats={repeats} is for training, and order is sequential; leave it at 1")
+        order = _checked_order(order, crop, repeats)
         drawn = None if weights is None else _checked_weights(weights, len(data_set), order)
         process = local_process(choose_device(device), rank, world_size)
-        workers = num_workers or share_of_cores(process)
 
         self.data_set = data_set
         self.batch_size = batch_size
@@ -152,44 +143,22 @@ class Loader(Generic[AnyBatch]):
         self._listed = isinstance(views, list)
         self._running: Generator[Batch, None, None] | None = None
         with speaking_of_arguments():
-            if isinstance(data_set, Beton):
-                if cache:
-                    raise ValueError(f"cache holds zip archives in memory, and {data_set.path} is a .beton file")
-                self._loader: beton_loader.BetonLoader | ImageLoader = beton_loader.BetonLoader(
-                    data_set,
-                    batch_size,
-                    crop=crop,
-                    resolution=resolution,
-                    device=process.device,
-                    order=order,
-                    num_workers=workers,
-                    seed=seed,
-                    rank=process.rank,
-                    world_size=process.world_size,
-                    batches_ahead=batches_ahead,
-                    repeats=repeats,
-                    weights=drawn,
-                    views=views,
-                    boxes=boxes,
-                )
-            else:
-                if order == "quasi_random":
-                    raise ValueError(f"order=quasi_random is for .beton files, and {data_set.path} is none")
-                self._loader = ImageLoader(
-                    data_set,
-                    batch_size,
-                    crop=crop,
-                    resolution=resolution,
-                    process=process,
-                    num_workers=workers,
-                    augment=AugmentConfig(repeats=repeats) if order == "random" else None,
-                    seed=seed,
-                    batches_ahead=batches_ahead,
-                    cache=cache,
-                    weights=drawn,
-                    views=views,
-                    boxes=boxes,
-                )
+            self._loader = _loader_of(
+                data_set,
+                process,
+                order,
+                repeats,
+                cache,
+                batch_size=batch_size,
+                crop=crop,
+                resolution=resolution,
+                num_workers=num_workers or share_of_cores(process),
+                seed=seed,
+                batches_ahead=batches_ahead,
+                weights=drawn,
+                views=views,
+                boxes=boxes,
+            )
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
@@ -246,6 +215,46 @@ class Loader(Generic[AnyBatch]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _opened(data_set: DataSet | str | Path) -> DataSet:
+    if isinstance(data_set, str | Path):
+        return open_data_set(data_set)
+    if not isinstance(data_set, Beton | ImageSet):
+        raise TypeError(f"data_set must be a path or what open_data_set returned, not {type(data_set).__name__}")
+    return data_set
+
+
+def _loader_of(
+    data_set: DataSet, process: Process, order: Order, repeats: int, cache: bool, **shared: Any
+) -> BetonLoader | ImageLoader:
+    """The loader for what `data_set` is; `shared` are the arguments that both take alike."""
+    if isinstance(data_set, Beton):
+        if cache:
+            raise ValueError(f"cache holds zip archives in memory, and {data_set.path} is a .beton file")
+        return BetonLoader(
+            data_set,
+            device=process.device,
+            order=order,
+            rank=process.rank,
+            world_size=process.world_size,
+            repeats=repeats,
+            **shared,
+        )
+    if order == "quasi_random":
+        raise ValueError(f"order=quasi_random is for .beton files, and {data_set.path} is none")
+    augment = AugmentConfig(repeats=repeats) if order == "random" else None
+    return ImageLoader(data_set, process=process, augment=augment, cache=cache, **shared)
+
+
+def _checked_order(order: Order | None, crop: RandomResizedCrop | CenterCrop | None, repeats: int) -> Order:
+    if order is None:
+        order = "sequential" if isinstance(crop, CenterCrop) else "random"
+    if order not in get_args(Order):
+        raise ValueError(f"order must be one of {', '.join(get_args(Order))}, not {order!r}")
+    if repeats > 1 and order == "sequential":
+        raise ValueError(f"repeats={repeats} is for training, and order is sequential; leave it at 1")
+    return order
 
 
 def _checked_weights(weights: Sequence[float] | np.ndarray, num_samples: int, order: Order) -> np.ndarray:

@@ -92,6 +92,37 @@ def _window(beton: Beton, batch_size: int) -> tuple[np.ndarray, int]:
     return pages, int(min(most, max(4, _WINDOW_BATCHES * batch_size / per_page)))
 
 
+def _plan_of(
+    beton: Beton,
+    batch_size: int,
+    order: Order,
+    seed: int,
+    rank: int,
+    world_size: int,
+    repeats: int,
+    weights: np.ndarray | None,
+) -> EpochPlan:
+    """The plan of all epochs; raises as `check_length` does."""
+    pages, window = _window(beton, batch_size) if order == "quasi_random" else (None, 1)
+    plan = EpochPlan(len(beton), batch_size, order, seed, rank, world_size, repeats, pages, window, weights)
+    plan.check_length(beton.path)
+    return plan
+
+
+def _checked_device_crop(
+    crop: RandomResizedCrop | CenterCrop | None,
+    views: int | Sequence[tuple[int, RandomResizedCrop]] | None,
+    device: torch.device,
+) -> RandomResizedCrop:
+    """`crop`, where `device` can decode for it; raises `ValueError` or what `check_decoder` does."""
+    if views is not None:
+        raise ValueError("decode='device' makes one view of each sample; leave decode at 'host' for views")
+    if not isinstance(crop, RandomResizedCrop):
+        raise ValueError("decode='device' is for random crops")
+    check_decoder(device)
+    return crop
+
+
 class BetonLoader:
     """Iterates over one epoch at a time; see `set_epoch`.
 
@@ -127,9 +158,7 @@ class BetonLoader:
         self._repeats = repeats
         self._device = device
         self._seed = seed
-        pages, window = _window(beton, batch_size) if order == "quasi_random" else (None, 1)
-        self._plan = EpochPlan(len(beton), batch_size, order, seed, rank, world_size, repeats, pages, window, weights)
-        self._plan.check_length(beton.path)
+        self._plan = _plan_of(beton, batch_size, order, seed, rank, world_size, repeats, weights)
         self._epoch, self._first_batch = 0, 0
         self._batches_ahead = batches_ahead
         self._free: deque[_Slot] = deque()
@@ -138,12 +167,7 @@ class BetonLoader:
         self._threads = threading.local()
         self._generation = 0
         if decode == "device":
-            if views is not None:
-                raise ValueError("decode='device' makes one view of each sample; leave decode at 'host' for views")
-            if not isinstance(crop, RandomResizedCrop):
-                raise ValueError("decode='device' is for random crops")
-            check_decoder(device)
-            self._cubic = crop.interpolation == "bicubic"
+            self._cubic = _checked_device_crop(crop, views, device).interpolation == "bicubic"
         self._pool = Threads(num_workers, "decode")
         # A thread of its own: the decoder makes whoever calls it wait.
         self._device_thread = Threads(1, "device") if decode == "device" else None
@@ -159,11 +183,7 @@ class BetonLoader:
         else:
             self._file = SourceFile(beton.path, beton.file_size)
             self._content = np.memmap(self._file.file, np.uint8, mode="r")
-        nothing = (0, np.empty(0, np.int64), np.empty(0, np.uint64))
-        if self._device_thread is not None:
-            self._pool.submit(self._cut, *nothing, self._views, None).result()
-        else:
-            self._pool.submit(self._decode, *nothing, self._views, np.empty(0, np.uint8), 0, 0, None).result()
+        self._compile()
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
@@ -241,6 +261,14 @@ class BetonLoader:
             self._free = deque()
         else:
             _left_alone.append(self)
+
+    def _compile(self) -> None:
+        """Have the compiled loops ready before the first batch is waited for."""
+        nothing = (0, np.empty(0, np.int64), np.empty(0, np.uint64))
+        if self._device_thread is not None:
+            self._pool.submit(self._cut, *nothing, self._views, None).result()
+        else:
+            self._pool.submit(self._decode, *nothing, self._views, np.empty(0, np.uint8), 0, 0, None).result()
 
     def _prepare(self, batches: Sequence[np.ndarray]) -> None:
         room = self._room.bytes_per_sample if self._room is not None else 0

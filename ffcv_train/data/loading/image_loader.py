@@ -49,18 +49,7 @@ class ImageLoader:
         boxes: bool = False,
     ) -> None:
         self._images = images
-        self._plan = EpochPlan(
-            len(images),
-            batch_size,
-            "random" if augment is not None else "sequential",
-            seed,
-            process.rank,
-            process.world_size,
-            augment.repeats if augment is not None else 1,
-            weights=weights,
-        )
-        if augment is not None:
-            self._plan.check_length(images.path)
+        self._plan = _plan_of(images, batch_size, process, augment, seed, weights)
         self._views = views_of(crop, resolution, views, boxes)
         self._transfer = Transfer(process.device) if process.device.type == "cuda" else None
         self._epoch, self._first_batch = 0, 0
@@ -163,6 +152,29 @@ class ImageLoader:
         if self._transfer is not None and copied is not None:
             self._transfer.receive(tensors_of(batch), copied)
         return batch
+
+
+def _plan_of(
+    images: ImageSet,
+    batch_size: int,
+    process: Process,
+    augment: AugmentConfig | None,
+    seed: int,
+    weights: np.ndarray | None,
+) -> EpochPlan:
+    """The plan of training, where there is an `augment`, or of every sample once; raises as `check_length` does."""
+    plan = EpochPlan(
+        len(images),
+        batch_size,
+        "random" if augment is not None else "sequential",
+        seed,
+        process.rank,
+        process.world_size,
+        augment.repeats if augment is not None else 1,
+        weights=weights,
+    )
+    plan.check_length(images.path)
+    return plan
 
 
 class _BatchSampler:
