@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -200,6 +203,36 @@ def test_a_file_that_another_process_writes_is_left_alone(
         ):
             write(images, tmp_path / "a.beton")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    write(images, tmp_path / "a.beton")
+    assert left(tmp_path) == ["a.beton", "a.beton.json"]
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("ends", [UserError, KeyboardInterrupt])
+def test_what_was_chosen_is_let_go_of_where_another_process_holds_the_next(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: type[BaseException]
+) -> None:
+    """At the end of its patience, and at Ctrl-C before that."""
+    kill_after(10, images, tmp_path / "a.beton")
+    held = tmp_path / "a.beton.tmp-01234567"
+    held.touch()
+    clock = itertools.count()
+
+    def sleep(seconds: float) -> None:
+        if ends is KeyboardInterrupt:
+            raise KeyboardInterrupt
+
+    time = SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=sleep)
+    monkeypatch.setattr("ffcv_train.data.convert.unfinished.time", time)
+    with held.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        with pytest.raises(ends) as caught:
+            write(images, tmp_path / "a.beton")
+    # The error keeps all that its frames have open.
+    assert caught.tb is not None
+    assert [file.path for file in psutil.Process().open_files() if Path(file.path).parent == tmp_path] == []
+    monkeypatch.undo()
+    monkeypatch.setattr(write_module, "WorkerPool", InProcess)
     write(images, tmp_path / "a.beton")
     assert left(tmp_path) == ["a.beton", "a.beton.json"]
 

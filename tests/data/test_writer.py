@@ -1,6 +1,7 @@
 """write_dataset.py: what it writes is read by stock FFCV; whatever goes wrong, nothing is left behind or lost."""
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -483,6 +485,23 @@ def test_a_worker_that_dies_ends_it_at_once(long_folder: Path, out: Path) -> Non
         write(long_folder, out / "a.beton", write_mode="jpg", num_workers=2)
     assert time.monotonic() - killed_at[0] < 120
     assert not workers_of(me)
+    unharmed(out)
+
+
+def test_where_a_worker_does_not_start_the_others_end(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[SpawnProcess] = []
+    real = SpawnProcess.start
+
+    def start(self: SpawnProcess) -> None:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        real(self)
+        started.append(self)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    with pytest.raises(UserError, match=r"1 of 3 worker processes started \(Resource temporarily unavailable\); use f"):
+        write(folder, out / "a.beton", num_workers=3)
+    assert started[0].exitcode == -signal.SIGKILL
     unharmed(out)
 
 

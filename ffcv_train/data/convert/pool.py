@@ -21,7 +21,10 @@ _IN_HAND_PER_WORKER = 4
 
 
 class WorkerPool:
-    """`count` processes that encode and write to the file `path`; a context that ends them, whatever happens."""
+    """`count` processes that encode and write to the file `path`; a context that ends them, whatever happens.
+
+    Raises `UserError` where not all of them start.
+    """
 
     def __init__(self, count: int, encoding: Encoding, path: Path) -> None:
         self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
@@ -39,6 +42,16 @@ class WorkerPool:
                 self._workers[ours] = process
                 process.start()
                 theirs.close()
+        except BaseException as error:
+            started = sum(process.pid is not None for process in self._workers.values())
+            self.close()
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"{started} of {count} worker processes started ({error.strerror}); use fewer with "
+                    "--cfg.num_workers, or raise the limits on processes and files (ulimit -u -n, in a container its "
+                    "pids-limit)"
+                ) from None
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 

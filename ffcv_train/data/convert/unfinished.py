@@ -80,19 +80,22 @@ def take_up(
     source. What killed runs left and is of no use is removed. Raises `UserError` where another process is writing.
     """
     chosen: tuple[Unfinished, list[EncodedChunk]] | None = None
-    for leftover in _leftovers(target, progress):
-        chunks = read_journal(leftover.journal, fingerprint)
-        if chunks and chosen is None:
-            chunks = verified(chunks, leftover.handle, copy.copy(placement), place, progress)
-            if not hold(leftover.handle):
-                leftover.handle.close()
-                continue
-            if chunks:
-                chosen = leftover, chunks
-                continue
-        why = " with other options, images or versions" if chunks is None and leftover.journal.exists() else ""
-        progress.print(f"note: {leftover.path} is of a run that was killed{why}; it is removed")
-        leftover.remove()
+    with contextlib.ExitStack() as on_error:
+        for leftover in _leftovers(target, progress):
+            on_error.callback(leftover.handle.close)
+            chunks = read_journal(leftover.journal, fingerprint)
+            if chunks and chosen is None:
+                chunks = verified(chunks, leftover.handle, copy.copy(placement), place, progress)
+                if not hold(leftover.handle):
+                    leftover.handle.close()
+                    continue
+                if chunks:
+                    chosen = leftover, chunks
+                    continue
+            why = " with other options, images or versions" if chunks is None and leftover.journal.exists() else ""
+            progress.print(f"note: {leftover.path} is of a run that was killed{why}; it is removed")
+            leftover.remove()
+        on_error.pop_all()
     return chosen or (begin(target), [])
 
 
@@ -121,22 +124,22 @@ def _leftovers(target: Path, progress: ProgressLine) -> Iterator[Unfinished]:
             handle = path.open("r+b")
         except FileNotFoundError:
             continue
-        try:
-            _claim(handle)
-        except BlockingIOError:
-            handle.close()
-            raise UserError(
-                f"another process is writing {target} (it holds {path}); wait until it is done, or choose another "
-                "--cfg.write_path"
-            ) from None
-        except OSError:
-            handle.close()
-            progress.print(f"note: {path} is of a run that was killed, or is still at work; if killed, delete it")
-            continue
-        if os.fstat(handle.fileno()).st_nlink:
-            yield Unfinished(path, handle)
-        else:
-            handle.close()
+        with contextlib.ExitStack() as unclaimed:
+            unclaimed.callback(handle.close)
+            try:
+                _claim(handle)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is writing {target} (it holds {path}); wait until it is done, or choose another "
+                    "--cfg.write_path"
+                ) from None
+            except OSError:
+                progress.print(f"note: {path} is of a run that was killed, or is still at work; if killed, delete it")
+                continue
+            if not os.fstat(handle.fileno()).st_nlink:
+                continue
+            unclaimed.pop_all()
+        yield Unfinished(path, handle)
     # What belonged to files that are gone.
     for path in sidecars:
         if not path.with_suffix("").exists():
