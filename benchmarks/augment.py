@@ -7,7 +7,6 @@ times are the process's CPU time with one thread; on a GPU ours are time of day 
 others are not measured. Normalisation is measured as what erasing and mixing are added to. Medians [quartiles].
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from timm.data.random_erasing import RandomErasing
 
+from benchmarks.options import check_folders, check_least, parser_of
 from ffcv_train.augment import erasing, mixing, policy
 from ffcv_train.augment.pillow_policy import policy as pillow_policy
 from ffcv_train.cli.main import run_main
@@ -33,9 +33,7 @@ Work = Callable[[int], object]
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="folder with photographs, searched in depth")
     parser.add_argument("--side", type=int, default=224, help="side of the images in pixels (224)")
     parser.add_argument("--batch", type=int, default=128, help="images (128)")
@@ -43,12 +41,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute (cpu)")
     parser.add_argument("--json", type=Path, help="file for the measurements")
     options = parser.parse_args()
-    if min(options.side, options.batch) < 8 or options.rounds < 2:
-        raise UserError("--side and --batch must be at least 8, --rounds at least 2")
+    check_least(options, side=8, batch=8, rounds=2)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda, but PyTorch sees no GPU; use --device=cpu")
-    if options.json is not None and not options.json.resolve().parent.is_dir():
-        raise UserError(f"--json: the folder of {options.json} does not exist; create it first")
+    check_folders(options)
     torch.set_num_threads(1)
     pillows = photographs(options.folder, options.batch, options.side)
     device = torch.device(options.device)

@@ -26,6 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import check_folders, check_least, parser_of
 from ffcv_train.augment import policy
 from ffcv_train.cli.main import run_main
 from ffcv_train.config.schema import AugmentConfig
@@ -85,9 +86,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The options, checked as far as can be told without reading the data."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="folder of photographs in class folders")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="threads or processes [all cores]")
     parser.add_argument("--memory-workers", type=int, default=4, help="worker processes whose memory is taken [4]")
@@ -99,14 +98,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, help="folder for temporary files [the system's]")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
-    for name in ("workers", "memory_workers", "resolution", "epochs", "repeats", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
-    for name in ("scratch", "json"):
-        path = getattr(options, name)
-        folder = path if name == "scratch" or path is None else path.resolve().parent
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"--{name}: {folder} is no folder; make it first")
+    check_least(options, workers=1, memory_workers=1, resolution=1, epochs=1, repeats=1, batch_size=1)
+    check_folders(options)
     return options
 
 

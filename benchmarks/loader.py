@@ -35,6 +35,7 @@ from rich.table import Table
 from benchmarks.loading.contenders import BETON_READERS, CONTENDERS, OURS, Files, available
 from benchmarks.loading.files import from_beton, from_folder
 from benchmarks.loading.process import Contender
+from benchmarks.options import check_folders, check_least, parser_of
 from ffcv_train.cli.main import run_main
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.system.errors import UserError
@@ -73,9 +74,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--folder", type=Path, help="photographs, a folder per class")
     source.add_argument("--beton", type=Path, help="a .beton, used as it is")
@@ -95,9 +94,7 @@ def parse() -> argparse.Namespace:
             if getattr(options, name) is not None:
                 raise UserError(f"--{name} is for --folder; --beton is read as it is")
     options.images = 2000 if options.images is None else options.images
-    for name in ("workers", "epochs", "images", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    check_least(options, workers=1, epochs=1, images=1, batch_size=1)
     if not 0 < options.seconds < 3600:
         raise UserError(f"--seconds must be above 0 and below 3600, not {options.seconds:g}")
     try:
@@ -115,10 +112,7 @@ def parse() -> argparse.Namespace:
             raise UserError(f"--loaders: the package of {name!r} is not installed")
     for mode in options.modes if options.beton is None else []:
         competing(options.loaders, mode)
-    if options.scratch is not None and not options.scratch.is_dir():
-        raise UserError(f"--scratch: {options.scratch} is no folder; make it first")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"--json: {options.json.parent} is no folder; make it first")
+    check_folders(options)
     return options
 
 

@@ -10,7 +10,6 @@ otherwise, which other processes disturb less than time of day; on a GPU time of
 Figures are medians [quartiles]; warm-up rounds are not counted.
 """
 
-import argparse
 import copy
 import json
 import random
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import check_folders, check_least, parser_of
 from ffcv_train.cli.main import run_main
 from ffcv_train.config.schema import LossConfig, ModelConfig, TrainingConfig
 from ffcv_train.losses import CRITERIA, create_criterion
@@ -39,9 +39,7 @@ Times = dict[str, list[float]]
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--arch", default="cifar_resnet20", help="network, as model.arch (cifar_resnet20)")
     parser.add_argument("--side", type=int, default=32, help="side of the images in pixels (32)")
     parser.add_argument("--classes", type=int, default=10, help="number of classes (10)")
@@ -56,14 +54,12 @@ def main() -> None:
     names = ["ce", *(name for name in arguments.names.split(",") if name != "ce")]
     if unknown := [name for name in names if name not in CRITERIA]:
         raise UserError(f"--names: {unknown[0]!r} is none of {', '.join(CRITERIA)}")
-    if min(arguments.side, arguments.batch, arguments.threads) < 1 or arguments.classes < 2 or arguments.rounds < 2:
-        raise UserError("--side, --batch and --threads must be at least 1, --classes and --rounds at least 2")
+    check_least(arguments, side=1, batch=1, threads=1, classes=2, rounds=2)
     if arguments.steps < 0 or arguments.steps == 1:
         raise UserError("--steps must be 0 or at least 2")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda, but PyTorch sees no GPU; use --device=cpu")
-    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
-        raise UserError(f"--json: the folder of {arguments.json} does not exist; create it first")
+    check_folders(arguments)
     torch.set_num_threads(arguments.threads)
 
     device = torch.device(arguments.device)

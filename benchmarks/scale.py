@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loading.tiny_set import PIXEL_BYTES, write_tiny_set
+from benchmarks.options import check_folders, check_least, parser_of
 from ffcv_train.cli.main import run_main
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.format.pagefile import DEFAULT_PAGE_SIZE
@@ -66,9 +67,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The options, checked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--samples", default="1281167,14000000", help="numbers of samples [1281167,14000000]")
     parser.add_argument("--classes", type=int, default=21841, help="[21841]")
     parser.add_argument("--image-bytes", type=int, default=PIXEL_BYTES, help="what an image takes of the file [3]")
@@ -87,22 +86,13 @@ def parse() -> argparse.Namespace:
         if not all(part.isdigit() and int(part) for part in text.split(",")):
             raise UserError(f"--{name} must be whole numbers from 1, with commas between them, not {text}")
         setattr(options, name, [int(part) for part in text.split(",")])
-    for name, least in (("classes", 1), ("image_bytes", PIXEL_BYTES), ("turned", 0), ("world_size", _RANKS)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(options, name)}")
+    check_least(options, classes=1, image_bytes=PIXEL_BYTES, turned=0, world_size=_RANKS, batch_size=1, batches=1)
     if options.image_bytes > DEFAULT_PAGE_SIZE:
         raise UserError(f"--image-bytes must be at most a page, {DEFAULT_PAGE_SIZE}, not {options.image_bytes}")
-    for name in ("batch_size", "batches"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
     least = 2 * options.batch_size * options.world_size
     if min(options.samples) < least:
         raise UserError(f"--samples={min(options.samples)} are fewer than two global batches, {least}; give more")
-    for name in ("scratch", "json"):
-        path = getattr(options, name)
-        folder = path if name == "scratch" or path is None else path.resolve().parent
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"--{name}: {folder} is no folder; make it first")
+    check_folders(options)
     return options
 
 

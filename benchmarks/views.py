@@ -23,12 +23,12 @@ import torch
 
 from benchmarks.loader import machine
 from benchmarks.loading.files import JPEG_QUALITY, MAX_RESOLUTION, link_photographs
+from benchmarks.options import check_folders, check_least, parser_of
 from ffcv_train.cli.main import run_main
 from ffcv_train.data.convert.write import WriteConfig, convert
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.crops import RandomResizedCrop
 from ffcv_train.data.loading.beton_loader import BetonLoader
-from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import write_json
 
 View = tuple[int, RandomResizedCrop]
@@ -42,9 +42,7 @@ CASES: dict[str, list[View]] = {
 
 def main() -> None:
     """Parse, prepare, measure, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="photographs, a folder per class")
     parser.add_argument("--images", type=int, default=500, help="photographs of it [500]")
     parser.add_argument("--rounds", type=int, default=5, help="measured epochs of each [5]")
@@ -52,12 +50,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="folder for temporary files [the system's]")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
-    for name in ("images", "rounds"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(options, name)}")
-    for name, folder in (("scratch", options.scratch), ("json", options.json and options.json.parent)):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"--{name}: {folder} is no folder; make it first")
+    check_least(options, images=1, rounds=1)
+    check_folders(options)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="views-benchmark-", dir=options.scratch) as scratch:
         for tiles in (True, False):

@@ -12,7 +12,6 @@ is the steadier figure. Where the folder holds fewer photographs than --images t
 are removed after each run.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -28,6 +27,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.conversion import JPEG_QUALITY, MAX_RESOLUTION, WRITERS
+from benchmarks.options import check_folders, check_least, parser_of
 from ffcv_train.cli.main import run_main
 from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.sources.walk import is_image_file
@@ -54,9 +54,7 @@ class Run:
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--folder", required=True, type=Path, help="class folders of photographs")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes (all cores)")
     parser.add_argument("--modes", default="jpg,proportion", help="jpg, proportion (50%% raw), or both (both)")
@@ -68,10 +66,8 @@ def main() -> None:
     modes = arguments.modes.split(",")
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise UserError(f"--modes: {unknown[0]!r} is none of {', '.join(MODES)}")
-    if min(arguments.workers, arguments.rounds) < 1 or arguments.images < 8:
-        raise UserError("--workers and --rounds must be at least 1, --images at least 8")
-    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
-        raise UserError(f"--json: the folder of {arguments.json} does not exist; create it first")
+    check_least(arguments, workers=1, rounds=1, images=8)
+    check_folders(arguments)
 
     with tempfile.TemporaryDirectory(prefix="writer-", dir=arguments.scratch) as name:
         scratch = Path(name)

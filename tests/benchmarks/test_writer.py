@@ -123,7 +123,7 @@ def test_table_and_json(
         ("--modes jpg,rar", "'rar' is none of jpg, proportion"),
         ("--workers 0", "at least 1"),
         ("--images 7", "at least 8"),
-        ("--json none/f.json", "does not exist"),
+        ("--json none/f.json", "is no folder"),
         (f"--folder {ROOT}/none", "holds no class folders"),
     ],
 )
