@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.support.photographs import ROOT, crops_of_photographs
+from tests.support.runs import run_here
 
 
 def script(*arguments: object) -> str:
@@ -20,6 +21,7 @@ def script(*arguments: object) -> str:
 
 
 def test_from_photographs_to_metrics(tmp_path: Path) -> None:
+    """Writing and training in programs of their own, the rest in this one."""
     tints = {"blue": 2, "green": 1, "red": 0}
     for split, count in (("train", 72), ("val", 31)):
         for index, image in enumerate(crops_of_photographs(count, 40, 90, seed=len(split))):
@@ -37,7 +39,7 @@ def test_from_photographs_to_metrics(tmp_path: Path) -> None:
             "--cfg.max_resolution=64",
             "--cfg.num_workers=1",
         )
-    script("write_dataset.py", "--verify", tmp_path / "train.beton")
+    run_here("write_dataset.py", "--verify", tmp_path / "train.beton")
     output = script(
         "train_imagenet.py",
         "--config-file=ffcv_train/cli/quickstart.yaml",
@@ -55,12 +57,12 @@ def test_from_photographs_to_metrics(tmp_path: Path) -> None:
     )
     assert "3 classes, 72 training and 31 validation images" in output
     metrics_file = tmp_path / "metrics.json"
-    script(
+    run_here(
         "eval.py", f"--checkpoint={tmp_path / 'run' / 'final.pt'}", f"--output={metrics_file}", "--data.num_workers=1"
     )
     metrics = json.loads(metrics_file.read_text())["results"][0]
     logged = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert metrics["count"] == 31
     assert metrics["top_1"] == logged["top_1"] > 0.6
-    script("viz/reliability.py", f"--metrics={metrics_file}", f"--output={tmp_path / 'reliability.png'}")
+    run_here("viz/reliability.py", f"--metrics={metrics_file}", f"--output={tmp_path / 'reliability.png'}")
     assert (tmp_path / "reliability.png").stat().st_size > 10_000

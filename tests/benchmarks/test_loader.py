@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import loader
 from benchmarks.loading.files import from_beton
 from benchmarks.loading.process import Contender
+from ffcv_train.cli.main import run_main
 from ffcv_train.data.format.beton import open_beton
 from tests.support.photographs import ROOT
 
@@ -19,13 +21,16 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
 
 
-def test_every_loader_reads_the_same_images(jpg_beton: Path, tmp_path: Path) -> None:
-    found = run(
+def test_every_loader_reads_the_same_images(
+    jpg_beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (
         *("--beton", jpg_beton, "--workers", 1, "--resolutions", "32", "--batch-size", 16),
         *("--epochs", 1, "--seconds", 0.3),
         *("--loaders", "ours,torchvision,webdataset", "--json", tmp_path / "out.json"),
     )
-    assert found.returncode == 0, found.stderr
+    monkeypatch.setattr(sys, "argv", ["loader", *map(str, options)])
+    loader.main()
     report = json.loads((tmp_path / "out.json").read_text())
     rows = {row["loader"]: row for row in report["rows"]}
     assert list(rows) == ["ours", "torchvision", "webdataset"]
@@ -40,7 +45,8 @@ def test_every_loader_reads_the_same_images(jpg_beton: Path, tmp_path: Path) -> 
         assert 50 < row["peak_memory_mb"] < 5000 and 0 <= row["loader_memory_mb"] < row["peak_memory_mb"]
         assert row["other_cores"] >= 0
     assert rows["ours"]["ratio"] == 1 and rows["torchvision"]["ratio"] > 0
-    assert "webdataset" in found.stdout and "32 px" in found.stdout
+    printed = capsys.readouterr().out
+    assert "webdataset" in printed and "32 px" in printed
 
 
 def test_ffcv_competes(jpg_beton: Path, tmp_path: Path) -> None:
@@ -89,7 +95,19 @@ def test_a_timed_contender_has_the_cores_to_itself(jpg_beton: Path, tmp_path: Pa
         (["--folder", "x", "--loaders", "torchvision"], "torchvision cannot read raw samples"),
     ],
 )
-def test_bad_input_is_a_sentence(arguments: list[str], message: str) -> None:
-    found = run(*arguments)
-    assert found.returncode == 2 and message in found.stderr, found.stderr
+def test_bad_input_is_a_sentence(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["loader", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_main(loader.main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and message in said, said
+    assert "Traceback" not in said
+
+
+def test_bad_input_of_the_program_is_a_sentence() -> None:
+    found = run("--folder", "nowhere")
+    assert found.returncode == 2 and "nowhere is no folder" in found.stderr, found.stderr
     assert "Traceback" not in found.stderr

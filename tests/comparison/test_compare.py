@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import runpy
 import signal
 import statistics
 import subprocess
@@ -25,7 +24,9 @@ import torch
 from ffcv_train.analysis.report.page import make_page
 from ffcv_train.cli.arguments import parse_request
 from ffcv_train.cli.compare import parse_plan
+from ffcv_train.cli.measure import main as measure_main
 from ffcv_train.cli.measure import parse_measure_request, transfer_files
+from ffcv_train.cli.train import main as train_main
 from ffcv_train.comparison import run as running
 from ffcv_train.comparison.columns import METRICS
 from ffcv_train.comparison.measure import is_measured, measure
@@ -49,6 +50,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import write_json
 from ffcv_train.system.progress import ProgressLine
 from tests.support.photographs import ROOT, crops_of_photographs
+from tests.support.runs import run_here
 
 
 @pytest.fixture
@@ -561,25 +563,32 @@ def test_script_end_to_end(
 ) -> None:
     """Two criteria, two seeds: one run fails, then the whole command again keeps the others and mends it."""
     out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "compare.py"), "--losses=ce,maxsup", "--seeds=0,1", f"--out={out}", *settings]
+    command = ["--losses=ce,maxsup", "--seeds=0,1", f"--out={out}", *settings]
     command += ["--suite=selective,ood", "--knn-k=5", "--ood-data", str(small_betons[0])]
     obstacle = out / "runs" / "maxsup_seed0"
-    plan = parse_plan(command[2:])
+    plan = parse_plan(command)
     claim_folder(plan)
+    # Half of it has been done before: in this process, for the start of one takes longer than its run.
+    for run in (PlannedRun(name, 1) for name in plan.losses):
+        train_main(train_command(plan, run)[4:])
+        measure_main(measure_command(plan, run)[4:])
     obstacle.touch()  # a file where the run's folder is to be
-    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert first.returncode == 2, first.stdout + first.stderr
-    assert "maxsup_seed0: failed to train" in first.stdout
-    assert "1 of 4 runs failed (maxsup_seed0)" in first.stderr and len(first.stderr.splitlines()) == 1
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_here("compare.py", *command)
+    said = capfd.readouterr()
+    assert ended.value.code == 2, said.out + said.err
+    assert "4 runs, 2 finished before; 2 to go" in said.out and "maxsup_seed0: failed to train" in said.out
+    assert "1 of 4 runs failed (maxsup_seed0)" in said.err and len(said.err.splitlines()) == 1
     assert "**maxsup_seed0 failed** to train" in (out / "compare.md").read_text()
-    kept = (out / "runs" / "ce_seed1" / "final.pt").stat().st_mtime_ns
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/final.pt")}
+    assert len(kept) == 3
 
     obstacle.unlink()
-    # Without a process of its own, whose start takes longer than what is tested.
-    monkeypatch.setattr(sys, "argv", command[1:])
-    runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
+    run_here("compare.py", *command)
     assert "4 runs, 3 finished before; 1 to go" in capfd.readouterr().out
-    assert (out / "runs" / "ce_seed1" / "final.pt").stat().st_mtime_ns == kept
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
 
     report = json.loads((out / "compare.json").read_text())
     assert report["failed"] == report["missing"] == []
@@ -611,8 +620,7 @@ def test_script_end_to_end(
     assert 'id="selective-prediction"' in rest and 'id="out-of-distribution-detection"' in rest
 
     check_transfer(plan.folder(PlannedRun("ce", 0)) / "final.pt", small_betons, tmp_path)
-    monkeypatch.setattr(sys, "argv", [*command[1:], "--seeds=0,1,2", "--dry-run"])
-    runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
+    run_here("compare.py", *command, "--seeds=0,1,2", "--dry-run")
     printed = capfd.readouterr().out
     assert "ce_seed0                         finished" in printed and "maxsup_seed2" in printed
     assert "mean of 4 finished runs" in printed and "for 2 runs" in printed

@@ -37,7 +37,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.training.trainer import Trainer
 from tests.support.limits import no_hang
 from tests.support.photographs import ROOT, crops_of_photographs
-from tests.support.runs import ALONE, free_port, log, run_script, same_weights
+from tests.support.runs import ALONE, free_port, log, run_here, run_script, same_weights
 
 CROP = RandomResizedCrop((0.3, 1.0), (3 / 4, 4 / 3), 0.5, "bilinear")
 
@@ -537,11 +537,14 @@ def script_options(sets: Path, folder: Path, kind: str, *more: str) -> list[str]
     ]
 
 
-def test_training_from_a_zip_equals_training_from_a_beton(sets: Path, tmp_path: Path) -> None:
-    for kind, more in (("zip", ["--data.cache=1"]), ("beton", [])):
-        done = run_script(script_options(sets, tmp_path, kind, *more, f"--logging.run={kind}"))
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+def test_training_from_a_zip_equals_training_from_a_beton(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run_script(script_options(sets, tmp_path, "zip", "--data.cache=1", "--logging.run=zip"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    run_here("train_imagenet.py", *script_options(sets, tmp_path, "beton", "--logging.run=beton"))
+    assert capsys.readouterr().err == ""
     assert same_weights(tmp_path / "zip/final.pt", tmp_path / "beton/final.pt")
     a, b = (log(tmp_path / kind) for kind in ("zip", "beton"))
     for first, second in zip(a, b, strict=True):
@@ -549,26 +552,12 @@ def test_training_from_a_zip_equals_training_from_a_beton(sets: Path, tmp_path: 
             key: second[key] for key in ("train_loss", "top_1", "nll", "count")
         }
     found = tmp_path / "metrics.json"
-    evaluated = subprocess.run(
-        [sys.executable, "eval.py", "--checkpoint", str(tmp_path / "zip/final.pt"), "--output", str(found)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert evaluated.returncode == 0, evaluated.stderr
+    run_here("eval.py", "--checkpoint", tmp_path / "zip/final.pt", "--output", found)
     assert json.loads(found.read_text())["results"][0]["top_1"] == pytest.approx(a[-1]["top_1"])
-    logits = subprocess.run(  # a .beton is one, whatever the checkpoint's format
-        [
-            *(sys.executable, "viz/logits.py", "--checkpoint", str(tmp_path / "zip/final.pt"), "--features"),
-            *(f"--data.val_dataset={sets / 'train.beton'}", "--output", str(tmp_path / "logits.pt")),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    run_here(  # a .beton is one, whatever the checkpoint's format
+        *("viz/logits.py", "--checkpoint", tmp_path / "zip/final.pt", "--features"),
+        *(f"--data.val_dataset={sets / 'train.beton'}", "--output", tmp_path / "logits.pt"),
     )
-    assert logits.returncode == 0, logits.stderr
     assert torch.load(tmp_path / "logits.pt", weights_only=True)["logits"].shape == (30, 3)
 
 
@@ -596,15 +585,16 @@ def test_a_signal_to_all_processes_loses_no_step(sets: Path, tmp_path: Path, num
         assert run.wait(timeout=240) == 128 + number
     text = (tmp_path / "errors").read_text()
     assert "stopped by" in text and "Traceback" not in text
-    resumed = run_script(
-        [*arguments[:-2], "--training.epochs=400", "--training.resume=auto", "--logging.run=r", "--bad"]
-    )
-    assert resumed.returncode == 2
+    resumed = [*arguments[:-2], "--training.epochs=400", "--training.resume=auto", "--logging.run=r", "--bad"]
+    with pytest.raises(SystemExit) as ended:
+        run_here("train_imagenet.py", *resumed)
+    assert ended.value.code == 2
 
 
-def test_cache_wants_a_zip(sets: Path, tmp_path: Path) -> None:
-    done = run_script(script_options(sets, tmp_path, "folder", "--data.cache=1"))
-    assert done.returncode == 2 and "data.cache=1 holds zip archives" in done.stderr
+def test_cache_wants_a_zip(sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_here("train_imagenet.py", *script_options(sets, tmp_path, "folder", "--data.cache=1"))
+    assert ended.value.code == 2 and "data.cache=1 holds zip archives" in capsys.readouterr().err
 
 
 def test_one_process_is_alone() -> None:

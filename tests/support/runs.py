@@ -2,11 +2,13 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from ffcv_train.config.read import load_config
@@ -77,6 +79,14 @@ def run_script(arguments: list[str], processes: int = 1, port: int = 0) -> subpr
         timeout=240,
         check=False,
     )
+
+
+def run_here(script: str, *words: object) -> None:
+    """A script of the root or of viz/ in this process: a start of its own takes seconds. Raises `SystemExit`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, words)])
+        patch.setattr(sys, "path", list(sys.path))
+        runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def free_port() -> int:

@@ -24,7 +24,7 @@ from ffcv_train.training import schedules
 from ffcv_train.training.distill import Teacher, distillation_loss
 from ffcv_train.training.optim import create_optimizer
 from ffcv_train.training.trainer import Trainer
-from tests.support.runs import ALONE, config, log, options, run_script, train
+from tests.support.runs import ALONE, config, log, options, run_here, train
 
 ROOT = Path(__file__).resolve().parents[2]
 Betons = tuple[Path, Path]
@@ -238,10 +238,10 @@ def test_every_criterion_trains_on_mixed_targets(small_betons: Betons, tmp_path:
     assert np.isfinite(log(run)[-1]["train_loss"])
 
 
-def test_deit_by_the_real_script(small_betons: Betons, tmp_path: Path) -> None:
-    done = run_script(options(small_betons, tmp_path, *DEIT, "--training.ema_decay=0.9", "--logging.run=r"))
-    assert done.returncode == 0, done.stderr
-    assert "cifar_deit_tiny, 5.4 M parameters" in done.stdout
+def test_deit_by_the_real_script(small_betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("--training.ema_decay=0.9", "--logging.run=r")
+    run_here("train_imagenet.py", *options(small_betons, tmp_path, *DEIT, *more))
+    assert "cifar_deit_tiny, 5.4 M parameters" in capsys.readouterr().out
     first, second = log(tmp_path / "r")
     assert second["train_loss"] < first["train_loss"] and second["ema"]["count"] == 50
 

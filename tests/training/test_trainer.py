@@ -21,7 +21,18 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.training import trainer as trainer_module
 from ffcv_train.training.trainer import Stopped, Trainer
 from tests.support.photographs import ROOT, Samples, crops_of_photographs, write_stock_beton
-from tests.support.runs import ALONE, Betons, config, free_port, log, options, run_script, same_weights, train
+from tests.support.runs import (
+    ALONE,
+    Betons,
+    config,
+    free_port,
+    log,
+    options,
+    run_here,
+    run_script,
+    same_weights,
+    train,
+)
 
 
 def test_a_run_leaves_its_records_and_learns(small_betons: Betons, tmp_path: Path) -> None:
@@ -350,12 +361,8 @@ def test_a_network_with_more_outputs_than_named_classes(small_betons: Betons, tm
     """As for a part of ImageNet's classes with the labels of the whole: evaluation and logits take it as it is."""
     run = train(small_betons, tmp_path, "--model.num_classes=6", "--training.epochs=1", "--logging.run=r")
     assert load_checkpoint(run / "final.pt")["class_names"] == ["class0", "class1", "class2", "class3", "4", "5"]
-    for command in (
-        ["eval.py", "--checkpoint", str(run / "final.pt")],
-        ["viz/logits.py", "--checkpoint", str(run / "final.pt"), "--output", str(tmp_path / "logits.pt")],
-    ):
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    run_here("eval.py", "--checkpoint", run / "final.pt")
+    run_here("viz/logits.py", "--checkpoint", run / "final.pt", "--output", tmp_path / "logits.pt")
     assert read_logits(tmp_path / "logits.pt").class_names == ("class0", "class1", "class2", "class3", "4", "5")
 
 
