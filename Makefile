@@ -22,8 +22,11 @@ setup: ## make .venv and install what is needed (every target below does this fi
 quickstart: setup ## handwritten digits from images to a trained, evaluated checkpoint, in minutes
 	$(PY) -m ffcv_train quickstart
 
-test: lint ## linters, types and all tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS)
+# mypy, which has one thread, beside the tests: before them it would leave the other cores idle.
+test: setup ## linters, types and all tests
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy & types=$$!; OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(ARGS); tests=$$?; wait $$types && exit $$tests
 
 faults: setup ## faults injected into real runs, counted: SHARE=0.1 of the trials of each kind, another SEED
 	OMP_NUM_THREADS=1 $(PY) -m faults.run --seed $(SEED) --share $(SHARE)
