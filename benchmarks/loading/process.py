@@ -32,7 +32,7 @@ _CLOCK_TICK = 0.01
 class Contender:
     """A running contender; `start` says when its first batch came, `epoch` runs one.
 
-    With `watched` its memory is sampled all the time, for `peak_memory`, and its times mean nothing.
+    With `watched` its memory is sampled from the end of its imports on, for `peak_memory`, and its times mean nothing.
     """
 
     def __init__(
@@ -55,10 +55,9 @@ class Contender:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         )
         self._tree = psutil.Process(self._process.pid)
-        self._peak = 0
         self._passes = 1
-        self._answer()
-        self.import_memory = self._memory() if watched else 0
+        self._line()
+        self._peak = self.import_memory = self._memory() if watched else 0
         self._say("start")
         self.start = {**self._answer(), "process_first_batch_s": time.perf_counter() - start}
         drained = self._answer()

@@ -60,7 +60,7 @@ def main() -> None:
 
         factory: Any = Factory()
         try:
-            found = findings(factory, "recipes", {"beton": str(beton), "root": str(ROOT)})
+            found = findings(factory, "recipes", {"beton": str(beton), "root": str(ROOT), "sizes": True})
         except pytest.skip.Exception as reason:
             sys.exit(str(reason))
     kept = ("batch", "side", "launches", "peak_gib")

@@ -18,7 +18,7 @@ _RECORD = "where that is meant, record it with: python tests/cuda/record.py"
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, jpg_beton: Path) -> Any:
-    return findings(tmp_path_factory, "recipes", {"beton": str(jpg_beton), "root": str(ROOT)})
+    return findings(tmp_path_factory, "recipes", {"beton": str(jpg_beton), "root": str(ROOT), "sizes": False})
 
 
 def test_no_step_of_a_recipe_waits_for_the_device(found: Any) -> None:
