@@ -5,7 +5,6 @@ import csv
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from ffcv_train.models.factory import create_model
 from ffcv_train.system.environment import command_line
 from tests.support.checkpoints import SMALL_EVALUATION, varied_network, write_checkpoint
 from tests.support.photographs import ROOT, crops_of_photographs
-from tests.support.runs import Betons
+from tests.support.runs import Betons, run_script
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CLASS_NAMES = [f"class{i}" for i in range(4)]
@@ -208,9 +207,7 @@ def test_the_architecture_that_a_file_names_is_proposed(
 def test_two_processes_find_the_same(checkpoint: Path, evaluate: Callable[..., dict], tmp_path: Path) -> None:
     single = evaluate("--checkpoint", checkpoint)
     output = tmp_path / "two.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / "eval.py"), f"--checkpoint={checkpoint}", f"--output={output}"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    answer = run_script([f"--checkpoint={checkpoint}", f"--output={output}"], 2, "eval.py")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("top-1") == 1  # rank 0 alone prints
     report = json.loads(output.read_text())

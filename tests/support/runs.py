@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.photographs import ROOT
 
 ALONE = Process(0, 1, 0, 1, torch.device("cpu"))
 Betons = tuple[Path, Path]
+Finished = subprocess.CompletedProcess[str]
 
 
 def options(betons: Betons, folder: Path, *more: str) -> list[str]:
@@ -65,20 +67,29 @@ def same_weights(a: Path, b: Path, key: str = "model") -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def run_script(arguments: list[str], processes: int = 1, port: int = 0) -> subprocess.CompletedProcess:
-    launcher = [sys.executable]
+def run_script(arguments: Sequence[object], processes: int = 1, script: str = "train_imagenet.py") -> Finished:
+    """A script of the root in a program of its own, or as torchrun starts it in several: rank 0's output comes first.
+
+    Torchrun itself takes seconds to start; the tests that need it name it.
+    """
+    command = [sys.executable, script, *map(str, arguments)]
+    common = os.environ | {"OMP_NUM_THREADS": "1"}
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, "train_imagenet.py", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+        common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    programs = []
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        programs.append(subprocess.Popen(command, cwd=ROOT, env=common | own, **pipes))
+    try:
+        said = [program.communicate(timeout=240) for program in programs]
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+    status = next((program.returncode for program in programs if program.returncode), 0)
+    return subprocess.CompletedProcess(command, status, *map("".join, zip(*said, strict=True)))
 
 
 def run_here(script: str, *words: object) -> None:

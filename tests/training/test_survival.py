@@ -397,7 +397,7 @@ def test_two_ranks_stop_at_once_when_told_twice_and_resume(small_betons: Betons,
     state["epoch"], state["step"] = 398, state["step"] if not state["unfinished"] else 0
     state["unfinished"] = None
     torch.save(state, tmp_path / "r" / "last.pt")
-    again = run_script([*arguments, "--training.resume=auto"], 2, free_port())
+    again = run_script([*arguments, "--training.resume=auto"], 2)
     assert again.returncode == 0, again.stderr
     lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines[-2:]] == [398, 399] and lines[-1]["count"] == 50
