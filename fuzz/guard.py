@@ -83,7 +83,7 @@ class GuardedDecoder:
     def __init__(self, max_image_bytes: int, max_stored_bytes: int) -> None:
         small = 1 << 24
         self._memory = {
-            name: GuardedMemory(max_image_bytes if name == "image" else small)
+            name: GuardedMemory(max_image_bytes if name in ("image", "converted") else small)
             for name, value in vars(Scratch(1, 1, 1, 1)).items()
             if isinstance(value, np.ndarray)
         }

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ffcv_train.data.kernels.chroma import clamped_excess
 from ffcv_train.data.kernels.crops import center_crop, random_crop, scaled_box
+from ffcv_train.data.kernels.decode import MOST_EXCESS
 from ffcv_train.data.kernels.level import is_smaller, level_of
+from ffcv_train.data.kernels.planes import plane_scratch, resize_planes
 from ffcv_train.data.kernels.random import seed_stream
 from ffcv_train.data.kernels.resample import resize_crop, scratch_sizes
-from ffcv_train.data.kernels.turbojpeg import decode_jpeg
+from ffcv_train.data.kernels.turbojpeg import decode_jpeg, decode_planes
 from fuzz.guard import GuardedDecoder, Request
 from fuzz.jpeg_mutations import FRAMES, entropy_segments, header_segments
 
@@ -25,11 +28,12 @@ _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2
 @dataclass(frozen=True)
 class TilesRead:
     """The tiles around a crop: the JPEG's bytes before its entropy-coded data, where in these the frame header begins,
-    the number of all tiles, and by number the (bytes, height, width) of those read."""
+    the number of all tiles and of their columns, and by number the (bytes, height, width) of those read."""
 
     head: bytes
     frame: int
     total: int
+    columns: int
     tiles: dict[int, tuple[bytes, int, int]]
 
     def healed(self) -> bytes:
@@ -45,14 +49,33 @@ class TilesRead:
         parts[-1] = b"\xff\xd9"
         return b"".join(parts)
 
-    def are_sound(self) -> bool:
-        """Whether each of them, as an image of its own, decodes without complaint."""
-        for data, height, width in self.tiles.values():
+    def as_images(self) -> dict[int, tuple[bytes, int, int]]:
+        """Each of them as a JPEG of its own, with its height and width, by number."""
+        images = {}
+        for number, (data, height, width) in self.tiles.items():
             sides = height.to_bytes(2, "big") + width.to_bytes(2, "big")
             head = self.head[: self.frame + 5] + sides + self.head[self.frame + 9 :]
-            if whole_image(head + data + b"\xff\xd9", height, width) is None:
-                return False
-        return True
+            images[number] = (head + data + b"\xff\xd9", height, width)
+        return images
+
+    def are_sound(self) -> bool:
+        """Whether each of them, as an image of its own, decodes without complaint."""
+        return all(whole_image(*image) is not None for image in self.as_images().values())
+
+    def planes(self, height: int, width: int) -> np.ndarray:
+        """Planes of the whole, as `decode_planes` leaves them, put together of these; elsewhere black."""
+        tall, wide = (height + 1) // 2, (width + 1) // 2
+        whole = np.zeros(6 * tall * wide, np.uint8)
+        down, across = max(tile[1] for tile in self.tiles.values()), max(tile[2] for tile in self.tiles.values())
+        for number, image in self.as_images().items():
+            planes = whole_planes(*image)
+            assert planes is not None
+            row, column = divmod(number, self.columns)
+            for into, tile in zip(_parts(whole, height, width), _parts(planes, *image[1:]), strict=True):
+                share = 1 if into.shape[1] == 2 * wide else 2
+                top, left = row * down // share, column * across // share
+                into[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+        return whole
 
 
 class SecondOpinion:
@@ -69,7 +92,9 @@ class SecondOpinion:
         data, box = request.data.tobytes(), part[:4]
         reduction = _reduction(request, box)
         rows, columns = -(-request.height // reduction), -(-request.width // reduction)
-        pixels = whole_image(data, rows, columns)
+        pixels, planes = whole_image(data, rows, columns), None
+        if _is_cut_from_planes(request, reduction):
+            planes = whole_planes(data, rows, columns)
         self._count += 1
         ask_opencv = self._count % _OPENCV_EVERY == 0 and not _is_progressive(data)
         if pixels is not None and ask_opencv and not _equal(opencv_image(data, reduction), pixels):
@@ -80,11 +105,15 @@ class SecondOpinion:
                 return "an image, though the whole is damaged and there are no tiles to read apart"
             healed = read.healed()
             pixels = whole_image(healed, rows, columns)
+            if _is_cut_from_planes(request, reduction):
+                planes = whole_planes(healed, rows, columns)
             if pixels is None:
                 if not read.are_sound():
                     return "an image, though the tiles that it is made of are damaged"
                 # Surplus bytes at the end of a tile, about which OpenCV does not mind.
                 pixels = opencv_image(healed, reduction)
+                if _is_cut_from_planes(request, reduction):
+                    planes = read.planes(rows, columns)
         if pixels is None:
             return "an image, though OpenCV finds none"
         if request.parameters[0] == 0:
@@ -96,6 +125,8 @@ class SecondOpinion:
                 share = 1 / reduction
                 part = scaled_box(top + y, left + x, height, width, share, share, rows, columns)
             expected = _resized(pixels, part, flip, request)
+            if planes is not None and clamped_excess(planes, rows, columns, *part[:4]) <= MOST_EXCESS:
+                expected = _resized_planes(planes, part, flip, request)
         if not np.array_equal(expected, image):
             difference = np.abs(expected.astype(int) - image)
             what = "the whole JPEG" if reduction == 1 else f"the whole JPEG at 1/{reduction}"
@@ -119,6 +150,13 @@ def whole_image(data: bytes, height: int, width: int) -> np.ndarray | None:
     stored, pixels = np.frombuffer(data, np.uint8), np.empty((height, width, 3), np.uint8)
     failed = decode_jpeg(stored.ctypes.data, len(stored), height, width, pixels.reshape(-1))
     return None if failed else pixels
+
+
+def whole_planes(data: bytes, height: int, width: int) -> np.ndarray | None:
+    """The planes (uint8, flat) as `decode_planes` leaves them, or None where TurboJPEG complains."""
+    stored, planes = np.frombuffer(data, np.uint8), np.empty(6 * ((height + 1) // 2) * ((width + 1) // 2), np.uint8)
+    failed = decode_planes(stored.ctypes.data, len(stored), height, width, planes)
+    return None if failed else planes
 
 
 def opencv_image(data: bytes, reduction: int) -> np.ndarray | None:
@@ -169,7 +207,7 @@ def tiles_read(data: bytes, request: Request, box: tuple[int, int, int, int], re
             min(tile_width, request.width - column * tile_width),
         )
         tiles[row * columns + column] = (data[first:end], *size)
-    return TilesRead(data[:start], frame, total, tiles)
+    return TilesRead(data[:start], frame, total, columns, tiles)
 
 
 def frame_size_of(data: bytes) -> tuple[int, int]:
@@ -215,6 +253,37 @@ def _resized(pixels: np.ndarray, part: Part, flip: bool, request: Request) -> np
     kind = int(request.parameters[1])
     resize_crop(np.ascontiguousarray(pixels).reshape(-1), width, *part, flip, kind, target, *scratch)
     return target
+
+
+def _resized_planes(planes: np.ndarray, part: Part, flip: bool, request: Request) -> np.ndarray:
+    """A crop of planes of the whole by the loader's resampler for these."""
+    height, width, size = request.height, request.width, request.resolution
+    _, weights = scratch_sizes(max(height, width), size)
+    target = np.empty((size, size, 3), np.uint8)
+    scratch = (np.empty(weights, np.float32), np.empty((2, size), np.int32), plane_scratch(max(height, width), size))
+    padded = np.append(planes, np.zeros(8, np.uint8))
+    resize_planes(padded, height, width, *part, flip, int(request.parameters[1]), target, *scratch)
+    return target
+
+
+def _parts(planes: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """Y, Cb and Cr, of two dimensions each, as views of `decode_planes`' planes."""
+    tall, wide = (height + 1) // 2, (width + 1) // 2
+    luma, blue, red = np.split(planes, [4 * tall * wide, 5 * tall * wide])
+    return [luma.reshape(2 * tall, 2 * wide), blue.reshape(tall, wide), red.reshape(tall, wide)]
+
+
+def _is_cut_from_planes(request: Request, reduction: int) -> bool:
+    """Whether the loader may decode a crop to planes: of a JPEG in 4:2:0 of one scan, not too small."""
+    data = request.data.tobytes()
+    segments = header_segments(data)
+    frames = [data[start:end] for marker, start, end in segments if marker in (0xC0, 0xC1)]
+    if request.parameters[0] == 0 or reduction > 1 or request.height < 2 or request.width < 5 or len(frames) != 1:
+        return False
+    components = [frames[0][10 + 3 * c : 12 + 3 * c] for c in range(frames[0][9])]
+    in_one_scan = data[segments[-1][1] + 4] == len(components)
+    is_adobes = any(marker == 0xEE for marker, _, _ in segments)
+    return in_one_scan and not is_adobes and components == [b"\x01\x22", b"\x02\x11", b"\x03\x11"]
 
 
 def _reduction(request: Request, box: tuple[int, int, int, int]) -> int:

@@ -6,6 +6,7 @@ cache, and goes by the file that a function stands in, not by what it compiled i
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
@@ -13,9 +14,8 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from numba import config, njit
@@ -44,27 +44,20 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-def forget_outdated(functions: Iterable[Any], modules: Iterable[ModuleType]) -> None:
-    """Drop what is cached of `functions` (made by `compiled`) before one of `modules` last changed.
-
-    numba compares only the file that a function stands in, so that after an update it would go on running what it once
-    compiled in from other files.
-    """
-    changed = max(Path(str(module.__file__)).stat().st_mtime_ns for module in modules)
-    for function in functions:
-        folder = function.stats.cache_path
-        for index in Path(folder).glob(f"*.{function.py_func.__name__}-*.nbi") if folder else ():
-            with contextlib.suppress(OSError):  # another process has done so already
-                if index.stat().st_mtime_ns <= changed:
-                    index.unlink()
+@functools.cache
+def _stamp_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes whenever one of the Python files there does."""
+    found = ((file.name, file.stat()) for file in sorted(folder.glob("*.py")))
+    return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
 
 
 class _Cache(FunctionCache):
-    """numba's cache of one function, but that a full disk is a note."""
+    """numba's cache of one function, but that a full disk is a note, and a change of any file beside the function's own
+    makes it outdated: what is compiled holds what it calls."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        stamp = self._impl.locator.get_source_stamp()
+        stamp = (self._impl.locator.get_source_stamp(), _stamp_of(Path(function.__code__.co_filename).parent))
         self._cache_file = _CheckedFiles(self.cache_path, self._impl.filename_base, stamp)
 
     def save_overload(self, sig: Any, data: Any) -> None:

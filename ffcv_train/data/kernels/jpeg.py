@@ -17,7 +17,7 @@ from ffcv_train.data.kernels.native import address_of
 _memchr: Any = types.ExternalFunction("memchr", signature(types.uintp, types.uintp, types.int32, types.uintp))
 
 # Fields of a parsed header (int64 array).
-HEIGHT, WIDTH, FRAME, ENTROPY, INTERVAL, MCU_HEIGHT, MCU_WIDTH, HEADER_FIELDS = 0, 1, 2, 3, 4, 5, 6, 7
+HEIGHT, WIDTH, FRAME, ENTROPY, INTERVAL, MCU_HEIGHT, MCU_WIDTH, HALVED, HEADER_FIELDS = range(9)
 # Fancy upsampling of 4:2:0 chroma looks one chroma sample, two pixels, beyond the pixel it computes.
 MARGIN = 2
 
@@ -28,13 +28,14 @@ def parse_header(data: np.ndarray, header: np.ndarray) -> bool:
 
     `header` (int64 [HEADER_FIELDS]) takes height, width, the position of the height in the frame header, where the
     entropy-coded data begin, the restart interval (0 unless the file is a tile grid candidate: sequential, one scan
-    of all components) and the size of an MCU in pixels. Nothing outside `data` is read.
+    of all components), the size of an MCU in pixels, and whether it is such a file of Y, Cb and Cr in 4:2:0. Nothing
+    outside `data` is read.
     """
     header[:] = 0
     n = len(data)
     if n < 4 or data[0] != 0xFF or data[1] != 0xD8:
         return False
-    i, components, sequential = 2, 0, False
+    i, components, sequential, adobe = 2, 0, False, False
     while i + 4 <= n:
         if data[i] != 0xFF:
             return False
@@ -47,38 +48,56 @@ def parse_header(data: np.ndarray, header: np.ndarray) -> bool:
             return False
         # SOF0 to SOF15, without DHT (C4), JPG (C8) and DAC (CC), which share the range.
         if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-            if components or length < 11:
+            if components:
                 return False
-            components = int(data[i + 9])
-            if length != 8 + 3 * components or components < 1:
+            components = _parse_frame(data, i, length, header)
+            if components == 0:
                 return False
-            header[HEIGHT] = (int(data[i + 5]) << 8) | int(data[i + 6])
-            header[WIDTH] = (int(data[i + 7]) << 8) | int(data[i + 8])
-            header[FRAME] = i + 5
             sequential = (marker == 0xC0 or marker == 0xC1) and data[i + 4] == 8
-            across, down = 1, 1
-            if components > 1:  # a lone component has MCUs of one block, whatever its factors
-                for c in range(components):
-                    factors = data[i + 11 + 3 * c]
-                    across, down = max(across, int(factors >> 4)), max(down, int(factors & 15))
-            header[MCU_HEIGHT], header[MCU_WIDTH] = 8 * down, 8 * across
         elif marker == 0xDD:
             if length != 4:
                 return False
             header[INTERVAL] = (int(data[i + 4]) << 8) | int(data[i + 5])
+        elif marker == 0xEE:  # Adobe's, which may say that the components are red, green and blue
+            adobe = True
         elif marker == 0xDA:
             if not components or header[HEIGHT] == 0 or header[WIDTH] == 0:
                 return False
             if length < 8 or length != 6 + 2 * int(data[i + 4]):
                 return False
             header[ENTROPY] = i + 2 + length
-            if not sequential or data[i + 4] != components:
+            one_scan = sequential and data[i + 4] == components
+            if not one_scan:
                 header[INTERVAL] = 0
+            if not one_scan or adobe:
+                header[HALVED] = 0
             return True
         elif marker == 0xD9 or marker < 0xC0:
             return False
         i += 2 + length
     return False
+
+
+@compiled(nogil=True)
+def _parse_frame(data: np.ndarray, i: int, length: int, header: np.ndarray) -> int:
+    """The fields of the frame header at `i`, which is `length` bytes long and lies within `data`; return the number of
+    components, 0 where it makes no sense."""
+    components = int(data[i + 9]) if length >= 11 else 0
+    if length != 8 + 3 * components:
+        return 0
+    header[HEIGHT] = (int(data[i + 5]) << 8) | int(data[i + 6])
+    header[WIDTH] = (int(data[i + 7]) << 8) | int(data[i + 8])
+    header[FRAME] = i + 5
+    across, down = 1, 1
+    header[HALVED] = components == 3
+    for c in range(components):
+        number, factors = data[i + 10 + 3 * c], data[i + 11 + 3 * c]
+        if number != c + 1 or factors != (0x22 if c == 0 else 0x11):
+            header[HALVED] = 0
+        if components > 1:  # a lone component has MCUs of one block, whatever its factors
+            across, down = max(across, int(factors >> 4)), max(down, int(factors & 15))
+    header[MCU_HEIGHT], header[MCU_WIDTH] = 8 * down, 8 * across
+    return components
 
 
 @compiled(nogil=True)
@@ -99,68 +118,76 @@ def cut_tiles(
     stand where they must. `region` (int64 [4]) takes the tiles' top, left, height and width in pixels. Pixels of the
     crop decode to the same values as in the whole image, given the `margin` around them.
     """
-    interval, mcu_height, mcu_width = header[INTERVAL], header[MCU_HEIGHT], header[MCU_WIDTH]
-    per_row = (header[WIDTH] + mcu_width - 1) // mcu_width
-    rows = (header[HEIGHT] + mcu_height - 1) // mcu_height
-    if interval == 0 or per_row % interval != 0:
+    rows, columns = _grid_of(header)
+    if columns == 0:
         return 0
-    columns = per_row // interval
-    tile_width = interval * mcu_width
-    first_row = max(top - margin, 0) // mcu_height
-    last_row = min((top + height + margin - 1) // mcu_height, rows - 1)
+    tile_height, tile_width = header[MCU_HEIGHT], header[INTERVAL] * header[MCU_WIDTH]
+    first_row = max(top - margin, 0) // tile_height
+    last_row = min((top + height + margin - 1) // tile_height, rows - 1)
     first_column = max(left - margin, 0) // tile_width
     last_column = min((left + width + margin - 1) // tile_width, columns - 1)
     taken = (last_row - first_row + 1) * (last_column - first_column + 1)
     if taken * 10 > rows * columns * 9:
         return 0
-    region[0], region[1] = first_row * mcu_height, first_column * tile_width
-    region[2] = min((last_row + 1) * mcu_height, header[HEIGHT]) - region[0]
+    region[0], region[1] = first_row * tile_height, first_column * tile_width
+    region[2] = min((last_row + 1) * tile_height, header[HEIGHT]) - region[0]
     region[3] = min((last_column + 1) * tile_width, header[WIDTH]) - region[1]
 
-    start = header[ENTROPY]
+    used = _copy_head(data, header, region, output)
+    begin, copied, last = header[ENTROPY], 0, last_row * columns + last_column
+    for segment in range(last + 1):
+        end = _next_marker(data, begin)
+        if end < 0:
+            return -1
+        expected = 0xD9 if segment == rows * columns - 1 else 0xD0 + (segment & 7)
+        if data[end + 1] != expected:
+            return -1
+        if segment >= first_row * columns and first_column <= segment % columns <= last_column:
+            size = end - begin
+            output[used : used + size] = data[begin:end]
+            used += size
+            output[used], output[used + 1] = 0xFF, (0xD9 if segment == last else 0xD0 + (copied & 7))
+            used += 2
+            copied += 1
+        begin = end + 2
+    return used
+
+
+@compiled(nogil=True)
+def _grid_of(header: np.ndarray) -> tuple[int, int]:
+    """Rows and columns of the grid of tiles; no columns where there is none."""
+    per_row = (header[WIDTH] + header[MCU_WIDTH] - 1) // header[MCU_WIDTH]
+    rows = (header[HEIGHT] + header[MCU_HEIGHT] - 1) // header[MCU_HEIGHT]
+    if header[INTERVAL] == 0 or per_row % header[INTERVAL] != 0:
+        return rows, 0
+    return rows, per_row // header[INTERVAL]
+
+
+@compiled(nogil=True)
+def _copy_head(data: np.ndarray, header: np.ndarray, region: np.ndarray, output: np.ndarray) -> int:
+    """Copy what stands before the entropy-coded data, with the size of `region` in it; return how many bytes it has."""
+    start, frame = header[ENTROPY], header[FRAME]
     output[:start] = data[:start]
-    frame = header[FRAME]
     output[frame], output[frame + 1] = region[2] >> 8, region[2] & 255
     output[frame + 2], output[frame + 3] = region[3] >> 8, region[3] & 255
-    used = start
-    base = address_of(data)
-    end = np.uintp(len(data))
-    begin = np.uintp(start)
-    position = begin
-    last_segment = last_row * columns + last_column
-    segment, copied = 0, 0
-    while True:
-        # Find the end of this segment: a marker other than a stuffed 0xFF.
-        while True:
-            if position + np.uintp(2) > end:
-                return -1
-            found = _memchr(base + position, 0xFF, end - position - np.uintp(1))
-            if found == 0:
-                return -1
-            position = found - base
-            following = data[position + np.uintp(1)]
-            if following != 0 and following != 0xFF:
-                break
-            # The second of two 0xFF may belong to the marker: the first is a fill byte then.
-            position += np.uintp(2 if following == 0 else 1)
-        marker = data[position + np.uintp(1)]
-        is_last = segment == rows * columns - 1
-        if (marker != 0xD9) if is_last else (marker != 0xD0 + (segment & 7)):
+    return start
+
+
+@compiled(nogil=True)
+def _next_marker(data: np.ndarray, begin: int) -> int:
+    """Where the first marker from `begin` on stands in entropy-coded data, −1 without one."""
+    base, end, position = address_of(data), np.uintp(len(data)), np.uintp(begin)
+    while position + np.uintp(2) <= end:
+        found = _memchr(base + position, 0xFF, end - position - np.uintp(1))
+        if found == 0:
             return -1
-        row, column = segment // columns, segment % columns
-        if row >= first_row and first_column <= column <= last_column:
-            size = int(position - begin)
-            output[used : used + size] = data[begin:position]
-            used += size
-            output[used] = 0xFF
-            copied += 1
-            output[used + 1] = 0xD9 if segment == last_segment else 0xD0 + ((copied - 1) & 7)
-            used += 2
-            if segment == last_segment:
-                return used
-        position += np.uintp(2)
-        begin = position
-        segment += 1
+        position = found - base
+        following = data[position + np.uintp(1)]
+        if following != 0 and following != 0xFF:
+            return np.int64(position)
+        # Stuffed; or the second of two 0xFF may belong to the marker: the first is a fill byte then.
+        position += np.uintp(2 if following == 0 else 1)
+    return -1
 
 
 @compiled(nogil=True)

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from ffcv_train.data.kernels import compile_cache, crops, jpeg, native, random
-from ffcv_train.data.kernels import level as levels
 from ffcv_train.data.kernels.compile_cache import compiled
 from ffcv_train.data.kernels.crops import random_crop, scaled_box
 from ffcv_train.data.kernels.decode import BAD_HEADER, BAD_JPEG, BAD_LEVEL, OK, as_pointer
@@ -95,6 +93,3 @@ def cut_samples(
         piece[Y], piece[X], piece[BOX_HEIGHT], piece[BOX_WIDTH] = y, x, box_h, box_w
         piece[FLIP], piece[RAW] = flip, stored_as[i] != MODE_JPG
     return -1, OK
-
-
-compile_cache.forget_outdated((cut_samples,), (crops, jpeg, levels, native, random))

@@ -58,7 +58,7 @@ def reach(kind: int, start: float, extent: float, source: int, target: int) -> t
 
 
 @compiled(nogil=True, fastmath=True, error_model="numpy")
-def _taps(
+def taps_of(
     kind: int, source: int, start: float, extent: float, target: int, first: np.ndarray, weights: np.ndarray
 ) -> int:
     """Fill the first source index of every target pixel and its weights, one pixel after the other; return how many
@@ -209,8 +209,8 @@ def resize_crop(
     half = len(weights) // 2
     down_first, across_first = spans[0, :lines], spans[1, :size]
     down_weights, across_weights = weights[:half], weights[half:]
-    down_taps = _taps(kind, crop_height, y, box_height, lines, down_first, down_weights)
-    across_taps = np.uint64(_taps(kind, crop_width, x, box_width, size, across_first, across_weights))
+    down_taps = taps_of(kind, crop_height, y, box_height, lines, down_first, down_weights)
+    across_taps = np.uint64(taps_of(kind, crop_width, x, box_width, size, across_first, across_weights))
     stride = np.uint64(3 * width)
     length, pitch = 3 * crop_width, 3 * crop_width + LANES
     step = 3 * size + LANES

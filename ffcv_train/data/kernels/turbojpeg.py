@@ -31,6 +31,21 @@ _decompress: Any = types.ExternalFunction(
     ),
 )
 
+_decompress_planes: Any = types.ExternalFunction(
+    "tjDecompressToYUV2",
+    signature(
+        types.int32,
+        types.uintp,  # handle
+        types.uintp,  # JPEG
+        types.uint64,  # its bytes
+        types.uintp,  # samples
+        types.int32,  # width
+        types.int32,  # of what the bytes per row of a plane are a multiple
+        types.int32,  # height
+        types.int32,  # flags
+    ),
+)
+
 # TJFLAG_STOPONWARNING, for a warning is an error here, and TJFLAG_LIMITSCANS (500): a small progressive file can ask
 # for hours of work. Versions before 2.1 ignore what they do not know.
 _FLAGS = np.int32(8192 | 32768)
@@ -54,6 +69,27 @@ def decode_jpeg(address: int, size: int, height: int, width: int, pixels: np.nda
         np.int32(0),
         np.int32(height),
         np.int32(0),
+        _FLAGS,
+    )
+    _destroy(handle)
+    return failed
+
+
+@compiled(nogil=True)
+def decode_planes(address: int, size: int, height: int, width: int, samples: np.ndarray) -> int:
+    """Decode `size` bytes at `address`, 4:2:0, to planes of Y, Cb and Cr, one after the other in `samples` (uint8).
+
+    As `decode_jpeg`; but luma has rows and columns of an even number, and each chroma plane half as many.
+    """
+    handle = _init_decompress()
+    failed = _decompress_planes(
+        handle,
+        np.uintp(address),
+        np.uint64(size),
+        address_of(samples),
+        np.int32(width),
+        np.int32(1),
+        np.int32(height),
         _FLAGS,
     )
     _destroy(handle)
