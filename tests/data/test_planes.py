@@ -235,7 +235,7 @@ def test_small_images_are_decoded_to_pixels(shape: tuple[int, int]) -> None:
 
 def test_evaluation_and_reduced_decoding_take_pixels() -> None:
     image = PALE[0]
-    jpg, height, width = encoded(image, 5), *image.shape[:2]
+    jpg, (height, width) = encoded(image, 5), image.shape[:2]
     found = made(CenterCrop(1.0, rule="ffcv"), jpg, 100, 1)[0]
     row, weights = scratch_sizes(width, 100)
     scratch = (np.zeros(row, np.float32), np.empty(weights, np.float32), np.empty((2, 100), np.int32))

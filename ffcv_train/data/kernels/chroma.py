@@ -83,7 +83,7 @@ def clamped_excess(
             y, cb, cr = np.float32(luma[2 * k]), np.float32(blue[k]) - _CENTRE, np.float32(red[k]) - _CENTRE
             r, g, b = _R_CR * cr, _G_CB * cb + _G_CR * cr, _B_CB * cb
             excess += max(y + max(r, max(g, b)) - _WHITE, _ZERO) + max(-y - min(r, min(g, b)), _ZERO)
-        total += excess
+        total += float(excess)
         lines += 1
     return total / (lines * count)
 

@@ -184,7 +184,7 @@ def _next_marker(data: np.ndarray, begin: int) -> int:
         position = found - base
         following = data[position + np.uintp(1)]
         if following != 0 and following != 0xFF:
-            return np.int64(position)
+            return int(np.int64(position))
         # Stuffed; or the second of two 0xFF may belong to the marker: the first is a fill byte then.
         position += np.uintp(2 if following == 0 else 1)
     return -1
