@@ -172,6 +172,13 @@ def _match_by_position(data: Named, found: Sequence[str], classes: Classes) -> M
 def _strangers(data: Named, found: Sequence[str], known: Sequence[str], classes: Classes) -> str:
     """What is wrong where not all classes are among `known`, and what to do about it."""
     used, path, owner = used_names(data), data.path, classes.owner
+    numbers = whole_numbers(used)
+    if classes.numbered and numbers is not None:
+        beyond = next(name for name, number in zip(used, numbers, strict=True) if number >= classes.count)
+        return (
+            f"{path} has the class {beyond!r}, and {owner} has the labels 0 … {classes.count - 1}; take it out, or "
+            "call all classes by their names"
+        )
     unknown = [name for name in used if name not in set(known)]
     more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     twin = next((name for name in known if alike(name, unknown[0])), None)
@@ -182,7 +189,7 @@ def _strangers(data: Named, found: Sequence[str], known: Sequence[str], classes:
     if not classes.ignorable:
         return f"{wrong}; make both of the same classes"
     listing = f"in a file, a line each, {data.how_to_list}, and pass --ignore-class-names"
-    if whole_numbers(used) is not None:
+    if numbers is not None:
         return f"{wrong}; if the numbers are its labels, list those from 0 to {classes.count - 1} {listing}"
     if len(found) == classes.count:
         return f"{wrong}; if the classes are the same, in the same order, pass --ignore-class-names"

@@ -49,8 +49,8 @@ def open_data_set(path: str | Path, format: str | None = None, classes: str | Pa
     found = _kind_of_images(path)
     if found:
         raise UserError(
-            f"the data set {path} is a {found} of images; train from it with --data.format={found}, or convert it with "
-            "ffcv-train write and give the .beton file"
+            f"the data set {path} is a {found} of images; pass --data.format={found} to read it as it is, or convert "
+            "it with ffcv-train write and give the .beton file"
         )
     return _open_beton(path, classes)
 

@@ -21,7 +21,7 @@ from ffcv_train.models.class_names import ClassNames, imagenet_names
 from ffcv_train.models.inspect.feature_map import FeatureMap, need_feature_map
 from ffcv_train.models.inspect.trace import evaluation_mode
 from ffcv_train.models.network import Network
-from ffcv_train.system.class_names import check_same_classes
+from ffcv_train.system.class_names import check_same_classes, label_called
 from ffcv_train.system.distributed import Process, need_one_process
 from ffcv_train.system.errors import UserError
 
@@ -204,7 +204,10 @@ def _wish(text: str | None, names: ClassNames | None, count: int, any_true: bool
         if not any_true:
             raise UserError("--class true: the images do not say their class; put them into folders named by class")
         return text
-    label = None if names is None else names.find(text)
+    label = None
+    if names is not None:
+        found = (label_called(some, text) for some in (names.keys, names.shown))
+        label = next((label for label in found if label is not None), None)
     if label is None and text.isdecimal() and int(text) < count:
         label = int(text)
     if label is None:

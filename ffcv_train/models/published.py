@@ -59,7 +59,7 @@ def _name_of(source: str) -> str:
             return f"{library}:{found[1]}"
     import timm
 
-    return f"timm:{source}" if "." in source and timm.is_model(source) else ""
+    return f"timm:{source}" if source in timm.list_pretrained(f"{source.partition('.')[0]}.*") else ""
 
 
 def arch_of(source: str) -> str:

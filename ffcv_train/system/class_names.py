@@ -1,5 +1,6 @@
 """Names of classes, in label order: read from lists, made up where there are none, and shown where they differ."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,15 @@ def whole_numbers(names: Iterable[str]) -> list[int] | None:
     if not names or not all(re.fullmatch(r"[0-9]{1,9}", name, re.ASCII) for name in names):
         return None
     return [int(name) for name in names]
+
+
+def label_called(names: Sequence[str], text: str) -> int | None:
+    """The label whose name a user typed: as it stands, or as Unicode composes it otherwise; None unless it is one's."""
+    for form in (str, functools.partial(unicodedata.normalize, "NFC")):
+        found = [label for label, name in enumerate(names) if form(name) == form(text)]
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def alike(first: str, second: str) -> bool:

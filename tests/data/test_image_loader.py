@@ -156,6 +156,20 @@ def test_evaluation_sees_torchvisions_resize_and_centre_crop(sets: Path, kind: s
     assert differences.mean() <= 0.5 and differences.max() <= 1.5
 
 
+@pytest.mark.parametrize("kind", ["beton", "zip"])
+def test_evaluation_sees_the_crop_that_is_asked_for(sets: Path, kind: str) -> None:
+    words = ["--validation.crop=ffcv", "--validation.crop_ratio=0.8", "--validation.interpolation=bicubic"]
+    config = load_config(RunConfig, [*words, "--validation.batch_size=13", "--data.num_workers=1"])
+    with contextlib.closing(val_loader(config, open_data_set(path_of(sets, kind, "val"), kind), 24, ALONE)) as loader:
+        (found,) = list(loader.epoch())
+    given = {"resolution": 24, "device": torch.device("cpu"), "order": "sequential", "num_workers": 1}
+    others = []
+    for crop in (CenterCrop(0.8, "bicubic", "ffcv"), CenterCrop(0.8, "bicubic"), CenterCrop(0.8, "bilinear", "ffcv")):
+        with contextlib.closing(BetonLoader(open_beton(sets / "val.beton"), 13, crop=crop, **given)) as loader:
+            others.append(next(loader.epoch()).images.clone())
+    assert [torch.equal(found.images, other) for other in others] == [True, False, False]
+
+
 @pytest.mark.parametrize("policy", ["rand_augment", "three_augment", "trivial_augment", "auto_augment", "augmix"])
 def test_the_policy_does_not_depend_on_the_workers(sets: Path, policy: str) -> None:
     images = open_image_set(sets / "train.zip", "zip")
@@ -325,7 +339,7 @@ def test_a_folder_or_zip_of_the_wrong_kind(sets: Path, tmp_path: Path) -> None:
         (sets / "nowhere", "folder", "does not exist"),
         (sets / "folder", "zip", r"is no \.zip file"),
         (sets / "train.beton", "zip", r"is no \.zip file"),
-        (tmp_path, "folder", "holds no class folders"),
+        (tmp_path, "folder", "holds no class folders; put the images of each class into a folder of its name, there"),
         (sets / "folder", "folder", "holds several splits; name one of them"),
     ):
         with pytest.raises(UserError, match=message):
@@ -342,7 +356,7 @@ def test_a_file_named_beton_is_one(sets: Path, tmp_path: Path, kind: str) -> Non
 
 @pytest.mark.parametrize(("kind", "split"), [("zip", "train"), ("folder", "val")])
 def test_images_given_as_a_beton_are_told_apart(sets: Path, kind: str, split: str) -> None:
-    with pytest.raises(UserError, match=f"train from it with --data.format={kind}, or convert it"):
+    with pytest.raises(UserError, match=f"pass --data.format={kind} to read it as it is, or convert"):
         open_data_set(path_of(sets, kind, split), "beton")
 
 

@@ -217,6 +217,12 @@ def test_other_names_of_as_many_classes(tmp_path: Path) -> None:
     assert "calls label 0 'ANTS'" in found["notes"][0]
 
 
+def test_a_number_that_is_no_label_of_imagenets_is_refused(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "images", ["0", "999", "1000"], 1)
+    with refused("has the class '1000', and ", "has the labels 0 … 999; take it out"):
+        nll(tmp_path, *checkpoint(tmp_path, 1000, None), *as_format(folder, "folder"))
+
+
 def test_as_many_outputs_as_imagenet_are_not_its_classes_by_that(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "images", ANIMALS)
     for names in (None, [f"class {label}" for label in range(1000)]):

@@ -184,7 +184,7 @@ def test_names_as_others_write_them_are_told_as_they_are_here(
     assert refusal(given, "resnet50") == f"there is no file {given}; published weights of that name are {name}"
     with pytest.raises(UserError, match=re.escape(name)):
         read_subject(given)
-    for own in ("weights.pt", "timm.pt", "org/name"):
+    for own in ("weights.pt", "resnet50.pth", "org/name"):
         assert "published" not in refusal(own, "resnet50")
 
 

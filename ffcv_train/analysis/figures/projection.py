@@ -17,6 +17,7 @@ from ffcv_train.metrics.projection import (
     template_plane,
     template_similarity,
 )
+from ffcv_train.system.class_names import label_called
 from ffcv_train.system.errors import UserError
 
 SAMPLES = 80
@@ -38,8 +39,9 @@ def parse_classes(words: Sequence[str], inputs: Sequence[Input], names: tuple[st
     count = inputs[0].file.num_classes
     labels = []
     for word in words:
-        if names is not None and names.count(word) == 1:
-            labels.append(names.index(word))
+        label = label_called(names, word) if names is not None else None
+        if label is not None:
+            labels.append(label)
         elif word.isdecimal() and int(word) < count:
             labels.append(int(word))
         else:

@@ -23,11 +23,11 @@ def class_folders(options: SourceOptions) -> Source:
     if inner := _folders(root / options.split):
         root, folders = root / options.split, inner
     elif other := next((name for name in _SPLITS if _folders(root / name)), None):
-        raise UserError(f"{root} holds the split {other!r} but not {options.split!r}; check --cfg.split")
+        raise UserError(f"{root} holds the split {other!r} but not {options.split!r}; name the split that is there")
     if not folders:
         raise UserError(
-            f"{root} holds no class folders; --cfg.dataset=imagenet wants one folder of images per class in "
-            f"--cfg.data_dir or in its sub-folder {options.split}"
+            f"{root} holds no class folders; put the images of each class into a folder of its name, there or in a "
+            f"folder {options.split} there"
         )
     beside = root.parent / "train"
     names = _names(root, folders)
@@ -58,7 +58,7 @@ def _existing_folder(options: SourceOptions) -> Path:
     root = Path(options.data_dir).absolute()
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"--cfg.data_dir: {root} {what}; give the folder that holds the images")
+        raise UserError(f"the folder of images {root} {what}; give the one that holds them")
     return root
 
 
