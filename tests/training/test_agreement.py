@@ -1,9 +1,6 @@
 """Ranks that were started differently are refused before the first step."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,7 @@ from ffcv_train.system.errors import UserError
 from ffcv_train.training import agreement
 from ffcv_train.training.agreement import check_ranks_agree, what_ranks_share
 from ffcv_train.training.state import Facts
-from tests.support.photographs import ROOT
-from tests.support.runs import ALONE, Betons, config, free_port, options
+from tests.support.runs import ALONE, Betons, config, options, run_script
 
 FACTS = Facts(2, ("cat", "dog"), 32, 96, {"train": "a" * 64, "val": "b" * 64})
 FIRST_AND_SECOND_RANK_DIFFER = """
@@ -86,16 +82,7 @@ def test_data_that_differ_are_named(
 def test_two_processes_of_different_seeds_end_in_a_sentence(small_betons: Betons, tmp_path: Path) -> None:
     program = tmp_path / "differ.py"
     program.write_text(FIRST_AND_SECOND_RANK_DIFFER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    done = subprocess.run(
-        [*launcher, str(program), *options(small_betons, tmp_path, "--logging.run=r")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run_script(options(small_betons, tmp_path, "--logging.run=r"), 2, str(program))
     assert done.returncode != 0
     assert "error: rank 1 has training.seed 7, rank 0 has 0; start all ranks with the same options" in done.stderr
     assert not (tmp_path / "r").exists()

@@ -239,7 +239,7 @@ def test_every_criterion_trains_on_mixed_targets(small_betons: Betons, tmp_path:
 
 
 def test_deit_by_the_real_script(small_betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ("--training.ema_decay=0.9", "--logging.run=r")
+    more = ("--training.ema_decay=0.9", "--logging.run=r", "--validation.every=2", "--validation.lr_tta=0")
     run_here("train_imagenet.py", *options(small_betons, tmp_path, *DEIT, *more))
     assert "cifar_deit_tiny, 5.4 M parameters" in capsys.readouterr().out
     first, second = log(tmp_path / "r")
