@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ffcv_train.cli.measure import add_measure_options, transfer_files
+from ffcv_train.cli.measure import TRANSFER, add_measure_options, transfer_files
 from ffcv_train.cli.presets import load_run_config
 from ffcv_train.cli.suite_arguments import suite_options, suite_words
 from ffcv_train.comparison.estimate import print_plan
@@ -57,7 +57,7 @@ def parse_plan(argv: Sequence[str]) -> ComparisonPlan:
         out=Path(options.out),
         transfer=transfer_files(options),
         dry_run=options.dry_run,
-        suites=suite_options(options, config.data.train_dataset),
+        suites=suite_options(options, config.data.train_dataset, beside=[TRANSFER]),
         suite_words=tuple(suite_words(options)),
     )
 

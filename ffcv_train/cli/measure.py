@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ffcv_train.cli.arguments import parse_request
-from ffcv_train.cli.suite_arguments import add_suite_options, part_file, suite_options
+from ffcv_train.cli.suite_arguments import add_suite_options, part_file, suite_names, suite_options
 from ffcv_train.comparison.measure import measure
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.system.distributed import process_group
@@ -19,6 +19,10 @@ python -m ffcv_train measure --checkpoint runs/ce_seed0/final.pt --output runs/c
 """
 
 
+TRANSFER = "transfer"
+"""What --suite calls the linear probe on other data sets"""
+
+
 def add_measure_options(group: argparse._ArgumentGroup) -> None:
     """What is measured besides, for a comparison too."""
     group.add_argument(
@@ -27,7 +31,7 @@ def add_measure_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--transfer-val", type=expand_path, metavar="BETON", help="data set that the linear probe is tested on"
     )
-    add_suite_options(group)
+    add_suite_options(group, beside=[TRANSFER])
 
 
 def transfer_files(options: Any) -> tuple[Path, Path] | None:
@@ -35,6 +39,8 @@ def transfer_files(options: Any) -> tuple[Path, Path] | None:
     files = (options.transfer_train, options.transfer_val)
     if any(files) and not all(files):
         raise UserError("--transfer-train and --transfer-val belong together; give both or neither")
+    if TRANSFER in suite_names(options) and not any(files):
+        raise UserError(f"--suite {TRANSFER} probes features of other data; add --transfer-train and --transfer-val")
     return (Path(files[0]), Path(files[1])) if all(files) else None
 
 
@@ -56,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, measure, write."""
     request = parse_measure_request(argv)
     assert request.output is not None
-    suites = suite_options(request.options, request.subject.train_set, part_file(request.output))
+    suites = suite_options(request.options, request.subject.train_set, part_file(request.output), [TRANSFER])
     transfer, samples = transfer_files(request.options), request.output.with_name("samples.npz")
     with process_group(request.config.training.device) as process:
         write_json(request.output, measure(request, process, suites, transfer, samples))

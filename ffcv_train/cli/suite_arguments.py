@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +64,10 @@ _OPTIONS = (
 """Beside --suite; a number's default is that of `SuiteOptions`"""
 
 
-def add_suite_options(group: argparse._ArgumentGroup) -> None:
-    """`--suite` and what the suites take."""
-    group.add_argument("--suite", metavar="A,B,…", help=f"more than accuracy: {', '.join(SUITES)} (docs/suites.md)")
+def add_suite_options(group: argparse._ArgumentGroup, beside: Sequence[str] = ()) -> None:
+    """`--suite` and what the suites take; `beside` are names that it takes for what the command does itself."""
+    names = ", ".join((*SUITES, *beside))
+    group.add_argument("--suite", metavar="A,B,…", help=f"more than accuracy: {names} (docs/suites.md)")
     for option in _OPTIONS:
         about = f"{', '.join(option.suites)}: {option.help}"
         if option.kind == "whole":
@@ -76,17 +78,23 @@ def add_suite_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument(f"--{option.name}", metavar=option.metavar, **more)
 
 
-def suite_options(options: Any, train_set: str, part_file: str = "") -> SuiteOptions:
+def suite_names(options: Any) -> tuple[str, ...]:
+    """What --suite names, known or not."""
+    return tuple(name.strip() for name in options.suite.split(",")) if options.suite is not None else ()
+
+
+def suite_options(options: Any, train_set: str, part_file: str = "", beside: Sequence[str] = ()) -> SuiteOptions:
     """What the command line, as parsed, said of suites. Raises `UserError`.
 
-    `train_set` is the checkpoint's own; `part_file` as `SuiteOptions` has it.
+    `train_set` is the checkpoint's own; `part_file` as `SuiteOptions` has it; `beside` as `add_suite_options` had it.
     """
-    names = tuple(name.strip() for name in options.suite.split(",")) if options.suite is not None else ()
+    names = suite_names(options)
     for name in names:
-        if name not in SUITES:
-            raise UserError(f"--suite names {name!r}, which is no suite; there are {', '.join(SUITES)}")
+        if name not in (*SUITES, *beside):
+            raise UserError(f"--suite names {name!r}, which is no suite; there are {', '.join((*SUITES, *beside))}")
         if names.count(name) > 1:
             raise UserError(f"--suite names {name!r} twice; name each once")
+    names = tuple(name for name in names if name in SUITES)
     found: dict[str, Any] = {"suites": names, "part_file": part_file}
     for option in _OPTIONS:
         given, field = getattr(options, option.key), option.field or option.key

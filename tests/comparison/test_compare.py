@@ -1,5 +1,6 @@
 """compare.py: what it refuses, how it runs, stops and continues, what it measures and writes."""
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -24,8 +25,9 @@ import torch
 from ffcv_train.analysis.report.page import make_page
 from ffcv_train.cli.arguments import parse_request
 from ffcv_train.cli.compare import parse_plan
+from ffcv_train.cli.measure import TRANSFER, add_measure_options, parse_measure_request, transfer_files
 from ffcv_train.cli.measure import main as measure_main
-from ffcv_train.cli.measure import parse_measure_request, transfer_files
+from ffcv_train.cli.suite_arguments import suite_options
 from ffcv_train.cli.train import main as train_main
 from ffcv_train.comparison import run as running
 from ffcv_train.comparison.columns import METRICS
@@ -94,6 +96,8 @@ def settings(small_betons: tuple[Path, Path]) -> list[str]:
         (["--losses=ce", "--logging.folder", "x"], "ffcv-train compare sets logging.folder itself"),
         (["--losses=ce", "--logging.run=x"], "ffcv-train compare sets logging.run itself"),
         (["--losses=ce", "--transfer-train=x"], "belong together"),
+        (["--losses=ce", "--suite=groups,transfer"], "add --transfer-train and --transfer-val"),
+        (["--losses=ce", "--suite=transfers"], "'transfers', which is no suite; there are calibration,"),
         (["--losses=ce", "--epochs=3"], "'--epochs' (did you mean 'training.epochs'?)"),
     ],
 )
@@ -122,6 +126,18 @@ def test_plan_and_commands(tmp_path: Path, settings: list[str]) -> None:
         "--logging.run=maxsup_seed3",
     ]
     assert measure_command(plan, PlannedRun("ce", 0))[-2:] == ["--transfer-train=a", "--transfer-val=b"]
+
+
+def test_transfer_is_named_among_the_suites(tmp_path: Path, settings: list[str]) -> None:
+    asked = ["--suite=calibration,transfer", "--transfer-train=a", "--transfer-val=b"]
+    plan = parse_plan(["--losses=ce", f"--out={tmp_path}", *asked, *settings])
+    assert plan.suites.suites == ("calibration",) and plan.transfer == (Path("a"), Path("b"))
+    command = measure_command(plan, PlannedRun("ce", 0))
+    options = argparse.ArgumentParser()
+    add_measure_options(options.add_argument_group())
+    given, _ = options.parse_known_args(command[4:])
+    assert transfer_files(given) == plan.transfer
+    assert suite_options(given, "t.beton", beside=[TRANSFER]).suites == ("calibration",)
 
 
 def test_a_comparison_from_before_an_option_goes_on(tmp_path: Path, settings: list[str]) -> None:
