@@ -17,7 +17,7 @@ _I8, _I32, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
 _FLOATS, _BYTES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_I8, LANES)
 
 
-def _constant(builder: Any, number: float) -> Any:
+def _constant(number: float) -> Any:
     return ir.Constant(_FLOATS, [number] * LANES)
 
 
@@ -119,7 +119,7 @@ def _weighted_columns(
             values = builder.uitofp(_loaded(builder, builder.gep(lane, [offset]), _BYTES, 1), _FLOATS)
             weight = _spread(builder, builder.load(builder.gep(of_tap, [_I32(k)])))
             totals.append(_added(builder, total, weight, values))
-            total.add_incoming(_constant(builder, 0.0), group)
+            total.add_incoming(_constant(0.0), group)
             total.add_incoming(totals[-1], loop)
         tap.add_incoming(next_tap, loop)
         offset.add_incoming(next_offset, loop)
@@ -189,7 +189,7 @@ def _weighted_colours(
             for total, source in zip(sums, sources, strict=True):
                 values = _loaded(builder, builder.gep(source, [offset]), _FLOATS, 4)
                 totals.append(_added(builder, total, weight, values))
-                total.add_incoming(_constant(builder, origin), before)
+                total.add_incoming(_constant(origin), before)
                 total.add_incoming(totals[-1], loop)
             builder.cbranch(builder.icmp_unsigned("<", next_tap, taps), loop, after)
             builder.position_at_end(after)
@@ -198,12 +198,12 @@ def _weighted_colours(
         _, luma_start, _, luma_first, luma_taps, _, _, start, _, first, taps, _, place = arguments
         (light,) = summed([pointer(0)], luma_start, pointer(2), luma_first, luma_taps, 0.5)
         cb, cr = summed([pointer(5), pointer(6)], start, pointer(8), first, taps, -128.0)
-        red = _added(builder, light, _constant(builder, RED_OF_CR), cr)
-        green = _added(builder, light, _constant(builder, GREEN_OF_CB), cb)
-        green = _added(builder, green, _constant(builder, GREEN_OF_CR), cr)
-        blue = _added(builder, light, _constant(builder, BLUE_OF_CB), cb)
+        red = _added(builder, light, _constant(RED_OF_CR), cr)
+        green = _added(builder, light, _constant(GREEN_OF_CB), cb)
+        green = _added(builder, green, _constant(GREEN_OF_CR), cr)
+        blue = _added(builder, light, _constant(BLUE_OF_CB), cb)
         target = builder.gep(pointer(11), [place])
-        low, high = _constant(builder, 0.0), _constant(builder, 255.0)
+        low, high = _constant(0.0), _constant(255.0)
         for channel, value in enumerate((red, green, blue)):
             value = builder.select(builder.fcmp_ordered(">", value, low), value, low)
             value = builder.select(builder.fcmp_ordered("<", value, high), value, high)
