@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ffcv_train.cli.measure import TRANSFER, add_measure_options, transfer_files
 from ffcv_train.cli.presets import load_run_config
-from ffcv_train.cli.suite_arguments import suite_options, suite_words
+from ffcv_train.cli.suite_arguments import suite_options, suite_words, whole
 from ffcv_train.comparison.estimate import print_plan
 from ffcv_train.comparison.plan import ComparisonPlan, check_plan, claim_folder
 from ffcv_train.comparison.report import read_measures, summarise_runs, write_report
@@ -25,8 +25,9 @@ DESCRIPTION = """Train every criterion from every seed with otherwise equal sett
 ffcv-train compare --config-file cifar_configs/cifar10_resnet20.yaml --losses ce,ls,maxsup --seeds 0,1,2 \\
     --out comparison --data.train_dataset=train.beton --data.val_dataset=val.beton
 
-Each run is trained by ffcv-train train, one at a time per GPU (on a CPU, one at a time), then measured. Finished runs
-are kept: the same command continues an interrupted comparison, and with more criteria or seeds it extends one.
+Each run is trained by ffcv-train train, one at a time per GPU (on a CPU, one at a time) unless --runs-per-device says
+more, then measured. Finished runs are kept: the same command continues an interrupted comparison, and with more
+criteria or seeds it extends one.
 """
 
 # What tells the runs of one comparison apart, or says where and how fast they run, but not what is trained.
@@ -40,6 +41,12 @@ def parse_plan(argv: Sequence[str]) -> ComparisonPlan:
     own.add_argument("--losses", metavar="A,B,…", help=f"criteria: {', '.join(CRITERIA)}")
     own.add_argument("--seeds", metavar="0,1,…", default="0,1,2", help="seeds of every criterion [0,1,2]")
     own.add_argument("--out", type=expand_path, metavar="DIR", help="folder of the comparison: runs, tables, figure")
+    own.add_argument(
+        "--runs-per-device",
+        metavar="N",
+        default="1",
+        help="runs at the same time on each GPU, or on the CPU: several where one leaves it idle [1]",
+    )
     add_measure_options(own)
     own.add_argument("--dry-run", action="store_true", help="print the plan and an estimate of its time, train nothing")
     options, rest = parser.parse_known_args(list(argv))
@@ -57,6 +64,7 @@ def parse_plan(argv: Sequence[str]) -> ComparisonPlan:
         out=Path(options.out),
         transfer=transfer_files(options),
         dry_run=options.dry_run,
+        runs_per_device=_runs_per_device(options.runs_per_device),
         suites=suite_options(options, config.data.train_dataset, beside=[TRANSFER]),
         suite_words=tuple(suite_words(options)),
     )
@@ -78,6 +86,13 @@ def _seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds names a seed twice: {text!r}; name each once")
     return seeds
+
+
+def _runs_per_device(text: str) -> int:
+    count = whole(text, "--runs-per-device")
+    if not count:
+        raise UserError("--runs-per-device must be at least 1")
+    return count
 
 
 def _items(text: str | None, option: str, what: str, example: str) -> tuple[str, ...]:

@@ -52,6 +52,13 @@ _OPTIONS = (
     ),
     _Option("corruption-seed", "whole", ("corruptions",), "N", "of what is made"),
     _Option(
+        "corruption-samples",
+        "whole",
+        ("corruptions",),
+        "N",
+        "make them of so many samples, drawn by the seed; 0: of all",
+    ),
+    _Option(
         "frost-images",
         "file",
         ("corruptions",),

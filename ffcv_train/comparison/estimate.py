@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun, devices
-from ffcv_train.comparison.run import is_finished
+from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun
+from ffcv_train.comparison.run import is_finished, slots_of
 from ffcv_train.data.open import open_data_sets
 from ffcv_train.doctor.examination import DoctorOptions, examine
 from ffcv_train.system.distributed import process_group
@@ -60,7 +60,7 @@ def print_plan(plan: ComparisonPlan, console: Console | None = None) -> None:
     if not todo:
         console.print("nothing is left to train; without --dry-run the report is written again")
         return
-    slots = len(devices(plan.config))
+    slots = len(slots_of(plan))
     if plan.config.data.format != "beton" and len(todo) == len(plan.runs):
         console.print(f"{slots} at a time; there is no estimate of time for data.format={plan.config.data.format}")
         return

@@ -61,6 +61,8 @@ class ComparisonPlan:
     suites: SuiteOptions = field(default_factory=SuiteOptions)
     suite_words: tuple[str, ...] = ()
     """How `measure` is told of them"""
+    runs_per_device: int = 1
+    """How many go at the same time on each GPU, or on the CPU"""
 
     @property
     def further(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Running a comparison: a process per run and device, stopped and continued without loss."""
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import os
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +48,17 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
         self.exit_status = 128 + number
 
 
+@dataclass(frozen=True)
+class _Slot:
+    """Where one run at a time goes."""
+
+    number: int
+    device: str | None
+    """CUDA_VISIBLE_DEVICES of its runs; None on a CPU"""
+    cores: frozenset[int] = frozenset()
+    """Which they may use; empty: all"""
+
+
 @dataclass
 class _Job:
     run: PlannedRun
@@ -66,38 +78,37 @@ def is_finished(plan: ComparisonPlan, run: PlannedRun) -> bool:
 def run_all(plan: ComparisonPlan, line: ProgressLine | None = None) -> list[FailedRun]:
     """Train and measure what is not finished; returns the runs that failed, the others go on without them.
 
-    A run per GPU at a time, one on a CPU. SIGINT, SIGTERM and SIGHUP stop the runs after their current step and raise
-    `Interrupted`; a second Ctrl-C ends them at once. Raises `UserError` where another process runs the same comparison.
+    As many at a time as `plan.runs_per_device` says per GPU, or on a CPU. SIGINT, SIGTERM and SIGHUP stop the runs
+    after their current step and raise `Interrupted`; a second Ctrl-C ends them at once. Raises `UserError`
+    where another process runs the same comparison.
     """
     line = line or ProgressLine()
     todo = [run for run in plan.runs if not is_finished(plan, run)]
     kept = len(plan.runs) - len(todo)
-    free = devices(plan.config)
-    # Threads that the user has counted need no bounds.
-    cores = {} if plan.config.data.num_workers else shares_of_cores(free)
-    line.print(f"{len(plan.runs)} runs, {kept} finished before; {len(todo)} to go, {len(free)} at a time")
+    slots = slots_of(plan)
+    line.print(f"{len(plan.runs)} runs, {kept} finished before; {len(todo)} to go, {len(slots)} at a time")
     failures: list[FailedRun] = []
-    jobs: dict[str | None, _Job] = {}
+    jobs: dict[_Slot, _Job] = {}
     waiting = list(todo)
     watch = _Watch(plan, todo)
     with _only_one(plan.out), StopRequest() as stop, contextlib.closing(line):
         try:
             while jobs or (waiting and stop.signal is None):
-                for device in [d for d in free if d not in jobs]:
+                for slot in [slot for slot in slots if slot not in jobs]:
                     if waiting and stop.signal is None:
                         run = waiting.pop(0)
                         trained = (plan.folder(run) / "final.pt").is_file()
-                        jobs[device] = _start(plan, run, "measure" if trained else "train", device, cores)
+                        jobs[slot] = _start(plan, run, "measure" if trained else "train", slot)
                         line.print(f"{run.name}: {'measuring' if trained else 'training'}, {plan.log(run)}")
                 time.sleep(_POLL_SECONDS)
                 if stop.signal is not None:
                     _stop(jobs, line, stop.signal)
-                for device, job in list(jobs.items()):
+                for slot, job in list(jobs.items()):
                     status = job.process.poll()
                     if status is None:
                         continue
                     job.log.close()
-                    del jobs[device]
+                    del jobs[slot]
                     if stop.signal is not None:
                         continue
                     failure = _failure(plan, job, status)
@@ -106,7 +117,7 @@ def run_all(plan: ComparisonPlan, line: ProgressLine | None = None) -> list[Fail
                         line.print(describe_failure(failure))
                         watch.give_up(job.run)
                     elif job.stage == "train":
-                        jobs[device] = _start(plan, job.run, "measure", device, cores)
+                        jobs[slot] = _start(plan, job.run, "measure", slot)
                     else:
                         line.print(f"{job.run.name}: done")
                 watch.show(line, [job.run for job in jobs.values()])
@@ -127,37 +138,40 @@ def describe_failure(failure: FailedRun) -> str:
     return f"{failure.run.name}: failed to {failure.stage}, ended {how}; the end of {failure.log}:\n{tail}"
 
 
-def shares_of_cores(devices: Sequence[str | None]) -> dict[str | None, set[int]]:
-    """Which of this process's cores the run on each device may use; {} where there is one device, or no way to say so.
+def slots_of(plan: ComparisonPlan) -> list[_Slot]:
+    """The places in which runs go at the same time, one after the other on each device, in the order they are filled.
 
-    A run shares its cores among its own processes only, so that runs beside each other would each decode on all.
+    Where there are several, each has its own share of this process's cores: a run shares its cores among its own
+    processes only, so that runs beside each other would each decode on all. Threads that the user has counted
+    (data.num_workers), fewer cores than runs, and systems that bind no process to cores leave them all cores.
     """
-    if len(devices) < 2 or not hasattr(os, "sched_setaffinity"):
-        return {}
+    found = devices(plan.config) * plan.runs_per_device
+    free = [_Slot(number, device) for number, device in enumerate(found)]
+    if len(free) < 2 or plan.config.data.num_workers or not hasattr(os, "sched_setaffinity"):
+        return free
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < len(devices):
-        return {}
-    bounds = [len(cores) * number // len(devices) for number in range(len(devices) + 1)]
-    return {device: set(cores[a:b]) for device, (a, b) in zip(devices, itertools.pairwise(bounds), strict=True)}
+    if len(cores) < len(free):
+        return free
+    bounds = [len(cores) * number // len(free) for number in range(len(free) + 1)]
+    shares = [frozenset(cores[a:b]) for a, b in itertools.pairwise(bounds)]
+    return [dataclasses.replace(slot, cores=share) for slot, share in zip(free, shares, strict=True)]
 
 
-def _start(
-    plan: ComparisonPlan, run: PlannedRun, stage: str, device: str | None, cores: Mapping[str | None, set[int]]
-) -> _Job:
+def _start(plan: ComparisonPlan, run: PlannedRun, stage: str, slot: _Slot) -> _Job:
     command = train_command(plan, run) if stage == "train" else measure_command(plan, run)
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # what is imported here is imported there
     environment["PYTHONUNBUFFERED"] = "1"
-    if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = device
+    if slot.device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = slot.device
     with disk_errors(plan.log(run)):
         log = plan.log(run).open("ab")
         start = log.tell()
 
     def set_up() -> None:
         end_with_parent()
-        if device in cores:
-            os.sched_setaffinity(0, cores[device])
+        if slot.cores:
+            os.sched_setaffinity(0, slot.cores)
 
     # A session of its own: Ctrl-C goes to this process alone, which then asks each run to stop, once.
     process = subprocess.Popen(
@@ -172,7 +186,7 @@ def _start(
     return _Job(run, stage, process, log, start)
 
 
-def _stop(jobs: dict[str | None, _Job], line: ProgressLine, number: signal.Signals) -> None:
+def _stop(jobs: dict[_Slot, _Job], line: ProgressLine, number: signal.Signals) -> None:
     """Ask the running jobs to stop, each once."""
     for job in jobs.values():
         if not job.asked:

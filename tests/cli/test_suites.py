@@ -378,6 +378,39 @@ def test_corruptions_are_made_and_a_stop_loses_little(
     assert (checkpoint.parent / "metrics_corruptions.png").stat().st_size > 5000
 
 
+def test_corruptions_are_made_of_some_samples_as_they_are_of_all(
+    suites: Callable[..., dict[str, Any]], checkpoint: Path, frost: Path, tmp_path: Path
+) -> None:
+    images, labels = crops_of_photographs(7, 32, 32, seed=3), [0, 1, 2, 3, 0, 1, 2]
+    data = write_stock_beton(tmp_path / "seven.beton", Samples(images, labels), "raw", 4)
+    words = [f"--data.val_dataset={data}", "--validation.batch_size=2", "--suite=corruptions", "--corruption-seed=3"]
+    words += [f"--frost-images={frost}"]
+    found = suites(*words, "--corruption-samples=3")["suites"]["corruptions"]
+    chosen = sorted(np.random.default_rng(3).choice(7, 3, replace=False).tolist())
+    assert chosen[-1] > 2  # numbers of their own would show
+    truth = torch.tensor(labels)[chosen]
+    photographs = list(frost_photographs().values())
+    for name, severity in (("gaussian_noise", 5), ("frost", 3)):
+        logits = by_hand(checkpoint, [corrupt(images[i], name, severity, (3, i), photographs) for i in chosen])
+        one = found["corruptions"][name][severity - 1]
+        assert one["nll"] == pytest.approx(torch.nn.functional.cross_entropy(logits, truth).item(), rel=1e-4)
+    assert found["samples"] == 3
+    clean = torch.nn.functional.cross_entropy(by_hand(checkpoint, [images[i] for i in chosen]), truth).item()
+    assert found["clean"]["nll"] == pytest.approx(clean, rel=1e-4)
+    whole = suites(*words)["suites"]["corruptions"]
+    assert suites(*words, "--corruption-samples=8")["suites"]["corruptions"] == whole
+    assert whole["samples"] == 7
+
+
+def test_prepared_corruptions_are_read_whole(
+    suites: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        suites("--suite=corruptions", f"--corrupted-data={tmp_path}", "--corruption-samples=3")
+    assert stopped.value.code == 2
+    assert "--corruption-samples 3 is for corruptions that are made here" in capsys.readouterr().err
+
+
 def test_prepared_corruptions_are_read(
     suites: Callable[..., dict[str, Any]],
     checkpoint: Path,

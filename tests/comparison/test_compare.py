@@ -96,6 +96,8 @@ def settings(small_betons: tuple[Path, Path]) -> list[str]:
         (["--losses=ce", "--logging.folder", "x"], "ffcv-train compare sets logging.folder itself"),
         (["--losses=ce", "--logging.run=x"], "ffcv-train compare sets logging.run itself"),
         (["--losses=ce", "--transfer-train=x"], "belong together"),
+        (["--losses=ce", "--runs-per-device=0"], "--runs-per-device must be at least 1"),
+        (["--losses=ce", "--runs-per-device=two"], "--runs-per-device must be a whole number"),
         (["--losses=ce", "--suite=groups,transfer"], "add --transfer-train and --transfer-val"),
         (["--losses=ce", "--suite=transfers"], "'transfers', which is no suite; there are calibration,"),
         (["--losses=ce", "--epochs=3"], "'--epochs' (did you mean 'training.epochs'?)"),
@@ -310,12 +312,32 @@ def test_runs_whose_threads_the_user_has_counted_have_all_cores(fake: Fake, monk
     assert {line[4] for line in fake.ran()} == {",".join(map(str, CORES))}
 
 
+@pytest.mark.skipif(not CORES, reason="processes are bound to cores on Linux only")
+def test_several_runs_share_a_device(fake: Fake) -> None:
+    fake.plan = dataclasses.replace(fake.plan, runs_per_device=2)
+    fake.beside = 2
+    assert running.run_all(fake.plan) == []
+    ran = fake.ran()
+    assert len(ran) == 4 and {line[1] for line in ran} == {"None"}
+    if len(CORES) > 1:
+        half = len(CORES) // 2
+        assert {line[4] for line in ran} == {",".join(map(str, some)) for some in (CORES[:half], CORES[half:])}
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are bound to cores on Linux only")
-def test_runs_beside_each_other_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_beside_each_other_share_the_cores(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 8, 9, 11, 12})
-    assert running.shares_of_cores(["0", "1", "GPU-a"]) == {"0": {2, 3}, "1": {5, 8}, "GPU-a": {9, 11, 12}}
-    assert running.shares_of_cores([None]) == running.shares_of_cores(["0"]) == {}
-    assert running.shares_of_cores([str(number) for number in range(8)]) == {}
+
+    def slots(found: list[str | None], each: int = 1) -> list[tuple[str | None, set[int]]]:
+        monkeypatch.setattr(running, "devices", lambda config: found)
+        plan = dataclasses.replace(fake.plan, runs_per_device=each)
+        return [(slot.device, set(slot.cores)) for slot in running.slots_of(plan)]
+
+    assert slots(["0", "1", "GPU-a"]) == [("0", {2, 3}), ("1", {5, 8}), ("GPU-a", {9, 11, 12})]
+    assert slots(["0", "1"], 2) == [("0", {2}), ("1", {3, 5}), ("0", {8, 9}), ("1", {11, 12})]
+    assert slots([None]) == [(None, set())] and slots(["0"]) == [("0", set())]
+    assert slots([None], 2) == [(None, {2, 3, 5}), (None, {8, 9, 11, 12})]
+    assert slots(["0", "1"], 4) == [("0", set()), ("1", set())] * 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

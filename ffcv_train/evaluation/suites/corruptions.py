@@ -38,6 +38,11 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
     if not options.corrupted_data:
         _frost(options)
         return
+    if options.corruption_samples:
+        raise UserError(
+            f"--corruption-samples {options.corruption_samples} is for corruptions that are made here, and those of "
+            f"--corrupted-data {options.corrupted_data} are read whole; leave one out"
+        )
     folder = Path(options.corrupted_data)
     if (folder / "labels.npy").is_file():
         if data_set.class_names is not None and data_set.class_names != _CIFAR_10:
@@ -72,8 +77,8 @@ def run(examined: Examined) -> dict[str, Any]:
     for one in sums.values():
         one.reduce(all_reduce_sum)
     part.remove()
-    clean = MetricSums()
-    clean.update(examined.outputs.logits, examined.outputs.labels)
+    clean, of = MetricSums(), drawn(len(examined.data_set), options)
+    clean.update(examined.outputs.logits[of], examined.outputs.labels[of])
     metrics = {key: one.compute() for key, one in sums.items()}
     found = {name: [metrics[name, severity] for severity in range(1, SEVERITIES + 1)] for name in CORRUPTIONS}
     plain = clean.compute()
@@ -86,11 +91,20 @@ def run(examined: Examined) -> dict[str, Any]:
     }
 
 
+def drawn(num_samples: int, options: SuiteOptions) -> np.ndarray:
+    """Which of `num_samples` samples count: bool [N], true everywhere unless corruption_samples says fewer."""
+    chosen = np.full(num_samples, not 0 < options.corruption_samples < num_samples)
+    if not chosen.any():
+        random = np.random.default_rng(options.corruption_seed)
+        chosen[random.choice(num_samples, options.corruption_samples, replace=False)] = True
+    return chosen
+
+
 def _made(examined: Examined, sums: Mapping[Key, MetricSums], part: "_Part") -> None:
     """All corruptions of each batch while it is there: the data set is read once. `part` counts batches."""
     process, config = examined.process, examined.config
     side, network = config.validation.resolution[0], examined.network
-    frost = _frost(examined.options)
+    frost, chosen = _frost(examined.options), torch.from_numpy(drawn(len(examined.data_set), examined.options))
     line = ProgressLine() if process.is_main else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(out_of_memory(config, side))
@@ -104,18 +118,29 @@ def _made(examined: Examined, sums: Mapping[Key, MetricSums], part: "_Part") -> 
 
         def corrupted() -> Generator[Any, None, None]:
             with contextlib.closing(loader.epoch()) as batches:
-                for step, batch in enumerate(batches, start=first + 1):
+                for step, whole in enumerate(batches, start=first + 1):
+                    batch = _rows(whole, chosen[whole.indices.cpu()])
                     for number, key in enumerate(_ALL):
                         if line is not None:
                             done = (step - 1) * len(_ALL) + number
                             line.show("corruptions", done, steps * len(_ALL), f"{key[0]}, severity {key[1]}")
-                        yield _corrupted(batch, key, examined.options.corruption_seed, frost, pool)
+                        if len(batch.labels):
+                            yield _corrupted(batch, key, examined.options.corruption_seed, frost, pool)
                     # Its predictions are all taken: the next batch is asked for.
                     part.save(step)
 
         predictions = stack.enter_context(contextlib.closing(predict(network, corrupted())))
         for key, prediction in zip(itertools.cycle(_ALL), predictions, strict=False):
             sums[key].update(prediction.logits, prediction.labels)
+
+
+def _rows(batch: Batch, which: torch.Tensor) -> Batch:
+    """The samples of `batch` for which `which`, bool [B] on the CPU, is true; the batch itself where it is for all."""
+    if which.all():
+        return batch
+    on_device = which.to(batch.images.device)
+    images, labels, indices = (part[on_device] for part in (batch.images, batch.labels, batch.indices))
+    return Batch(images, labels, indices, batch.keys[which.numpy()])
 
 
 def _corrupted(batch: Batch, key: Key, seed: int, frost: Iterable[np.ndarray], pool: ThreadPoolExecutor) -> Batch:
@@ -154,6 +179,7 @@ class _Part:
                 config.validation.batch_size,
             ],
             "seed": options.corruption_seed,
+            "samples": options.corruption_samples,
             "prepared": str(Path(options.corrupted_data).resolve()) if options.corrupted_data else None,
             "frost": str(Path(options.frost_images).resolve()) if options.frost_images else None,
         }

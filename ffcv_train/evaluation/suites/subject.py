@@ -35,6 +35,8 @@ class SuiteOptions:
     """corruptions: a folder of ImageNet-C or CIFAR-10-C; empty: they are made"""
     corruption_seed: int = 0
     """corruptions: of what is made"""
+    corruption_samples: int = 0
+    """corruptions: of how many samples they are made, drawn by the seed; 0, or more than there are: of all"""
     frost_images: str = ""
     """corruptions: folder of the authors' photographs of frost; empty: those of the package imagecorruptions"""
     variant_data: tuple[str, ...] = ()
@@ -71,7 +73,12 @@ class SuiteOptions:
                 "many_over": self.many_over,
                 "few_under": self.few_under,
             },
-            "corruptions": {"corrupted_data": whole(self.corrupted_data), "seed": self.corruption_seed},
+            "corruptions": {
+                "corrupted_data": whole(self.corrupted_data),
+                "seed": self.corruption_seed,
+                # Records of before the option are those of all samples.
+                **({"samples": self.corruption_samples} if self.corruption_samples else {}),
+            },
             "variants": {
                 "variant_data": [whole(path) for path in self.variant_data],
                 "real_labels": whole(self.real_labels),
