@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
-from ffcv_train.data.kernels.corruptions import CORRUPTIONS, Setting, apply, corrupt, read_frost
+from ffcv_train.data.kernels.corruptions import CORRUPTIONS, Setting, _smoothing, _zoomed, apply, corrupt, read_frost
 from tests.support.corruptions import frost_photographs, reference_images
 from tests.support.photographs import ROOT
 
@@ -57,6 +60,29 @@ def test_corruptions_are_functions_of_their_arguments(name: str, side: int, fros
     assert errors[1] > 0
     if name.endswith("_noise") or name in ("defocus_blur", "contrast", "pixelate", "jpeg_compression"):
         assert errors[0] < errors[1]
+
+
+@given(side=st.integers(8, 80), factor=st.floats(1, 4.5), dtype=st.sampled_from([np.float32, np.float64]))
+@example(side=224, factor=1.3, dtype=np.float32)
+@example(side=36, factor=1.0, dtype=np.float32)
+@settings(max_examples=60, deadline=None)
+def test_zoom_is_scipys_to_the_bit(side: int, factor: float, dtype: type) -> None:
+    x = np.random.default_rng(side).random((side, side, 2)).astype(dtype)
+    inner = int(np.ceil(side / factor))
+    assume(inner > 1)
+    start = (side - inner) // 2
+    whole = ndimage.zoom(x[start : start + inner, start : start + inner], (factor, factor, 1), order=1)
+    trim = (len(whole) - side) // 2
+    np.testing.assert_array_equal(_zoomed(x, factor), whole[trim : trim + side, trim : trim + side])
+
+
+@pytest.mark.parametrize(("side", "sigma"), [(224, 170.8), (224, 2.44), (33, 0.33), (32, 6.4), (32, 0)])
+def test_smoothing_is_scipys(side: int, sigma: float) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (side, side))
+    smooth = _smoothing(side, sigma)
+    expected = ndimage.gaussian_filter(x, sigma, mode="reflect", truncate=3)
+    # Sums of at most `side` products below 1, whose weights sum to 1, twice.
+    np.testing.assert_allclose(smooth @ x @ smooth.T, expected, rtol=0, atol=4 * side * np.finfo(np.float64).eps)
 
 
 def test_what_is_no_square_image_is_refused() -> None:

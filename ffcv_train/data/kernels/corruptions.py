@@ -6,6 +6,7 @@ which `corrupt` clips and, as they do, truncates to 8 bits. What they state in p
 state by the side (224 or 32) grows with it. Motion is ImageMagick's one-sided blur, which they call through Wand.
 """
 
+import functools
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -227,10 +228,8 @@ def _elastic_transform(x: np.ndarray, setting: Setting) -> np.ndarray:
     moved = corners + random.uniform(-affine, affine, size=corners.shape).astype(np.float32)
     matrix = cv2.getAffineTransform(corners, moved)
     x = cv2.warpAffine(x, matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101)
-    dx, dy = (
-        (ndimage.gaussian_filter(random.uniform(-1, 1, size=(side, side)), sigma, mode="reflect", truncate=3) * shift)
-        for _ in range(2)
-    )
+    smooth = _smoothing(side, sigma)
+    dx, dy = (smooth @ random.uniform(-1, 1, size=(side, side)) @ smooth.T * shift for _ in range(2))
     rows, columns = np.mgrid[:side, :side]
     places = [rows + dy.astype(np.float32), columns + dx.astype(np.float32)]
     channels = [ndimage.map_coordinates(x[:, :, c], places, order=1, mode="reflect") for c in range(3)]
@@ -262,6 +261,15 @@ def _gaussian(x: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
 
 
+@functools.lru_cache(maxsize=2 * SEVERITIES)
+def _smoothing(side: int, sigma: float) -> np.ndarray:
+    """Float64 [side, side], what `ndimage.gaussian_filter(…, sigma, mode="reflect", truncate=3)` multiplies columns by.
+
+    Its kernel of up to a thousand numbers takes as long at every pixel; reflected, they are a row of `side`.
+    """
+    return ndimage.gaussian_filter(np.eye(side), (sigma, 0), mode="reflect", truncate=3)
+
+
 def _moved(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
     """ImageMagick's MotionBlurImage of [S, S, C]: half a Gaussian along `angle` in degrees, edges repeated."""
     width = 2 * radius + 1
@@ -282,9 +290,36 @@ def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     side = len(x)
     inner = int(np.ceil(side / factor))
     start = (side - inner) // 2
-    large = ndimage.zoom(x[start : start + inner, start : start + inner], (factor, factor, 1), order=1)
-    trim = (len(large) - side) // 2
-    return large[trim : trim + side, trim : trim + side]
+    large = round(inner * factor)
+    trim = (large - side) // 2
+    return _enlarged(x[start : start + inner, start : start + inner], large, trim, side)
+
+
+@compiled(nogil=True)
+def _enlarged(x: np.ndarray, large: int, first: int, side: int) -> np.ndarray:
+    """Rows and columns `first` to `first + side` of `ndimage.zoom` of [s, s, C] to `large` pixels, order=1, to the bit.
+
+    That computes all of it, and eight products a number.
+    """
+    ratio = (len(x) - 1) / (large - 1)
+    places = np.arange(first, first + side) * ratio
+    floors = places.astype(np.int64)
+    after = np.minimum(floors + 1, len(x) - 1)
+    near = 1 - (places - floors)
+    far = 1 - near
+    found = np.zeros((side, side, x.shape[2]), x.dtype)
+    for row in range(side):
+        if places[row] > len(x) - 1:  # by a rounding: outside, and 0 to scipy
+            continue
+        for column in range(side):
+            if places[column] > len(x) - 1:
+                continue
+            for c in range(x.shape[2]):
+                upper = x[floors[row], floors[column], c] * near[row] * near[column]
+                upper += x[floors[row], after[column], c] * near[row] * far[column]
+                lower = x[after[row], floors[column], c] * far[row] * near[column]
+                found[row, column, c] = upper + lower + x[after[row], after[column], c] * far[row] * far[column]
+    return found
 
 
 def _plasma(side: int, decay: float, random: np.random.RandomState) -> np.ndarray:
