@@ -124,7 +124,7 @@ def suite_options(options: Any, train_set: str, part_file: str = "", beside: Seq
 
 def part_file(output: Path | None) -> str:
     """`SuiteOptions.part_file` of a command that writes to `output`."""
-    return f"{output.with_suffix('')}_corruptions" if output is not None else ""
+    return str(output.with_suffix("")) if output is not None else ""
 
 
 def suite_words(options: Any) -> list[str]:

@@ -27,6 +27,7 @@ from ffcv_train.data.kernels.corruptions import CORRUPTIONS, corrupt
 from ffcv_train.data.open import open_data_set
 from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.suites import corruptions
+from ffcv_train.evaluation.suites import run as suites_module
 from ffcv_train.evaluation.suites.run import check_suites, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.evaluation.suites.variants import network_labels, real_accuracy, real_sets
@@ -376,6 +377,45 @@ def test_corruptions_are_made_and_a_stop_loses_little(
     worst = max(np.mean([one["error"] for one in severities]) for severities in found["corruptions"].values())
     assert axes.get_ylim()[1] > 105 * worst  # its dot is whole
     assert (checkpoint.parent / "metrics_corruptions.png").stat().st_size > 5000
+
+
+def test_a_stop_loses_no_finished_suite(
+    suites: Callable[..., dict[str, Any]],
+    checkpoint: Path,
+    small_betons: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("--suite=calibration,selective,groups", "--validation.batch_size=16")
+    whole = suites(*words)["suites"]
+    ran: list[str] = []
+    stop_at = ["groups"]
+
+    def counted(name: str, run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        def counting(examined: Any) -> dict[str, Any]:
+            if name in stop_at:
+                raise KeyboardInterrupt
+            ran.append(name)
+            return run(examined)
+
+        return counting
+
+    for name in ("calibration", "selective", "groups"):
+        monkeypatch.setitem(suites_module.SUITES, name, counted(name, suites_module.SUITES[name]))
+    with pytest.raises(SystemExit):
+        suites(*words)
+    part = checkpoint.parent / "metrics_suites.part.json"
+    kept = part.read_bytes()
+    stop_at.clear()
+    assert suites(*words)["suites"] == whole
+    assert ran == ["calibration", "selective", "groups"] and not part.exists()
+    # Another question, other weights, or what is no such file: all anew.
+    part.write_bytes(kept)
+    assert suites(*words, "--split-seed=1")["suites"] != whole
+    assert ran[3:] == ["calibration", "selective", "groups"]
+    part.write_bytes(kept)
+    assert suites(*words, "--tau=1")["suites"] != whole
+    part.write_bytes(b"\xff{")
+    assert suites(*words)["suites"] == whole and len(ran) == 12 and not part.exists()
 
 
 def test_corruptions_are_made_of_some_samples_as_they_are_of_all(

@@ -18,6 +18,7 @@ from ffcv_train.data.open import DataSet, val_loader
 from ffcv_train.evaluation.extraction import outputs
 from ffcv_train.evaluation.predict import out_of_memory, predict
 from ffcv_train.evaluation.preprocessing import center_crops
+from ffcv_train.evaluation.suites.kept import identity
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.metrics.corruption import summarise_corruptions
@@ -159,25 +160,13 @@ class _Part:
     """This rank's sums so far in a file beside the output, so that hours of corruptions survive a stop."""
 
     def __init__(self, examined: Examined, sums: Mapping[Key, MetricSums]) -> None:
-        options, process, config = examined.options, examined.process, examined.config
+        options, process = examined.options, examined.process
         self._sums, self._saved = sums, time.monotonic()
         self._path: Path | None = None
         if options.part_file:
-            self._path = Path(f"{options.part_file}.{process.rank}of{process.world_size}.json")
-        weights = (tensor.double().sum() for tensor in examined.network.model.state_dict().values())
-        normalise = examined.network.normalise
+            self._path = Path(f"{options.part_file}_corruptions.{process.rank}of{process.world_size}.json")
         self._about = {
-            "data": examined.data_set.digest(),
-            "network": repr(float(sum(weight.item() for weight in weights))),
-            "precision": [config.training.amp, str(normalise.device)],
-            "normalisation": [list(normalise.mean), list(normalise.std)],
-            "crop": [
-                config.validation.resolution[0],
-                config.validation.crop_ratio,
-                config.validation.crop,
-                config.validation.interpolation,
-                config.validation.batch_size,
-            ],
+            **identity(examined),
             "seed": options.corruption_seed,
             "samples": options.corruption_samples,
             "prepared": str(Path(options.corrupted_data).resolve()) if options.corrupted_data else None,

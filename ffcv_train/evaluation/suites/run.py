@@ -11,6 +11,7 @@ from ffcv_train.evaluation.extraction import class_names
 from ffcv_train.evaluation.run import open_pair, run_evaluation
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites import calibration, corruptions, groups, ood, selective, variants
+from ffcv_train.evaluation.suites.kept import KeptRecords
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
 from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
 from ffcv_train.models.network import Network
@@ -52,14 +53,24 @@ def run_suites(
 ) -> dict[str, Any]:
     """A record per suite, by name, of single views at the first of validation.resolution; the same on every rank.
 
-    `outputs` is what `collect_for` gave, where it is there already. Raises `UserError` where memory is too small, or
+    `outputs` is what `collect_for` gave, where it is there already. What a stopped run kept beside `options.part_file`
+    is taken as it is. Raises `UserError` where memory is too small, or
     the network diverged.
     """
     if outputs is None:
         outputs = collect_for(options, network, config, data_set, process)
     layer = _layer(options, network, config)
     examined = Examined(network, config, process, data_set, outputs, names, layer, options)
-    return {name: SUITES[name](examined) for name in options.suites}
+    kept, records = KeptRecords(examined), {}
+    for name in options.suites:
+        record = kept.get(name)
+        if record is None:
+            record = SUITES[name](examined)
+            if name != options.suites[-1]:
+                kept.keep(name, record)
+        records[name] = record
+    kept.remove()
+    return records
 
 
 def collect_for(

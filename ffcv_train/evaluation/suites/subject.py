@@ -46,7 +46,7 @@ class SuiteOptions:
     classes: str = ""
     """data.classes: names of the network's classes, for data sets besides the validation set, see `open_further`"""
     part_file: str = ""
-    """corruptions: beginning of the names of files in which sums are kept until all are there; empty: none"""
+    """Beginning of the names of files in which finished suites and sums are kept until all are there; empty: none"""
 
     @property
     def further(self) -> tuple[str, ...]:
