@@ -19,6 +19,7 @@ from ffcv_train.cli.class_results import print_worst, write_per_class
 from ffcv_train.cli.suite_arguments import part_file, suite_options
 from ffcv_train.evaluation.subject import Request
 from ffcv_train.evaluation.suites import calibration
+from ffcv_train.evaluation.suites.kept import remove_kept
 from ffcv_train.evaluation.suites.run import evaluate_with_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.models.published import is_by_name
@@ -108,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
                     path = request.output.with_name(f"{request.output.stem}_{name}.png")
                     save_figure(draw_suite(name, [("", record)]), path)
                     print(f"figure: {path}")
+                remove_kept(options)
             if request.options.keep_temperature:
                 calibration.keep(request.subject.file, request.weights, suites["calibration"])
                 print(f"temperature {suites['calibration']['temperature']:.4f} kept in {request.subject.path}")

@@ -7,8 +7,9 @@ from typing import Any
 
 from ffcv_train.cli.arguments import parse_request
 from ffcv_train.cli.suite_arguments import add_suite_options, part_file, suite_names, suite_options
-from ffcv_train.comparison.measure import measure
+from ffcv_train.comparison.measure import measure, read_measured
 from ffcv_train.evaluation.subject import Request
+from ffcv_train.evaluation.suites.kept import remove_kept
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import expand_path, write_json
@@ -65,5 +66,7 @@ def main(argv: Sequence[str]) -> None:
     suites = suite_options(request.options, request.subject.train_set, part_file(request.output), [TRANSFER])
     transfer, samples = transfer_files(request.options), request.output.with_name("samples.npz")
     with process_group(request.config.training.device) as process:
-        write_json(request.output, measure(request, process, suites, transfer, samples))
+        found = measure(request, process, suites, transfer, samples, read_measured(request.output))
+        write_json(request.output, found)
+    remove_kept(suites)
     print(f"measures: {request.output}")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ffcv_train.evaluation.extraction import outputs as outputs_of
 from ffcv_train.evaluation.matching import matched
 from ffcv_train.evaluation.run import open_pair, requested_network, run_evaluation
 from ffcv_train.evaluation.subject import Request
+from ffcv_train.evaluation.suites.kept import identity
 from ffcv_train.evaluation.suites.run import check_suites, collect_for, run_suites
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.evaluation.transfer import transfer as probe_transfer
@@ -41,13 +43,15 @@ def measure(
     suites: SuiteOptions | None = None,
     transfer: tuple[Path, Path] | None = None,
     samples: Path | None = None,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Metrics on the validation set, features of both sets, transfer and suites where asked for, as plain values.
 
     The metrics are those of `eval` at the first of validation.resolution, flip-averaged ones beside them. Features,
     and the metrics on the training set, are those of centre crops of that side, in float32. What each validation sample
-    got goes to the file `samples`, see `write_sample_results`. `transfer` are the probe's training and test set. Raises
-    `UserError`.
+    got goes to the file `samples`, see `write_sample_results`. `transfer` are the probe's training and test set.
+    `before` is what this returned earlier: what it holds of the same network on the same data is taken from there, and
+    stays where it is not asked for. Raises `UserError`.
     """
     listed = request.config.data.classes
     suites = dataclasses.replace(suites or SuiteOptions(), classes=listed)
@@ -61,41 +65,64 @@ def measure(
     pair = open_pair(request, process.device)
     network, val_set, _ = pair
     check_suites(suites, val_set, network.num_classes)
-    report = run_evaluation(request, process, pair)
-    result = report["results"][0]
-    outputs = collect_for(suites, network, config, val_set, process)
-    if samples is not None:
-        write_sample_results(samples, outputs)
-    found_by_suites = run_suites(suites, network, config, val_set, process, request.subject.class_names, outputs)
-    # The rest in float32.
-    precise = dataclasses.replace(config, training=dataclasses.replace(config.training, amp="off"))
-    network = requested_network(dataclasses.replace(request, config=precise), process.device)
-    layer = need_last_layer(network.model, side, config.model.arch, "features")
-    features, metrics = {}, {}
     opened = open_together(sets, config.data.format, listed, further)
-    for name, data_set in zip(("train", "val"), opened, strict=True):
-        data_set, _ = matched(data_set, request.subject, network.num_classes)
-        features[name], metrics[name] = _features(network, precise, data_set, process, layer, name)
-    found = _transfer(network, precise, process, layer, transfer, listed) if transfer else None
+    about = {**identity(network, config, val_set), "train_data": opened[0].digest()}
+    if before is None or before.get("format") != FORMAT or before.get("identity") != about:
+        before = {}
+    missing = tuple(name for name in suites.suites if not _has_suite(before, suites, name))
+    found = {"suites": {}, "suite_options": {}, "transfer": None, **before, "format": FORMAT, "identity": about}
+    if not before:
+        found |= _of_validation(run_evaluation(request, process, pair), config, request)
+    if missing or not before:
+        needed = dataclasses.replace(suites, suites=missing)
+        outputs = collect_for(needed, network, config, val_set, process)
+        if samples is not None:
+            write_sample_results(samples, outputs)
+        made = run_suites(needed, network, config, val_set, process, request.subject.class_names, outputs)
+        found["suites"] = {**found["suites"], **made}
+        found["suite_options"] = {**found["suite_options"], **{name: suites.of(name) for name in missing}}
+    probed = transfer if transfer and not _has_transfer(before, transfer) else None
+    if probed or not before:
+        # In float32.
+        precise = dataclasses.replace(config, training=dataclasses.replace(config.training, amp="off"))
+        exact = requested_network(dataclasses.replace(request, config=precise), process.device)
+        layer = need_last_layer(exact.model, side, config.model.arch, "features")
+        if not before:
+            found |= _of_features(exact, precise, opened, process, layer, request)
+        if probed:
+            found["transfer"] = _transfer(exact, precise, process, layer, probed, listed)
+    return {**found, **describe_environment(process.device)}
+
+
+def _of_validation(report: dict[str, Any], config: RunConfig, request: Request) -> dict[str, Any]:
+    result = report["results"][0]
     return {
-        "format": FORMAT,
         "loss": config.loss.name,
         "seed": config.training.seed,
         "checkpoint": request.subject.path,
         "weights": request.weights,
         "epoch": request.subject.epoch,
-        "resolution": side,
+        "resolution": config.validation.resolution[0],
         "samples": result["count"],
         "single": {key: result[key] for key in _METRICS},
         "flip_averaged": {key: result["flip_averaged"][key] for key in _METRICS},
-        "train": metrics["train"],
-        "features": features,
-        "transfer": found,
-        "suites": found_by_suites,
-        "suite_options": {name: suites.of(name) for name in suites.suites},
         "amp": report["amp"],
-        **describe_environment(process.device),
     }
+
+
+def _of_features(
+    network: Network,
+    config: RunConfig,
+    opened: Sequence[DataSet],
+    process: Process,
+    layer: LastLayer,
+    request: Request,
+) -> dict[str, Any]:
+    features, metrics = {}, {}
+    for name, data_set in zip(("train", "val"), opened, strict=True):
+        data_set, _ = matched(data_set, request.subject, network.num_classes)
+        features[name], metrics[name] = _features(network, config, data_set, process, layer, name)
+    return {"features": features, "train": metrics["train"]}
 
 
 def write_sample_results(path: Path, outputs: Collected) -> None:
@@ -115,18 +142,36 @@ def read_sample_results(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def is_measured(path: Path, transfer: tuple[Path, Path] | None, suites: SuiteOptions | None = None) -> bool:
-    """Whether `path` holds the measures of a run, those of this transfer and these suites included."""
+def read_measured(path: Path) -> dict[str, Any] | None:
+    """What `measure` returned and a command wrote to `path`; None where it is not there, or is something else."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            return False
-        asked = {name: suites.of(name) for name in suites.suites} if suites is not None else {}
-        if any(content.get("suite_options", {}).get(name) != to_plain(options) for name, options in asked.items()):
-            return False
-        wanted = transfer and [str(file.resolve()) for file in transfer]
-        return not wanted or (content["transfer"] is not None and content["transfer"]["files"] == wanted)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def is_measured(path: Path, transfer: tuple[Path, Path] | None, suites: SuiteOptions | None = None) -> bool:
+    """Whether `path` holds the measures of a run, those of this transfer and these suites included."""
+    content = read_measured(path)
+    if content is None or content.get("format") != FORMAT:
+        return False
+    if suites is not None and not all(_has_suite(content, suites, name) for name in suites.suites):
+        return False
+    return not transfer or _has_transfer(content, transfer)
+
+
+def _has_suite(content: dict[str, Any], suites: SuiteOptions, name: str) -> bool:
+    try:
+        return bool(content["suite_options"][name] == to_plain(suites.of(name)))
+    except (KeyError, TypeError):
+        return False
+
+
+def _has_transfer(content: dict[str, Any], transfer: tuple[Path, Path]) -> bool:
+    try:
+        return bool(content["transfer"]["files"] == [str(file.resolve()) for file in transfer])
+    except (KeyError, TypeError):
         return False
 
 

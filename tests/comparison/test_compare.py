@@ -6,13 +6,14 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ffcv_train.cli.measure import TRANSFER, add_measure_options, parse_measure_
 from ffcv_train.cli.measure import main as measure_main
 from ffcv_train.cli.suite_arguments import suite_options
 from ffcv_train.cli.train import main as train_main
+from ffcv_train.comparison import measure as measuring
 from ffcv_train.comparison import run as running
 from ffcv_train.comparison.columns import METRICS
 from ffcv_train.comparison.measure import is_measured, measure
@@ -46,6 +48,7 @@ from ffcv_train.comparison.report import read_measures, spread, summarise_runs, 
 from ffcv_train.config.schema import ModelConfig, RunConfig, TrainingConfig
 from ffcv_train.evaluation.suites.run import SUITES
 from ffcv_train.evaluation.suites.subject import SuiteOptions
+from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import create_model
 from ffcv_train.system.distributed import Process
 from ffcv_train.system.errors import UserError
@@ -516,6 +519,54 @@ def test_suites_asked_for_later_are_measured(fake: Fake) -> None:
     assert running.is_finished(later, fake.plan.runs[0])
     other = dataclasses.replace(fake.plan, suites=SuiteOptions(("calibration",), split_seed=2))
     assert not running.is_finished(other, fake.plan.runs[0])
+
+
+def test_what_is_measured_stays(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for later is added, and what a stop left is not done again."""
+    ran: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any, **named: Any) -> Any:
+            ran.append(name)
+            return function(*arguments, **named)
+
+        return counting
+
+    for name in ("selective", "groups"):
+        monkeypatch.setitem(SUITES, name, counted(name, SUITES[name]))
+    monkeypatch.setattr(measuring, "_features", counted("features", measuring._features))
+    checkpoint, file = tmp_path / "final.pt", tmp_path / "measures.json"
+    shutil.copy(small_run / "final.pt", checkpoint)
+    words = [f"--checkpoint={checkpoint}", f"--output={file}"]
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "_features", stop)
+        with pytest.raises(KeyboardInterrupt):
+            measure_main([*words, "--suite=selective"])
+    assert ran == ["selective"] and (tmp_path / "measures_suites.part.json").exists()
+    measure_main([*words, "--suite=selective"])
+    assert ran == ["selective", "features", "features"]
+    assert not (tmp_path / "measures_suites.part.json").exists()
+    first = json.loads(file.read_text())
+    measure_main([*words, "--suite=groups"])
+    assert ran[3:] == ["groups"]
+    both = json.loads(file.read_text())
+    assert list(both["suites"]) == ["selective", "groups"]
+    assert both["suite_options"]["selective"] == {} and both["suite_options"]["groups"]["many_over"] == 100
+    assert all(both[key] == first[key] for key in ("single", "features", "train", "samples", "loss", "seed"))
+    assert is_measured(file, None, SuiteOptions(("selective",)))
+    measure_main([*words, "--suite=groups", "--many-over=30"])
+    assert ran[4:] == ["groups"]
+    # Of other weights nothing holds.
+    content = load_checkpoint(checkpoint)
+    content["model"]["fc.bias"] += 1
+    torch.save(content, checkpoint)
+    measure_main([*words, "--suite=groups"])
+    assert ran[5:] == ["groups", "features", "features"]
+    assert list(json.loads(file.read_text())["suites"]) == ["groups"]
 
 
 def test_published_row_stands_beside(tmp_path: Path, settings: list[str]) -> None:

@@ -1,7 +1,10 @@
 """Every suite on two ranks says what it says on one; ranks are threads that meet in sums of their tensors."""
 
+import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,16 +20,16 @@ from ffcv_train.config.schema import ModelConfig, RunConfig
 from ffcv_train.data.kernels.corruptions import CORRUPTIONS
 from ffcv_train.data.open import open_data_set
 from ffcv_train.evaluation import collect as collecting
-from ffcv_train.evaluation.suites import corruptions
+from ffcv_train.evaluation.suites import corruptions, kept
 from ffcv_train.evaluation.suites.run import SUITES, run_suites
-from ffcv_train.evaluation.suites.subject import SuiteOptions
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions
 from ffcv_train.models.factory import create_model
 from ffcv_train.models.network import Network
 from ffcv_train.models.normalise import Normaliser
 from ffcv_train.system.distributed import Process
 from tests.support.corruptions import frost_photographs
 from tests.support.photographs import Samples, crops_of_photographs, write_stock_beton
-from tests.support.ranks import sum_over_threads
+from tests.support.ranks import from_thread_0, sum_over_threads
 from tests.support.runs import Betons
 
 CPU = torch.device("cpu")
@@ -94,3 +97,51 @@ def test_two_ranks_say_what_one_says(small_betons: Betons, tmp_path: Path, monke
         both = list(threads.map(lambda rank: records(options, val, models[rank], rank, 2), range(2)))
     for found in both:
         compare(found, alone)
+
+
+def test_ranks_go_on_after_the_same_suite(
+    small_betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though only rank 0 has the file, and files may have other times on another host."""
+    options = SuiteOptions(("selective", "groups"), train_set=str(small_betons[0]), part_file=str(tmp_path / "m"))
+    expected = records(dataclasses.replace(options, part_file=""), small_betons[1], resnet(), 0, 1)
+    ran: list[tuple[str, int]] = []
+
+    def recorded(name: str, run: Callable[[Examined], dict[str, Any]]) -> Callable[[Examined], dict[str, Any]]:
+        def recording(examined: Examined) -> dict[str, Any]:
+            ran.append((name, examined.process.rank))
+            if name == stop_at[0]:
+                raise KeyboardInterrupt
+            return run(examined)
+
+        return recording
+
+    stop_at = ["groups"]
+    for name in options.suites:
+        monkeypatch.setitem(SUITES, name, recorded(name, SUITES[name]))
+    monkeypatch.setattr(kept, "_when", lambda path: [threading.get_ident()])
+    monkeypatch.setattr(collecting, "all_reduce_sum", sum_over_threads(2))
+    numbers = threading.local()
+    monkeypatch.setattr(kept, "from_rank_0", from_thread_0(2, lambda: numbers.rank))
+    models = [resnet(), resnet()]
+
+    def work(rank: int) -> dict[str, Any] | None:
+        numbers.rank = rank
+        try:
+            return records(options, small_betons[1], models[rank], rank, 2)
+        except KeyboardInterrupt:
+            return None
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(work, range(2))) == [None, None]
+        assert [path.name for path in tmp_path.iterdir()] == ["m_suites.part.json"]
+        content = json.loads((tmp_path / "m_suites.part.json").read_text())
+        # Rank 0's thread may be another one now: what it wrote is said to be its own.
+        monkeypatch.setattr(kept, "_when", lambda path: [content["about"]["options"]["written"][0][0] + numbers.rank])
+        stop_at[0], ran[:] = "", []
+        both = list(threads.map(work, range(2)))
+    assert sorted(ran) == [("groups", 0), ("groups", 1)]
+    for found in both:
+        compare(found, expected)
+    kept.remove_kept(options)
+    assert not list(tmp_path.iterdir())

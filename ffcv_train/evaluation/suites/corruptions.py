@@ -77,7 +77,6 @@ def run(examined: Examined) -> dict[str, Any]:
         source = {"prepared": prepared, "seed": None, "constants": None}
     for one in sums.values():
         one.reduce(all_reduce_sum)
-    part.remove()
     clean, of = MetricSums(), drawn(len(examined.data_set), options)
     clean.update(examined.outputs.logits[of], examined.outputs.labels[of])
     metrics = {key: one.compute() for key, one in sums.items()}
@@ -160,13 +159,10 @@ class _Part:
     """This rank's sums so far in a file beside the output, so that hours of corruptions survive a stop."""
 
     def __init__(self, examined: Examined, sums: Mapping[Key, MetricSums]) -> None:
-        options, process = examined.options, examined.process
-        self._sums, self._saved = sums, time.monotonic()
-        self._path: Path | None = None
-        if options.part_file:
-            self._path = Path(f"{options.part_file}_corruptions.{process.rank}of{process.world_size}.json")
+        options = examined.options
+        self._sums, self._saved, self._path = sums, time.monotonic(), _part_path(examined)
         self._about = {
-            **identity(examined),
+            **identity(examined.network, examined.config, examined.data_set),
             "seed": options.corruption_seed,
             "samples": options.corruption_samples,
             "prepared": str(Path(options.corrupted_data).resolve()) if options.corrupted_data else None,
@@ -201,10 +197,19 @@ class _Part:
         write_json(self._path, {"about": self._about, "done": done, "sums": content})
         self._saved = time.monotonic()
 
-    def remove(self) -> None:
-        """Forget the file: the result stands elsewhere."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+
+def remove_part(examined: Examined) -> None:
+    """Forget this rank's sums: the record stands elsewhere."""
+    path = _part_path(examined)
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def _part_path(examined: Examined) -> Path | None:
+    options, process = examined.options, examined.process
+    if not options.part_file:
+        return None
+    return Path(f"{options.part_file}_corruptions.{process.rank}of{process.world_size}.json")
 
 
 def _frost(options: SuiteOptions) -> list[np.ndarray]:

@@ -53,9 +53,9 @@ def run_suites(
 ) -> dict[str, Any]:
     """A record per suite, by name, of single views at the first of validation.resolution; the same on every rank.
 
-    `outputs` is what `collect_for` gave, where it is there already. What a stopped run kept beside `options.part_file`
-    is taken as it is. Raises `UserError` where memory is too small, or
-    the network diverged.
+    `outputs` is what `collect_for` gave, where it is there already. Records are kept beside `options.part_file` until
+    `remove_kept`, and those that a stopped run kept are taken as they are. Raises `UserError` where memory is too
+    small, or the network diverged.
     """
     if outputs is None:
         outputs = collect_for(options, network, config, data_set, process)
@@ -66,10 +66,10 @@ def run_suites(
         record = kept.get(name)
         if record is None:
             record = SUITES[name](examined)
-            if name != options.suites[-1]:
-                kept.keep(name, record)
+            kept.keep(name, record)
+        if name == "corruptions":  # their sums so far, for the record has them
+            corruptions.remove_part(examined)
         records[name] = record
-    kept.remove()
     return records
 
 
