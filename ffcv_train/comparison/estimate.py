@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import io
+import os
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 
 from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun
@@ -28,14 +31,19 @@ class RunEstimate:
     source: str
 
 
-def estimate_run(plan: ComparisonPlan) -> RunEstimate:
-    """Seconds of one whole run, training and validations. Measures a few seconds where no run is finished."""
+def estimate_run(plan: ComparisonPlan, to_go: int) -> RunEstimate:
+    """Seconds of one whole run, training and validations, of the runs `to_go`.
+
+    Where no run is finished, it is measured for some seconds, on the cores that a run will have beside the others.
+    """
     past = [seconds for run in plan.runs if (seconds := _logged_seconds(plan, run)) is not None]
     if past:
         return RunEstimate(sum(past) / len(past), f"mean of {len(past)} finished runs")
     named = dataclasses.replace(plan.config.loss, name=plan.losses[0])
     config = dataclasses.replace(plan.training, loss=named)
-    with process_group(config.training.device) as process, contextlib.redirect_stdout(io.StringIO()):
+    slots = slots_of(plan, to_go)
+    cores = slots[0].cores
+    with _on_cores(cores), process_group(config.training.device) as process, contextlib.redirect_stdout(io.StringIO()):
         report = examine(DoctorOptions(config, None, _SECONDS, 1), process)
     training = report["training_seconds"]
     last = report["stages"][-1]
@@ -46,9 +54,12 @@ def estimate_run(plan: ComparisonPlan) -> RunEstimate:
     images = len(open_data_sets(config).val)
     passes = -(-config.training.epochs // validation.every)
     once = images * views * pixels * _FORWARD_SHARE / last["step_images_per_s"]
-    return RunEstimate(
-        training + passes * once, f"{plan.losses[0]} measured for some seconds, validation reckoned from it"
-    )
+    source = f"{plan.losses[0]} measured for some seconds, validation reckoned from it"
+    if len(slots) > 1:
+        source += ", on a run's share of the cores" if cores else ", on all cores"
+        if not cores or len({slot.device for slot in slots}) < len(slots):
+            source += ", alone: a lower bound"
+    return RunEstimate(training + passes * once, source)
 
 
 def print_plan(plan: ComparisonPlan, console: Console | None = None) -> None:
@@ -60,17 +71,33 @@ def print_plan(plan: ComparisonPlan, console: Console | None = None) -> None:
     if not todo:
         console.print("nothing is left to train; without --dry-run the report is written again")
         return
-    slots = len(slots_of(plan))
+    slots = len(slots_of(plan, len(todo)))
     if plan.config.data.format != "beton" and len(todo) == len(plan.runs):
         console.print(f"{slots} at a time; there is no estimate of time for data.format={plan.config.data.format}")
         return
-    estimate = estimate_run(plan)
+    estimate = estimate_run(plan, len(todo))
     rounds = -(-len(todo) // slots)
     console.print(
         f"about {duration(estimate.seconds)} a run ({estimate.source}), {slots} at a time: about "
         f"{duration(rounds * estimate.seconds)} for {len(todo)} runs; start-up and measuring come on top",
         soft_wrap=True,
     )
+
+
+@contextlib.contextmanager
+def _on_cores(cores: Set[int]) -> Iterator[None]:
+    """Keep this thread, those that it starts and PyTorch's to `cores`; empty: as they are."""
+    if not cores:
+        yield
+        return
+    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(min(threads, len(cores)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        os.sched_setaffinity(0, before)
 
 
 def _logged_seconds(plan: ComparisonPlan, run: PlannedRun) -> float | None:

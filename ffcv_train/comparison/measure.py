@@ -25,6 +25,8 @@ from ffcv_train.evaluation.transfer import transfer as probe_transfer
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.metrics.features import FeatureSums
 from ffcv_train.metrics.linear_probe import GRID, HELD_OUT
+from ffcv_train.metrics.selective import confidence_scores
+from ffcv_train.metrics.temperature import brier_scores
 from ffcv_train.models.inspect.last_layer import LastLayer, need_last_layer
 from ffcv_train.models.network import Network
 from ffcv_train.system.distributed import Process
@@ -126,20 +128,30 @@ def _of_features(
 
 
 def write_sample_results(path: Path, outputs: Collected) -> None:
-    """Write what each validation sample got, in the data set's order: `correct` bool [N] and `nll` float32 [N]."""
+    """Write what each validation sample got, in the data set's order, arrays of [N].
+
+    `correct` bool, `nll` float32, `brier` float32 as `brier_scores` has it, and float64 `probability`, `logit` and
+    `margin` as `confidence_scores` has them.
+    """
     nll = torch.nn.functional.cross_entropy(outputs.logits, outputs.labels, reduction="none")
+    brier = brier_scores(outputs.logits, outputs.labels).astype(np.float32)
     content = io.BytesIO()
-    np.savez_compressed(content, correct=outputs.correct.numpy(), nll=nll.numpy())
+    scores = confidence_scores(outputs.logits)
+    np.savez_compressed(content, correct=outputs.correct.numpy(), nll=nll.numpy(), brier=brier, **scores)
     replace_file(path, content.getvalue())
 
 
 def read_sample_results(path: Path) -> dict[str, np.ndarray] | None:
-    """What `write_sample_results` wrote, float64 [N] each; None where there is no such file."""
+    """What `write_sample_results` wrote, float64 [N] each; of older files `correct` and `nll` only.
+
+    None where there is no such file.
+    """
     try:
         with np.load(path) as content:
-            return {name: content[name].astype(np.float64) for name in ("correct", "nll")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            found = {name: content[name].astype(np.float64) for name in content.files}
+    except (OSError, ValueError, zipfile.BadZipFile):
         return None
+    return found if {"correct", "nll"} <= set(found) else None
 
 
 def read_measured(path: Path) -> dict[str, Any] | None:

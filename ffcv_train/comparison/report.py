@@ -1,8 +1,8 @@
 """The comparison's outcome: compare.json, compare.md, compare.png and compare.svg."""
 
+import dataclasses
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 
 from ffcv_train.analysis.figures.style import save_figure
 from ffcv_train.comparison.columns import _BY_KEY, METRICS, Metric
+from ffcv_train.comparison.differences import PAIRED, differences_to_first, spread
 from ffcv_train.comparison.figure import draw
-from ffcv_train.comparison.measure import read_sample_results
 from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun
-from ffcv_train.comparison.published import SOURCE, TRANSFER_GRID, published
+from ffcv_train.comparison.published import ADDRESSES, TrainingClasses, published
 from ffcv_train.comparison.run import FailedRun, is_finished
+from ffcv_train.data.loading.sampling import sampling_weights
 from ffcv_train.data.open import open_further, open_together
-from ffcv_train.metrics.paired import MOST_SEEDS, Interval, bootstrap_interval, paired_interval, seeds_needed
+from ffcv_train.metrics.paired import MOST_SEEDS
 from ffcv_train.system.environment import command_line, describe_environment
 from ffcv_train.system.files import replace_text, write_json
 
@@ -29,21 +30,19 @@ _TABLES = (
         ("d_within_train", "d_within_val", "d_total_train", "d_total_val", "r_squared_train", "r_squared_val"),
     ),
     ("Linear transfer", ("transfer",)),
-    ("Calibration", ("temperature", "brier", "nll_scaled", "ece_scaled")),
+    (
+        "Calibration",
+        ("temperature", "nll_unscaled", "nll_scaled", "ece_unscaled", "ece_scaled", "brier", "brier_scaled"),
+    ),
     ("Selective prediction", ("aurc", "aurc_logit", "aurc_margin", "excess_aurc", "coverage_5")),
     ("Often and seldom seen classes", ("many", "medium", "few")),
     ("Corruptions", ("corrupted", "corrupted_nll", "corrupted_ece", "mce")),
     ("Out-of-distribution detection", ("auroc", "auroc_logit", "auroc_energy", "auroc_knn", "fpr_95")),
     ("Other pictures of the classes", ("variants", "variants_nll", "real")),
 )
-_PAIRED = (
-    *("top_1", "nll", "ece", "d_within_val", "r_squared_val", "transfer", "brier", "nll_scaled", "ece_scaled"),
-    *("aurc", "aurc_logit", "coverage_5", "many", "medium", "few", "auroc", "auroc_logit", "auroc_energy", "auroc_knn"),
-    *("corrupted", "corrupted_nll", "corrupted_ece", "mce", "variants", "variants_nll", "real"),
-)
 _QUALITIES = {
     **dict.fromkeys(("top_1", "nll", "ece"), ""),
-    **dict.fromkeys(("ece_scaled", "brier"), "calibration"),
+    **dict.fromkeys(("ece_unscaled", "ece_scaled", "brier"), "calibration"),
     **dict.fromkeys(("aurc", "coverage_5"), "selective"),
     **dict.fromkeys(("many", "medium", "few"), "groups"),
     **dict.fromkeys(("auroc", "auroc_knn"), "ood"),
@@ -52,8 +51,10 @@ _QUALITIES = {
     **dict.fromkeys(("d_within_val", "r_squared_val", "transfer"), ""),
 }
 """The columns of the opening table, and the suite that each comes from"""
-_SAMPLED = {"top_1": "correct", "nll": "nll"}
-"""Metrics that are means over samples: what `samples.npz` calls theirs"""
+_INSTEAD = {"ece": "ece_unscaled"}
+"""What stands in for a column of the opening table where it is there: of the samples that the next column is of"""
+_OPTIONAL = {"mce", "many", "medium", "few"}
+"""Metrics that some data sets have no value of, for every run alike"""
 
 
 def read_measures(plan: ComparisonPlan) -> dict[PlannedRun, dict[str, Any]]:
@@ -70,31 +71,23 @@ def summarise_runs(
 ) -> dict[str, Any]:
     """What compare.json holds: per criterion the values by seed, their mean and sample standard deviation."""
     criteria: dict[str, Any] = {}
-    num_classes, transfer_classes, class_counts = 0, None, list[int]()
-    if measures:
-        data = plan.config.data
-        sets = (data.train_dataset, data.val_dataset)
-        train = open_together(sets, data.format, data.classes, plan.further)[0]
-        num_classes = plan.config.model.num_classes or train.num_classes
-        class_counts = np.bincount(train.labels, minlength=train.num_classes).tolist()
-        transfer_classes = open_further(plan.transfer[0], data.classes).class_names if plan.transfer else None
+    trained, probed = _training_classes(plan) if measures else (TrainingClasses(()), None)
     for loss in plan.losses:
         runs = [run for run in measures if run.loss == loss]
         if not runs:
             continue
         values = {}
         for metric in METRICS:
-            by_seed = [_at(measures[run], metric.path) for run in runs]
-            if all(value is not None for value in by_seed):
-                values[metric.key] = spread([float(value) for value in by_seed])
+            by_seed = [value for run in runs if (value := _at(measures[run], metric.path)) is not None]
+            if len(by_seed) == len(runs):
+                values[metric.key] = spread(by_seed)
+        rows = published(plan.config.model.arch, plan.config.training.epochs, loss, trained, probed)
         criteria[loss] = {
             "seeds": [run.seed for run in runs],
             "metrics": values,
-            "published": published(
-                plan.config.model.arch, num_classes, plan.config.training.epochs, loss, transfer_classes, class_counts
-            ),
+            "published": [{**dataclasses.asdict(row), "address": ADDRESSES[row.source]} for row in rows],
         }
-    differences = _differences(plan, criteria)
+    differences = differences_to_first(plan, criteria, measures)
     return {
         "format": 1,
         "criteria": criteria,
@@ -104,17 +97,13 @@ def summarise_runs(
             {"run": f.run.name, "stage": f.stage, "status": f.status, "log": f.log, "tail": f.tail} for f in failures
         ],
         "missing": [run.name for run in plan.runs if run not in measures],
+        "lacking": _lacking(measures),
         "transfer": _transfer_settings(measures),
+        "calibration": _calibration_settings(measures),
         "runs": {run.name: content for run, content in measures.items()},
         "settings": plan.settings(),
         **describe_environment("cpu" if plan.config.training.device == "cpu" else _device()),
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """`values`, their mean, and their sample standard deviation, None for a single one."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"values": list(values), "mean": statistics.fmean(values), "sd": deviation}
 
 
 def write_report(plan: ComparisonPlan, summary: Mapping[str, Any]) -> list[Path]:
@@ -149,20 +138,23 @@ def to_markdown(plan: ComparisonPlan, summary: Mapping[str, Any]) -> str:
     ]
     columns = summary["qualities"]["columns"]
     if columns:
-        names = list(columns[0]["cells"])
         lines += ["| criterion | " + " | ".join(column["title"] for column in columns) + " |"]
         lines += ["| --- |" + " ---: |" * len(columns)]
-        for name in names:
-            lines.append(f"| {name} | {' | '.join(column['cells'].get(name, '–') for column in columns)} |")
+        for name in criteria:
+            lines.append(f"| {name} | {' | '.join(column['cells'][name] for column in columns)} |")
         lines += ["", summary["qualities"]["note"], ""]
+    for record in summary["lacking"]:
+        titles = "; ".join(_BY_KEY[key].title for key in record["metrics"])
+        lines += [f"**{record['run']} {record['why']}** {titles}: its criterion has no mean there.", ""]
+    settings = {"Linear transfer": summary["transfer"], "Calibration": summary["calibration"]}
     for title, keys in _TABLES:
         shown = [key for key in keys if any(key in row["metrics"] for row in criteria.values())]
         if shown:
             lines += [f"## {title}", "", *_table(criteria, shown), ""]
-    if summary["transfer"]:
-        lines += [summary["transfer"], ""]
-        if any("transfer" in row["published"] for row in criteria.values()):
-            lines += [TRANSFER_GRID, ""]
+            for note in _published_notes(criteria, shown, config.training.epochs):
+                lines += [note, ""]
+            if settings.get(title):
+                lines += [settings[title], ""]
     if summary["differences"]:
         lines += _difference_lines(next(iter(criteria)), summary["differences"])
     if criteria:
@@ -192,34 +184,55 @@ def _table(criteria: Mapping[str, Any], keys: Sequence[str], signed: bool = Fals
             format_value(_BY_KEY[key], row["metrics"][key], signed) if key in row["metrics"] else "–" for key in keys
         ]
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
-        known = row.get("published", {})
-        if any(key in known for key in keys):
-            cells = [
-                f"{known[key] * _BY_KEY[key].scale:.{_BY_KEY[key].digits}f}" if key in known else "" for key in keys
-            ]
-            lines.append(f"| {name}, published ({SOURCE}) | | {' | '.join(cells)} |")
+        for known in row["published"]:
+            if any(key in known["values"] for key in keys):
+                lines.append(f"| {_published_title(name, known)} | | {' | '.join(_published_cells(known, keys))} |")
     return lines
 
 
+def _published_title(name: str, known: Mapping[str, Any]) -> str:
+    where = known["source"] if known["epochs"] is None else f"{known['source']}, {known['epochs']} epochs"
+    return f"{name}, published ({where})"
+
+
+def _published_cells(known: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    values, metrics = known["values"], [_BY_KEY[key] for key in keys]
+    return [f"{values[m.key] * m.scale:.{m.digits}f}" if m.key in values else "" for m in metrics]
+
+
+def _published_notes(criteria: Mapping[str, Any], keys: Sequence[str], epochs: int) -> list[str]:
+    """What the published rows of a table are of, a sentence each."""
+    rows = [known for row in criteria.values() for known in row["published"] if set(keys) & set(known["values"])]
+    notes = []
+    for known in rows:
+        length = "a length not stated" if known["epochs"] is None else f"{known['epochs']} epochs"
+        ours = "" if known["epochs"] == epochs else f" (these runs: {epochs})"
+        caveat = f"; {known['caveat']}" if known["caveat"] else ""
+        notes.append(f"Published, {known['source']} ({known['address']}): {known['data']}, {length}{ours}{caveat}.")
+    return list(dict.fromkeys(notes))
+
+
 def _qualities(criteria: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
-    """The opening table: a column per quality that all criteria have, marked by the difference to the first one."""
+    """The opening table: a column per quality that a criterion has, marked by the difference to the first one."""
     if not criteria:
         return {"columns": [], "note": ""}
     first = next(iter(criteria))
     columns = []
     for key, suite in _QUALITIES.items():
-        if not all(key in row["metrics"] for row in criteria.values()):
+        if not _has(criteria, key) or (key in _INSTEAD and _has(criteria, _INSTEAD[key])):
             continue
         metric = _BY_KEY[key]
-        cells = {}
+        cells = dict.fromkeys(criteria, "–")
         for name, row in criteria.items():
+            if key not in row["metrics"]:
+                continue
             mean = f"{row['metrics'][key]['mean'] * metric.scale:.{metric.digits}f}"
             found = differences.get(name, {}).get("metrics", {}).get(key)
             cells[name] = f"{mean} {_mark(metric, found)}".strip() if name != first else mean
         columns.append({"title": metric.title, "suite": suite, "cells": cells})
     note = (
         f"Means over seeds. Against {first}, by the 95% interval of the paired difference: ▲ better, ▼ worse, "
-        "↑ higher, ↓ lower, = no difference that these runs show; no mark: not enough runs to say."
+        "↑ higher, ↓ lower, = no difference that these runs show; no mark: the runs are too few to say, or too alike."
     )
     if any(row["seeds"] != criteria[first]["seeds"] for row in criteria.values()):
         note += f" Not all criteria have the same seeds: a mark is of the seeds that {first} has too, a mean of all."
@@ -240,7 +253,7 @@ def _mark(metric: Metric, found: Mapping[str, Any] | None) -> str:
 
 def _difference_lines(first: str, differences: Mapping[str, Any]) -> list[str]:
     """Differences with their intervals, and how many seeds would show them."""
-    keys = [key for key in _PAIRED if _has(differences, key)]
+    keys = [key for key in PAIRED if _has(differences, key)]
     several = {name: row for name, row in differences.items() if len(row["seeds"]) > 1}
     lines = [
         f"## Difference to {first}, seed by seed",
@@ -254,6 +267,16 @@ def _difference_lines(first: str, differences: Mapping[str, Any]) -> list[str]:
         lines += [
             "With one seed the interval is a bootstrap over validation samples: what other samples would change, not "
             "what another seed would.",
+            "",
+        ]
+    if any(
+        found["sd"] is not None and found["interval"] is None
+        for row in several.values()
+        for found in row["metrics"].values()
+    ):
+        lines += [
+            "Where the difference is the same with every seed, the metric is too coarse to tell its spread, and there "
+            "is no interval.",
             "",
         ]
     lines += [*_by_quality(differences, keys, format_difference), ""]
@@ -290,7 +313,7 @@ def format_difference(metric: Metric, found: Mapping[str, Any] | None) -> str:
     mean = f"{found['mean'] * metric.scale:+.{metric.digits}f}"
     interval = found["interval"]
     if interval is None:
-        return f"{mean} (one seed)"
+        return f"{mean} ({'one seed' if found['sd'] is None else 'the same with every seed'})"
     low, high = (f"{value * metric.scale:+.{metric.digits}f}" for value in interval)
     return f"**{mean}** [{low}, {high}]" if found["exceeds"] else f"no difference: {mean} [{low}, {high}]"
 
@@ -298,52 +321,9 @@ def format_difference(metric: Metric, found: Mapping[str, Any] | None) -> str:
 def _seeds_text(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
+    if found["interval"] is None:
+        return "cannot be told"
     return f"over {MOST_SEEDS}" if found["seeds_needed"] is None else str(found["seeds_needed"])
-
-
-def _differences(plan: ComparisonPlan, criteria: Mapping[str, Any]) -> dict[str, Any]:
-    """For each criterion but the first, its metrics minus the first one's, over the seeds that both have.
-
-    `interval` is that of the mean difference: Student's over seeds; of one seed the bootstrap's over samples where the
-    metric is a mean over them, else None. `exceeds` says whether 0 lies outside.
-    """
-    found: dict[str, Any] = {}
-    if len(criteria) < 2:
-        return found
-    (first, base), *others = criteria.items()
-    for name, row in others:
-        seeds = [seed for seed in row["seeds"] if seed in base["seeds"]]
-        metrics = {}
-        for key in _PAIRED:
-            if seeds and key in row["metrics"] and key in base["metrics"]:
-                pairs = [
-                    row["metrics"][key]["values"][row["seeds"].index(seed)]
-                    - base["metrics"][key]["values"][base["seeds"].index(seed)]
-                    for seed in seeds
-                ]
-                interval = needed = None
-                if len(pairs) > 1:
-                    interval, needed = paired_interval(pairs), seeds_needed(pairs)
-                elif key in _SAMPLED:
-                    interval = _over_samples(
-                        plan, PlannedRun(name, seeds[0]), PlannedRun(first, seeds[0]), _SAMPLED[key]
-                    )
-                metrics[key] = {
-                    **spread(pairs),
-                    "interval": None if interval is None else [interval.low, interval.high],
-                    "exceeds": None if interval is None else interval.exceeded,
-                    "seeds_needed": needed,
-                }
-        if metrics:
-            found[name] = {"seeds": seeds, "metrics": metrics}
-    return found
-
-
-def _over_samples(plan: ComparisonPlan, run: PlannedRun, base: PlannedRun, what: str) -> Interval | None:
-    own, other = (read_sample_results(plan.folder(one) / "samples.npz") for one in (run, base))
-    if own is None or other is None or len(own[what]) != len(other[what]):
-        return None
-    return bootstrap_interval(own[what] - other[what])
 
 
 def _has(rows: Mapping[str, Any], key: str) -> bool:
@@ -365,14 +345,71 @@ def _transfer_settings(measures: Mapping[PlannedRun, Mapping[str, Any]]) -> str:
     )
 
 
-def _at(content: Mapping[str, Any], path: Sequence[str]) -> Any:
+def _calibration_settings(measures: Mapping[PlannedRun, Mapping[str, Any]]) -> str:
+    records = (content.get("suites", {}).get("calibration", {}) for content in measures.values())
+    found = next((record for record in records if "fitted_on" in record), None)
+    if found is None:
+        return ""
+    fitted = found["fitted_on"]
+    if fitted["split_seed"] is None:
+        where = f"of `{Path(fitted['data_set']).name}`"
+    else:
+        where = f"of the validation set, drawn by seed {fitted['split_seed']}"
+    return (
+        f"Of {found['samples']:,} validation samples, without and with a temperature fitted to {fitted['samples']:,} "
+        f"{where}; the tables of validation are of all samples."
+    )
+
+
+def _lacking(measures: Mapping[PlannedRun, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Runs, the metrics that they lack and other runs have, or should have, and why: a mean needs every seed's."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for metric in METRICS:
+        values = {run: _at(content, metric.path) for run, content in measures.items()}
+        some = any(value is not None for value in values.values())
+        for run, value in values.items():
+            measured = _is_measured(measures[run], metric.path)
+            if value is None and (some or (measured and metric.key not in _OPTIONAL)):
+                why = "has no finite value of" if measured else "was not measured for"
+                found.setdefault((run.name, why), []).append(metric.key)
+    return [{"run": run, "why": why, "metrics": keys} for (run, why), keys in found.items()]
+
+
+def _at(content: Mapping[str, Any], path: Sequence[str]) -> float | None:
     value: Any = content
     for key in path:
         if value is None:
             return None
         # Suites came later than the format, and are there where they were asked for.
         value = value.get(key) if path[0] == "suites" else value[key]
-    return value if value is None or math.isfinite(value) else None
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _is_measured(content: Mapping[str, Any], path: Sequence[str]) -> bool:
+    """Whether a run's record has a place for the value, if only to say that it is not finite."""
+    value: Any = content
+    for key in path:
+        if value is None or key not in value:
+            return False
+        value = value[key]
+    return True
+
+
+def _training_classes(plan: ComparisonPlan) -> tuple[TrainingClasses, TrainingClasses | None]:
+    """What tells the training set, as far as it is drawn from, and that of the linear probe."""
+    data = plan.config.data
+    train = open_together((data.train_dataset, data.val_dataset), data.format, data.classes, plan.further)[0]
+    weights = sampling_weights(data.sampling, data.subset, train.labels)
+    labels = train.labels if weights is None else train.labels[weights > 0]
+    trained = _classes(labels, plan.config.model.num_classes or train.num_classes, train.class_names)
+    if not plan.transfer:
+        return trained, None
+    probe = open_further(plan.transfer[0], data.classes)
+    return trained, _classes(probe.labels, probe.num_classes, probe.class_names)
+
+
+def _classes(labels: np.ndarray, num_classes: int, names: tuple[str, ...] | None) -> TrainingClasses:
+    return TrainingClasses(tuple(np.bincount(labels, minlength=num_classes).tolist()), names)
 
 
 def _device() -> str:

@@ -85,7 +85,7 @@ def run_all(plan: ComparisonPlan, line: ProgressLine | None = None) -> list[Fail
     line = line or ProgressLine()
     todo = [run for run in plan.runs if not is_finished(plan, run)]
     kept = len(plan.runs) - len(todo)
-    slots = slots_of(plan)
+    slots = slots_of(plan, len(todo))
     line.print(f"{len(plan.runs)} runs, {kept} finished before; {len(todo)} to go, {len(slots)} at a time")
     failures: list[FailedRun] = []
     jobs: dict[_Slot, _Job] = {}
@@ -138,15 +138,18 @@ def describe_failure(failure: FailedRun) -> str:
     return f"{failure.run.name}: failed to {failure.stage}, ended {how}; the end of {failure.log}:\n{tail}"
 
 
-def slots_of(plan: ComparisonPlan) -> list[_Slot]:
+def slots_of(plan: ComparisonPlan, to_go: int) -> list[_Slot]:
     """The places in which runs go at the same time, one after the other on each device, in the order they are filled.
+
+    There are no more than the runs `to_go`, so that these have all cores, but at least one.
 
     Where there are several, each has its own share of this process's cores: a run shares its cores among its own
     processes only, so that runs beside each other would each decode on all. Threads that the user has counted
     (data.num_workers), fewer cores than runs, and systems that bind no process to cores leave them all cores.
     """
-    found = devices(plan.config) * plan.runs_per_device
-    free = [_Slot(number, device) for number, device in enumerate(found)]
+    found = devices(plan.config)
+    count = min(len(found) * plan.runs_per_device, max(1, to_go))
+    free = [_Slot(number, found[number % len(found)]) for number in range(count)]
     if len(free) < 2 or plan.config.data.num_workers or not hasattr(os, "sched_setaffinity"):
         return free
     cores = sorted(os.sched_getaffinity(0))

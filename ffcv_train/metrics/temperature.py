@@ -56,19 +56,28 @@ def calibration(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dic
     the mean of Σ_k (q_k − y_k)², in [0, 2]. `logits` [N, K] on the CPU, finite, N ≥ 1; `labels` int64 [N].
     """
     sums = MetricSums()
-    confidences, hits, squares = [], [], 0.0
+    confidences, hits = [], []
     for z, y in _parts(logits, labels):
         sums.update(z / temperature, y)
-        q = (z / temperature).softmax(dim=1)
-        own = q.gather(1, y[:, None]).squeeze(1)
-        squares += float((q.square().sum(dim=1) - 2 * own + 1).sum())
-        confidences.append(q.amax(dim=1).numpy())
+        confidences.append((z / temperature).softmax(dim=1).amax(dim=1).numpy())
         hits.append((z.argmax(dim=1) == y).numpy())
     return {
         **sums.compute(),
         "ece_mass": mass_calibration_error(np.concatenate(confidences), np.concatenate(hits)),
-        "brier": squares / len(logits),
+        "brier": float(brier_scores(logits, labels, temperature).mean()),
     }
+
+
+def brier_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> np.ndarray:
+    """Σ_k (q_k − y_k)² of each sample with q = softmax(z / T), float64 [N] in [0, 2].
+
+    `logits` [N, K] on the CPU, finite, N ≥ 1; `labels` int64 [N].
+    """
+    scores = []
+    for z, y in _parts(logits, labels):
+        q = (z / temperature).softmax(dim=1)
+        scores.append((q.square().sum(dim=1) - 2 * q.gather(1, y[:, None]).squeeze(1) + 1).numpy())
+    return np.concatenate(scores)
 
 
 def mass_calibration_error(confidence: np.ndarray, hit: np.ndarray, bins: int = BINS) -> float:

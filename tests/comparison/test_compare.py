@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -13,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ import psutil
 import pytest
 import scipy.stats
 import torch
+from rich.console import Console
 
 from ffcv_train.analysis.report.page import make_page
 from ffcv_train.cli.arguments import parse_request
@@ -30,10 +33,13 @@ from ffcv_train.cli.measure import TRANSFER, add_measure_options, parse_measure_
 from ffcv_train.cli.measure import main as measure_main
 from ffcv_train.cli.suite_arguments import suite_options
 from ffcv_train.cli.train import main as train_main
+from ffcv_train.comparison import estimate, report
 from ffcv_train.comparison import measure as measuring
 from ffcv_train.comparison import run as running
 from ffcv_train.comparison.columns import METRICS
-from ffcv_train.comparison.measure import is_measured, measure
+from ffcv_train.comparison.differences import spread
+from ffcv_train.comparison.estimate import print_plan
+from ffcv_train.comparison.measure import is_measured, measure, write_sample_results
 from ffcv_train.comparison.plan import (
     ComparisonPlan,
     PlannedRun,
@@ -43,11 +49,15 @@ from ffcv_train.comparison.plan import (
     measure_command,
     train_command,
 )
-from ffcv_train.comparison.published import published
-from ffcv_train.comparison.report import read_measures, spread, summarise_runs, to_markdown, write_report
+from ffcv_train.comparison.published import PublishedRow, TrainingClasses, published
+from ffcv_train.comparison.report import read_measures, summarise_runs, to_markdown, write_report
 from ffcv_train.config.schema import ModelConfig, RunConfig, TrainingConfig
+from ffcv_train.data.sources.selection import long_tail
+from ffcv_train.evaluation.collect import Collected
 from ffcv_train.evaluation.suites.run import SUITES
 from ffcv_train.evaluation.suites.subject import SuiteOptions
+from ffcv_train.metrics.selective import confidence_scores, selective
+from ffcv_train.metrics.temperature import calibration, split_halves
 from ffcv_train.models.checkpoint import load_checkpoint
 from ffcv_train.models.factory import create_model
 from ffcv_train.system.distributed import Process
@@ -334,13 +344,69 @@ def test_runs_beside_each_other_share_the_cores(fake: Fake, monkeypatch: pytest.
     def slots(found: list[str | None], each: int = 1) -> list[tuple[str | None, set[int]]]:
         monkeypatch.setattr(running, "devices", lambda config: found)
         plan = dataclasses.replace(fake.plan, runs_per_device=each)
-        return [(slot.device, set(slot.cores)) for slot in running.slots_of(plan)]
+        return [(slot.device, set(slot.cores)) for slot in running.slots_of(plan, to_go)]
 
+    to_go = 100
     assert slots(["0", "1", "GPU-a"]) == [("0", {2, 3}), ("1", {5, 8}), ("GPU-a", {9, 11, 12})]
     assert slots(["0", "1"], 2) == [("0", {2}), ("1", {3, 5}), ("0", {8, 9}), ("1", {11, 12})]
     assert slots([None]) == [(None, set())] and slots(["0"]) == [("0", set())]
     assert slots([None], 2) == [(None, {2, 3, 5}), (None, {8, 9, 11, 12})]
     assert slots(["0", "1"], 4) == [("0", set()), ("1", set())] * 4
+    # No more than there are runs to go, on all of the cores.
+    to_go = 3
+    assert slots([None], 8) == slots([None], 2_000_000_000) == [(None, {2, 3}), (None, {5, 8}), (None, {9, 11, 12})]
+    assert slots(["0", "1"], 8) == [("0", {2, 3}), ("1", {5, 8}), ("0", {9, 11, 12})]
+    to_go = 1
+    assert slots(["0", "1"]) == [("0", set())]
+
+
+@pytest.mark.skipif(not CORES, reason="processes are bound to cores on Linux only")
+@pytest.mark.parametrize(
+    ("words", "gpus", "said"),
+    [
+        ([], 0, "measured for some seconds, validation reckoned from it), 1 at a time"),
+        (["--runs-per-device=2"], 0, "on a run's share of the cores, alone: a lower bound), 2 at a time"),
+        (["--runs-per-device=2"], 2, "on a run's share of the cores, alone: a lower bound), 4 at a time"),
+        (["--runs-per-device=3"], 0, "on all cores, alone: a lower bound), 3 at a time"),
+        (["--runs-per-device=2", "--data.num_workers=1"], 0, "on all cores, alone: a lower bound), 2 at a time"),
+        ([], 2, "on a run's share of the cores), 2 at a time"),
+    ],
+)
+def test_a_dry_run_measures_on_the_cores_that_a_run_will_have(
+    words: list[str],
+    gpus: int,
+    said: str,
+    tmp_path: Path,
+    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cores, seen = set(range(4 if gpus else 2)), []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cores))
+
+    def bind(_: int, some: Iterable[int]) -> None:
+        cores.clear()
+        cores.update(some)
+
+    def examine(request: Any, process: Process) -> dict[str, Any]:
+        seen.append((len(cores), torch.get_num_threads()))
+        return {"training_seconds": 90.0, "stages": [{"resolution": 32, "step_images_per_s": 1e9}]}
+
+    monkeypatch.setattr(os, "sched_setaffinity", bind)
+    monkeypatch.setattr(estimate, "examine", examine)
+    if gpus:
+        monkeypatch.setattr(running, "devices", lambda config: ["0", "1"])
+    settings = [word for word in settings if word != "--data.num_workers=1"]
+    plan = parse_plan(["--losses=ce,ls", "--seeds=0,1", f"--out={tmp_path}", *settings, *words])
+    before, text, threads = set(cores), io.StringIO(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        print_plan(plan, Console(file=text, width=400))
+        assert torch.get_num_threads() == 3 and cores == before
+    finally:
+        torch.set_num_threads(threads)
+    assert said in text.getvalue()
+    share = 2 if gpus and not words else 1
+    assert seen == [(share, share) if "share" in said else (len(before), 3)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -465,14 +531,17 @@ def test_differences_have_intervals_and_say_where_there_is_none(tmp_path: Path, 
     low, high = (f"{100 * value:+.2f}" for value in (expected.low, expected.high))
     assert "| quality | ls, 4 seeds | maxsup, 4 seeds |" in text
     assert f"| top-1 % | **+1.00** [{low}, {high}] | no difference: +0.1" in text
-    assert "| NLL | no difference: +0.0000" in text
     assert "same seeds" not in text and "bootstrap" not in text
-    assert "| ls | 83.50 ▲ | 1.2500 = |" in text and "| ce | 82.50 | 1.2500 |" in text
+    # Seeds that are all alike tell no spread: neither an interval without width, nor a difference of nothing.
+    assert "| NLL | +0.0000 (the same with every seed) | +0.0000 (the same with every seed) |" in text
+    assert "too coarse to tell its spread" in text
+    assert "| ls | 83.50 ▲ | 1.2500 |" in text and "| ce | 82.50 | 1.2500 |" in text
     needed = text.partition("## Seeds needed")[2]
-    assert "| top-1 % | 3 | " in needed and "| NLL | over 1000 | over 1000 |" in needed
+    assert "| top-1 % | 3 | " in needed and "| NLL | cannot be told | cannot be told |" in needed
 
 
 def test_one_seed_is_compared_over_samples(tmp_path: Path, settings: list[str]) -> None:
+    """With files from before more than the first two arrays were kept."""
     plan = parse_plan(["--losses=ce,ls,maxsup", "--seeds=0", f"--out={tmp_path}", *settings])
     random = np.random.default_rng(0)
     correct = {"ce": np.arange(1000) < 700, "ls": np.arange(1000) < 760}
@@ -488,25 +557,147 @@ def test_one_seed_is_compared_over_samples(tmp_path: Path, settings: list[str]) 
     assert better["interval"] == pytest.approx([0.06 - half, 0.06 + half], abs=0.15 * half)
     assert better["exceeds"] and better["seeds_needed"] is None
     assert not summary["differences"]["maxsup"]["metrics"]["top_1"]["exceeds"]
+    assert summary["differences"]["ls"]["metrics"]["ece"]["interval"] is None
     text = to_markdown(plan, summary)
     assert "a bootstrap over validation samples" in text and "Seeds needed" not in text
     assert "no difference: +0.00 [" in text
 
 
+def test_one_seed_has_intervals_of_calibration_and_rejection(tmp_path: Path, settings: list[str]) -> None:
+    """Around the differences that the metrics themselves have, and as wide as resampling the arrays says."""
+    plan = parse_plan(["--losses=ce,ls", "--seeds=0", f"--out={tmp_path}", *settings])
+    random = np.random.default_rng(4)
+    labels = torch.from_numpy(random.integers(0, 5, 801))
+    outputs, found = {}, {}
+    for name, scale in (("ce", 3.0), ("ls", 1.0)):
+        logits = torch.from_numpy(random.normal(0, 1, (801, 5))).float()
+        logits[torch.arange(801), labels] += 1.5
+        outputs[name] = Collected(scale * logits, labels, None)
+        folder = plan.folder(PlannedRun(name, 0))
+        folder.mkdir(parents=True)
+        write_sample_results(folder / "samples.npz", outputs[name])
+        found[PlannedRun(name, 0)] = with_suites(fabricated(0.8), **suite_records(outputs[name]))
+    summary = summarise_runs(plan, found, [])
+    measured = summary["differences"]["ls"]["metrics"]
+    _, half = split_halves(801, 1)
+
+    def wanted(positions: torch.Tensor) -> dict[str, float]:
+        ls, ce = (suite_values(one.logits[positions], labels[positions]) for one in (outputs["ls"], outputs["ce"]))
+        return {key: ls[key] - ce[key] for key in ls}
+
+    drawn = {"": [], "_half": []}
+    for positions, key in ((torch.arange(801), ""), (half, "_half")):
+        for _ in range(60):
+            drawn[key].append(wanted(positions[random.integers(0, len(positions), len(positions))]))
+    for key, (of, name) in {
+        "ece": ("", "ece"),
+        "ece_unscaled": ("_half", "ece"),
+        "nll_unscaled": ("_half", "nll"),
+        "brier": ("_half", "brier"),
+        "aurc": ("", "probability"),
+        "aurc_logit": ("", "logit"),
+        "aurc_margin": ("", "margin"),
+        "coverage_5": ("", "coverage"),
+    }.items():
+        low, high = measured[key]["interval"]
+        exact = wanted(half if of else torch.arange(801))[name]
+        assert low < exact < high, key
+        # The spread of 60 draws is known to a tenth; 0.6 and 1.6 are five of these away.
+        spread_of_draws = np.std([one[name] for one in drawn[of]], ddof=1)
+        assert 0.6 < (high - low) / (2 * 1.96 * spread_of_draws) < 1.6, key
+    assert measured["ece"]["exceeds"] and measured["brier"]["interval"] != measured["nll"]["interval"]
+    assert measured["ece_scaled"]["interval"] is None
+
+
+def suite_values(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    correct = (logits.argmax(dim=1) == labels).numpy()
+    ranked = {name: selective(score, correct) for name, score in confidence_scores(logits).items()}
+    plain = calibration(logits, labels)
+    found = {"ece": plain["ece"], "nll": plain["nll"], "brier": plain["brier"]}
+    found |= {name: one["aurc"] for name, one in ranked.items()}
+    return {**found, "coverage": ranked["probability"]["coverage_at_risk"]["0.05"]}
+
+
+def suite_records(outputs: Collected) -> dict[str, Any]:
+    first, second = split_halves(len(outputs.labels), 1)
+    before = calibration(outputs.logits[second], outputs.labels[second])
+    fitted = {"data_set": "/d/val.beton", "samples": len(first), "split_seed": 1}
+    record = {"temperature": 2.0, "fitted_on": fitted, "samples": len(second), "before": before, "after": before}
+    scores = {
+        name: selective(score, outputs.correct.numpy()) for name, score in confidence_scores(outputs.logits).items()
+    }
+    return {"calibration": record, "selective": {"scores": scores}}
+
+
+def with_suites(measures: dict[str, Any], **suites: Any) -> dict[str, Any]:
+    return {**measures, "suites": suites}
+
+
+def fabricated_calibration(seed: int | None = 1) -> dict[str, Any]:
+    fitted = {"data_set": "/d/val.beton", "samples": 400, "split_seed": seed}
+    before, after = {"nll": 0.9, "ece": 0.06, "brier": 0.3}, {"nll": 0.7, "ece": 0.01, "brier": 0.25}
+    return {"temperature": 1.5, "fitted_on": fitted, "samples": 600, "before": before, "after": after}
+
+
 def test_suites_have_columns(tmp_path: Path, settings: list[str]) -> None:
     plan = parse_plan(["--losses=ce", "--seeds=0,1", "--suite=calibration,ood", f"--out={tmp_path}", *settings, *OOD])
-    calibration = {"temperature": 1.5, "before": {"brier": 0.3}, "after": {"nll": 0.7, "ece": 0.01}}
     scores = {"probability": {"auroc": 0.8, "fpr_95": 0.5}, "logit": {"auroc": 0.7, "fpr_95": 0.6}}
     variants = {"sets": [], "mean": {"top_1": 0.55, "nll": 2.0, "ece": 0.1}, "real": None}
-    suites = {"calibration": calibration, "ood": {"mean": scores}, "variants": variants}
-    found = {PlannedRun("ce", seed): {**fabricated(0.8), "suites": suites} for seed in (0, 1)}
+    suites = {"calibration": fabricated_calibration(), "ood": {"mean": scores}, "variants": variants}
+    found = {PlannedRun("ce", seed): with_suites(fabricated(0.8), **suites) for seed in (0, 1)}
     text = to_markdown(plan, summarise_runs(plan, found, []))
-    assert "| ce | 2 | 1.500 ± 0.000 | 0.3000 ± 0.0000 | 0.7000 ± 0.0000 | 0.0100 ± 0.0000 |" in text
+    # Before and after of the same samples, and which these are.
+    assert (
+        "| temperature | NLL, unscaled | NLL, scaled | ECE, unscaled | ECE, scaled | Brier, unscaled | Brier," in text
+    )
+    assert "| ce | 2 | 1.500 ± 0.000 | 0.9000 ± 0.0000 | 0.7000 ± 0.0000 | 0.0600 ± 0.0000 | 0.0100 ± 0.0000 |" in text
+    assert "Of 600 validation samples, without and with a temperature fitted to 400 of the validation set," in text
+    opening = text.partition("## ")[0]
+    assert "| NLL | ECE, unscaled | ECE, scaled |" in opening and "| 1.2500 | 0.0600 | 0.0100 |" in opening
+    assert "| ECE |" in text.partition("## Validation")[2]
     assert "| ce | 2 | 80.00 ± 0.00 | 70.00 ± 0.00 | 50.00 ± 0.00 |" in text
     assert "| criterion | seeds | top-1, variants % | NLL, variants |" in text
     assert "| ce | 2 | 55.00 ± 0.00 | 2.0000 ± 0.0000 |" in text
     for suite in SUITES:
         assert any(metric.path[:2] == ("suites", suite) for metric in METRICS), suite
+    other = with_suites(fabricated(0.8), calibration=fabricated_calibration(None))
+    text = to_markdown(plan, summarise_runs(plan, {PlannedRun("ce", 0): other}, []))
+    assert "a temperature fitted to 400 of `val.beton`; the tables of validation are of all" in text
+
+
+def test_what_a_run_lacks_is_said(tmp_path: Path, settings: list[str]) -> None:
+    """Of a value that one seed lacks there is no mean, and of no other criterion's is one taken away."""
+    plan = parse_plan(["--losses=ce,ls", "--seeds=0,1", f"--out={tmp_path}", *settings])
+    corrupted = {"mean": {"error": 0.4, "nll": 1.5, "ece": 0.1}, "mce": None}
+    broken = {"mean": {"error": 0.4, "nll": None, "ece": 0.1}, "mce": None}
+    few = {"groups": {"few": {"accuracy": None}}}
+    found = {
+        PlannedRun("ce", 0): with_suites(fabricated(0.8), corruptions=corrupted, groups=few),
+        PlannedRun("ls", 0): with_suites(fabricated(0.8), corruptions=broken, groups=few),
+        PlannedRun("ce", 1): with_suites(fabricated(0.8), corruptions=corrupted, groups=few),
+        PlannedRun("ls", 1): with_suites(fabricated(0.8), corruptions=corrupted, groups=few),
+    }
+    summary = summarise_runs(plan, found, [])
+    text = to_markdown(plan, summary)
+    assert "**ls_seed0 has no finite value of** NLL, corrupted: its criterion has no mean there." in text
+    assert "| ls | 2 | 40.00 ± 0.00 | – | 0.1000 ± 0.0000 |" in text
+    assert "| ce | 2 | 40.00 ± 0.00 | 1.5000 ± 0.0000 | 0.1000 ± 0.0000 |" in text
+    assert [record["metrics"] for record in summary["lacking"]] == [["corrupted_nll"]]  # no mCE, no few-shot class
+    # Of an opening column one criterion may have none.
+    broken["mean"] = {"error": None, "nll": 1.5, "ece": None}
+    found[PlannedRun("ce", 1)] = fabricated(0.8)
+    summary = summarise_runs(plan, found, [])
+    text = to_markdown(plan, summary)
+    opening = text.partition("## ")[0]
+    assert "**ls_seed0 has no finite value of** error, corrupted %; ECE, corrupted: its" in opening
+    assert "**ce_seed1 was not measured for** error, corrupted %; NLL, corrupted; ECE, corrupted: its" in opening
+    found = {run: with_suites(fabricated(0.8), corruptions=broken) for run in found}
+    text = to_markdown(plan, summarise_runs(plan, found, []))
+    assert all(f"**{run.name} has no finite value of** error, corrupted %; ECE" in text for run in found)
+    only = {**found, PlannedRun("ce", 0): with_suites(fabricated(0.8), corruptions=corrupted)}
+    del only[PlannedRun("ce", 1)]
+    columns = {one["title"]: one["cells"] for one in summarise_runs(plan, only, [])["qualities"]["columns"]}
+    assert columns["error, corrupted %"] == {"ce": "40.00", "ls": "–"}
 
 
 def test_suites_asked_for_later_are_measured(fake: Fake) -> None:
@@ -569,34 +760,147 @@ def test_what_is_measured_stays(small_run: Path, tmp_path: Path, monkeypatch: py
     assert list(json.loads(file.read_text())["suites"]) == ["groups"]
 
 
-def test_published_row_stands_beside(tmp_path: Path, settings: list[str]) -> None:
-    plan = parse_plan(["--losses=ce", "--seeds=0", f"--out={tmp_path}", *settings])
-    config = dataclasses.replace(plan.config, model=ModelConfig(arch="resnet50", num_classes=1000))
-    plan = dataclasses.replace(plan, config=config)
-    text = to_markdown(plan, summarise_runs(plan, {PlannedRun("ce", 0): fabricated(0.8)}, []))
-    assert "| ce, published (arXiv:2502.15798) | | 76.41 |" in text
+IMAGENET = TrainingClasses((1281,) * 1000)
+CIFAR_10 = TrainingClasses(
+    (5000,) * 10, ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+)
+CUB = TrainingClasses((30,) * 194 + (29,) * 6)
+CARS = TrainingClasses((41,) * 88 + (42,) * 108)
+
+
+def rows_of(monkeypatch: pytest.MonkeyPatch, plan: ComparisonPlan, arch: str, *sets: TrainingClasses) -> str:
+    """compare.md of one run each of ce and ls as if they had been trained on the first, and probed on the second."""
+    opened = [
+        SimpleNamespace(labels=np.repeat(np.arange(len(one.counts)), one.counts), class_names=one.names) for one in sets
+    ]
+    for data_set, classes in zip(opened, sets, strict=True):
+        data_set.num_classes = len(classes.counts)
+    monkeypatch.setattr(report, "open_together", lambda *_: opened[:1])
+    monkeypatch.setattr(report, "open_further", lambda *_: opened[1])
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, model=ModelConfig(arch=arch)))
+    found = {PlannedRun(loss, 0): fabricated(0.8, 0.7 if plan.transfer else None) for loss in ("ce", "ls")}
+    return to_markdown(plan, summarise_runs(plan, found, []))
+
+
+def test_published_rows_stand_beside(tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = ["--transfer-train=a", "--transfer-val=b"]
+    plan = parse_plan(["--losses=ce,ls", "--seeds=0", f"--out={tmp_path}", *probe, *settings])
+    text = rows_of(monkeypatch, plan, "resnet50", IMAGENET, CIFAR_10)
+    assert "| ce, published (arXiv:2502.15798, 90 epochs) | | 76.44 |" in text
     assert "| ce, published (arXiv:2502.15798) | | 0.3114 | 0.3313 | 0.5212 | 0.5949 | 0.4025 | 0.4451 |" in text
-
-
-def test_published_values() -> None:
-    assert published("resnet50", 1000, 90, "maxsup")["top_1"] == 0.7708
-    assert published("resnet50", 1000, 200, "maxsup")["top_1"] == 0.7769
-    assert published("deit_small_patch16_224", 1000, 300, "regularization_only") == {"top_1": 0.7598}
-    assert published("cifar_resnet18", 100, 200, "ls") == {"top_1": 0.7705}
-    assert published("cifar_resnet20", 10, 36, "ls") == {}
-    assert published("resnet50", 200, 100, "maxsup") == {"top_1": 0.8253}
-    assert published("resnet50", 196, 100, "ce") == {"top_1": 0.9027}
-    assert published("resnet50", 196, 100, "ols") == {"top_1": 0.9196}
-    assert published("resnet50", 196, 100, "logit_penalty") == published("resnet18", 200, 100, "ls") == {}
+    paper = "Published, arXiv:2502.15798 (https://arxiv.org/abs/2502.15798): ImageNet,"
+    assert text.count(f"{paper} 90 epochs (these runs: 1).") == 1
+    assert f"{paper} a length not stated (these runs: 1).\n" in text
+    transfer = text.partition("## Linear transfer")[2].partition("## ")[0]
+    assert "| ls | one seed | 70.00 |\n| ls, published (arXiv:2502.15798) | | 90.14 |" in transfer
+    assert "transfer to CIFAR-10, L2 penalty from 45 log-spaced values 1e-06 to 1e+05; a narrower grid gave" in transfer
+    plan = dataclasses.replace(plan, transfer=None)
     tail = [5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100]
-    assert published("cifar_resnet32", 10, 200, "maxsup", None, tail) == {"top_1": 0.814}
-    assert published("cifar_resnet32", 10, 200, "focal", None, [*tail[:-1], 50]) == {"top_1": 0.747}
-    assert published("cifar_resnet50", 10, 200, "ls") == {"corrupted": 0.3951}
-    for counts in ([5000] * 10, [500, 10], [5000, 0], []):
-        assert published("cifar_resnet32", 10, 200, "maxsup", None, counts) == {}
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    assert published("resnet50", 1000, 200, "ls", names)["transfer"] == 0.9014
-    assert published("resnet50", 1000, 200, "ls", [f"digit{i}" for i in range(10)]).get("transfer") is None
+    text = rows_of(monkeypatch, plan, "cifar_resnet32", TrainingClasses(tuple(tail)))
+    assert "| ls, published (MaxSup repository, LT, 200 epochs) | | 80.50 |" in text
+    assert "/Maximum-Suppression-Regularization/tree/main/LT): CIFAR-10-LT, imbalance 50, 200 epochs (these" in text
+    assert "; a normalised, de-confounded classifier (arXiv:2009.12991), which these runs do not have.\n" in text
+    assert "ce, published" not in text
+    text = rows_of(monkeypatch, plan, "resnet50", CUB)
+    assert "| ls, published (MaxSup repository, README) | | 81.96 |" in text
+    assert "published" not in rows_of(monkeypatch, plan, "resnet50", TrainingClasses((500,) * 200))
+
+
+def test_a_subset_is_not_the_published_data_set(
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What data.subset leaves out is not trained on."""
+    plan = parse_plan(["--losses=ce,ls", "--seeds=0", f"--out={tmp_path}", *settings])
+    assert "90.27" in rows_of(monkeypatch, plan, "resnet50", CARS)
+    subset = tmp_path / "subset.txt"
+    subset.write_text("\n".join(map(str, range(5000))))
+    plan = dataclasses.replace(
+        plan, config=dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, subset=str(subset)))
+    )
+    assert "published" not in rows_of(monkeypatch, plan, "resnet50", CARS)
+
+
+def values_of(rows: list[PublishedRow]) -> dict[str, float]:
+    return {key: value for row in rows for key, value in row.values.items()}
+
+
+@pytest.mark.parametrize(
+    ("arch", "epochs", "loss", "trained", "expected", "length"),
+    [
+        ("resnet18", 16, "ls", IMAGENET, {"top_1": 0.6954}, 200),
+        ("resnet101", 200, "logit_penalty", IMAGENET, {"top_1": 0.7720}, 200),
+        ("mobilenet_v2", 200, "zipf", IMAGENET, {"top_1": 0.7116}, 200),
+        ("cifar_resnet18", 200, "ls", TrainingClasses((500,) * 100), {"top_1": 0.7705}, 200),
+        ("cifar_resnet50", 30, "ols", TrainingClasses((500,) * 100), {"top_1": 0.7879}, 200),
+        ("resnet50", 100, "maxsup", CUB, {"top_1": 0.8253}, None),
+        ("resnet50", 100, "ce", CARS, {"top_1": 0.9027}, None),
+        ("resnet50", 100, "ols", CARS, {"top_1": 0.9196}, None),
+        ("cifar_resnet50", 200, "ls", CIFAR_10, {"corrupted": 0.3951}, 200),
+        ("cifar_resnet50", 200, "ls", TrainingClasses((5000,) * 10), {"corrupted": 0.3951}, 200),
+    ],
+)
+def test_published_values(
+    arch: str, epochs: int, loss: str, trained: TrainingClasses, expected: dict[str, float], length: int | None
+) -> None:
+    (row,) = published(arch, epochs, loss, trained)
+    assert row.values == expected and row.epochs == length
+
+
+@pytest.mark.parametrize(("epochs", "length", "top_1"), [(16, 90, 0.7708), (90, 90, 0.7708), (150, 200, 0.7769)])
+def test_of_two_published_lengths_the_nearest_is_shown(epochs: int, length: int, top_1: float) -> None:
+    row, features = published("resnet50", epochs, "maxsup", IMAGENET)
+    assert row.values == {"top_1": top_1} and row.epochs == length
+    assert features.values["d_within_val"] == 0.2998 and features.epochs is None
+
+
+def test_the_ablation_is_told_apart() -> None:
+    arch = "deit_small_patch16_224"
+    (row,) = published(arch, 300, "regularization_only", IMAGENET)
+    assert row.values == {"top_1": 0.7598} and "constant α, in which ce has 74.21, ls 75.91" in row.caveat
+    (row,) = published(arch, 300, "ls", IMAGENET)
+    assert row.values == {"top_1": 0.7608} and "constant" not in row.caveat
+    assert not published(arch, 300, "logit_penalty", IMAGENET)
+
+
+@pytest.mark.parametrize("imbalance", [50, 100])
+def test_long_tails_are_those_that_are_written_here(imbalance: int) -> None:
+    labels = np.repeat(np.arange(10), 5000)
+    kept = np.bincount(labels[long_tail(labels, 10, imbalance, seed=0)])
+    expected = {50: {"top_1": 0.814}, 100: {"top_1": 0.764}}[imbalance]
+    assert values_of(published("cifar_resnet32", 200, "maxsup", TrainingClasses(tuple(kept)))) == expected
+    kept[4] += 5
+    assert not published("cifar_resnet32", 200, "maxsup", TrainingClasses(tuple(kept)))
+
+
+@pytest.mark.parametrize(
+    ("arch", "loss", "trained"),
+    [
+        ("resnet50", "maxsup", TrainingClasses((500,) * 200)),  # Tiny-ImageNet
+        ("resnet50", "maxsup", TrainingClasses((12,) * 1000)),
+        ("resnet50", "maxsup", TrainingClasses((40,) * 196)),
+        ("resnet18", "ls", CUB),
+        ("resnet50", "logit_penalty", CARS),
+        ("cifar_resnet50", "maxsup", TrainingClasses((5000,) * 10, tuple(f"digit{i}" for i in range(10)))),
+        ("cifar_resnet50", "maxsup", TrainingClasses((4500,) * 10)),
+        ("cifar_resnet50", "ls", TrainingClasses((500,) * 100, tuple(map(str, range(100))))),
+        ("cifar_resnet32", "focal", TrainingClasses((5000,) * 9 + (100,))),
+        ("cifar_resnet32", "maxsup", TrainingClasses((5000,) * 10)),
+        ("cifar_resnet32", "maxsup", TrainingClasses((5000, 0))),
+        ("cifar_resnet20", "ls", CIFAR_10),
+        ("resnet50", "maxsup", TrainingClasses(())),
+    ],
+)
+def test_other_settings_have_no_published_row(arch: str, loss: str, trained: TrainingClasses) -> None:
+    assert not published(arch, 200, loss, trained)
+
+
+def test_published_transfer_needs_the_probes_data_set() -> None:
+    def transfer(probed: TrainingClasses | None) -> float | None:
+        return values_of(published("resnet50", 200, "ls", IMAGENET, probed)).get("transfer")
+
+    assert transfer(CIFAR_10) == 0.9014 and transfer(TrainingClasses((500,) * 100)) == 0.7128
+    assert transfer(TrainingClasses((500,) * 10)) is None and transfer(None) is None
+    assert transfer(TrainingClasses((5000,) * 10, tuple(f"digit{i}" for i in range(10)))) is None
 
 
 def test_spread() -> None:
