@@ -24,7 +24,7 @@ def test_the_interval_is_that_of_a_paired_t_test() -> None:
         paired_interval([0.1])
 
 
-@pytest.mark.parametrize("pair", [[1 / 300, 1 / 300], [0.0, 0.0, 0.0], [0.71 - 0.7, 0.61 - 0.6]])
+@pytest.mark.parametrize("pair", [[1 / 300, 1 / 300], [0.0, 0.0, 0.0], [211 / 300 - 210 / 300, 31 / 300 - 30 / 300]])
 def test_differences_that_are_all_equal_tell_no_spread(pair: list[float]) -> None:
     """Of accuracies on 300 samples, two differences are often the same: that is no certainty."""
     assert paired_interval(pair) is None
