@@ -101,9 +101,9 @@ def intervals_over_samples(
     count = len(own["correct"])
     held_out, same = (_held_out(measures[one], count) for one in (run, base))
     found = _bootstrap(_MEANS, own, other, RESAMPLES) | _bootstrap(_RANKINGS, own, other, RANKING_RESAMPLES)
-    if held_out is not None and np.array_equal(held_out, same):
-        halves = ({name: values[held_out] for name, values in one.items()} for one in (own, other))
-        found |= _bootstrap(_HELD_OUT, *halves, RESAMPLES)
+    if held_out is not None and same is not None and np.array_equal(held_out, same):
+        own_half, other_half = ({name: values[held_out] for name, values in one.items()} for one in (own, other))
+        found |= _bootstrap(_HELD_OUT, own_half, other_half, RESAMPLES)
     return found
 
 

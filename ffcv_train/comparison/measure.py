@@ -136,7 +136,7 @@ def write_sample_results(path: Path, outputs: Collected) -> None:
     nll = torch.nn.functional.cross_entropy(outputs.logits, outputs.labels, reduction="none")
     brier = brier_scores(outputs.logits, outputs.labels).astype(np.float32)
     content = io.BytesIO()
-    scores = confidence_scores(outputs.logits)
+    scores: dict[str, Any] = {**confidence_scores(outputs.logits)}
     np.savez_compressed(content, correct=outputs.correct.numpy(), nll=nll.numpy(), brier=brier, **scores)
     replace_file(path, content.getvalue())
 
