@@ -5,6 +5,7 @@ ffcv-train compare --config-file cifar_configs/cifar10_resnet20.yaml --losses ce
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def parse_plan(argv: Sequence[str]) -> ComparisonPlan:
         transfer=transfer_files(options),
         dry_run=options.dry_run,
         runs_per_device=_runs_per_device(options.runs_per_device),
-        suites=suite_options(options, config.data.train_dataset, beside=[TRANSFER]),
+        suites=suite_options(options, dataclasses.asdict(config.data), beside=[TRANSFER]),
         suite_words=tuple(suite_words(options)),
     )
 

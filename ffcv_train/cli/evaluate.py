@@ -89,7 +89,7 @@ def check_keeping(request: Request, options: SuiteOptions) -> None:
 def main(argv: Sequence[str]) -> None:
     """Parse, evaluate, print and write."""
     request = parse_request(argv)
-    options = suite_options(request.options, request.subject.train_set, part_file(request.output))
+    options = suite_options(request.options, request.subject.trained_on, part_file(request.output))
     check_keeping(request, options)
     per_class = Path(request.options.per_class) if request.options.per_class else None
     if per_class is not None:

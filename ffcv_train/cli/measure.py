@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, measure, write."""
     request = parse_measure_request(argv)
     assert request.output is not None
-    suites = suite_options(request.options, request.subject.train_set, part_file(request.output), [TRANSFER])
+    suites = suite_options(request.options, request.subject.trained_on, part_file(request.output), [TRANSFER])
     transfer, samples = transfer_files(request.options), request.output.with_name("samples.npz")
     with process_group(request.config.training.device) as process:
         found = measure(request, process, suites, transfer, samples, read_measured(request.output))

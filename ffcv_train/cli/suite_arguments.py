@@ -2,10 +2,12 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ffcv_train.data.loading.sampling import RULES
+from ffcv_train.evaluation.suites.corruptions import MADE_ONLY, read_as_it_is
 from ffcv_train.evaluation.suites.run import SUITES
 from ffcv_train.evaluation.suites.subject import SuiteOptions
 from ffcv_train.system.errors import UserError
@@ -21,14 +23,20 @@ class _Option(NamedTuple):
     """Which take it"""
     metavar: str
     help: str
-    field: str = ""
-    """Of `SuiteOptions`, where it is called otherwise there"""
+    renamed: str = ""
+    """Its name among `SuiteOptions`, where that is another"""
 
     @property
     def key(self) -> str:
         return self.name.replace("-", "_")
 
+    @property
+    def field(self) -> str:
+        return self.renamed or self.key
 
+
+_VARIANTS = ("v2", "a", "r", "sketch")
+"""Data sets of ImageNet's classes, as they are called for short"""
 _OPTIONS = (
     _Option("calibrate-on", "file", ("calibration",), "DATA", "fit the temperature to this data set"),
     _Option(
@@ -42,7 +50,7 @@ _OPTIONS = (
     _Option("many-over", "whole", ("groups",), "N", "more samples are many"),
     _Option("few-under", "whole", ("groups",), "N", "fewer samples are few"),
     _Option("ood-data", "files", ("ood",), "DATA", "data sets of other things"),
-    _Option("knn-k", "whole", ("ood",), "K", "which nearest neighbour", field="neighbour"),
+    _Option("knn-k", "whole", ("ood",), "K", "which nearest neighbour", renamed="neighbour"),
     _Option(
         "corrupted-data",
         "file",
@@ -78,8 +86,7 @@ def add_suite_options(group: argparse._ArgumentGroup, beside: Sequence[str] = ()
     for option in _OPTIONS:
         about = f"{', '.join(option.suites)}: {option.help}"
         if option.kind == "whole":
-            default = getattr(SuiteOptions(), option.field or option.key)
-            more: dict[str, Any] = {"default": str(default), "help": f"{about} [{default}]"}
+            more: dict[str, Any] = {"help": f"{about} [{getattr(SuiteOptions(), option.field)}]"}
         else:
             more = {"type": expand_path, "help": about} | ({"nargs": "+"} if option.kind == "files" else {})
         group.add_argument(f"--{option.name}", metavar=option.metavar, **more)
@@ -90,36 +97,54 @@ def suite_names(options: Any) -> tuple[str, ...]:
     return tuple(name.strip() for name in options.suite.split(",")) if options.suite is not None else ()
 
 
-def suite_options(options: Any, train_set: str, part_file: str = "", beside: Sequence[str] = ()) -> SuiteOptions:
+def suite_options(
+    options: Any, trained_on: Mapping[str, Any], part_file: str = "", beside: Sequence[str] = ()
+) -> SuiteOptions:
     """What the command line, as parsed, said of suites. Raises `UserError`.
 
-    `train_set` is the checkpoint's own; `part_file` as `SuiteOptions` has it; `beside` as `add_suite_options` had it.
+    `trained_on` is the section data of the training's configuration, empty where that is not known, and counts unless
+    --train-set names another; `part_file` as `SuiteOptions` has it; `beside` as `add_suite_options` had it.
     """
     names = suite_names(options)
     for name in names:
         if name not in (*SUITES, *beside):
-            raise UserError(f"--suite names {name!r}, which is no suite; there are {', '.join((*SUITES, *beside))}")
+            raise UserError(_unknown(name, beside))
         if names.count(name) > 1:
             raise UserError(f"--suite names {name!r} twice; name each once")
     names = tuple(name for name in names if name in SUITES)
     found: dict[str, Any] = {"suites": names, "part_file": part_file}
     for option in _OPTIONS:
-        given, field = getattr(options, option.key), option.field or option.key
-        if option.kind == "whole":
-            found[field] = whole(given, f"--{option.name}")
+        given = getattr(options, option.key)
+        if given is None or (option.kind == "file" and not given):
             continue
-        if given and not set(option.suites) & set(names):
+        if not set(option.suites) & set(names):
             takers = " and ".join(option.suites)
             raise UserError(f"--{option.name} is for --suite {takers}; add the suite, or leave it out")
-        found[field] = tuple(given or ()) if option.kind == "files" else given or ""
-    found["train_set"] = found["train_set"] or train_set
-    if not found["neighbour"]:
+        if option.key in MADE_ONLY and options.corrupted_data:
+            raise read_as_it_is(option.key, given, options.corrupted_data)
+        if option.kind == "whole":
+            given = whole(given, f"--{option.name}")
+        found[option.field] = tuple(given) if option.kind == "files" else given
+    if "train_set" not in found:
+        sampling = str(trained_on.get("sampling", ""))
+        found["train_set"] = str(trained_on.get("train_dataset", ""))
+        found["train_subset"] = str(trained_on.get("subset", ""))
+        found["train_weights"] = "" if sampling in RULES else sampling
+    made = SuiteOptions(**found)
+    if not made.neighbour:
         raise UserError("--knn-k must be at least 1")
-    if found["few_under"] > found["many_over"] + 1:
-        raise UserError(
-            f"--few-under {found['few_under']} and --many-over {found['many_over']} overlap; lower --few-under"
-        )
-    return SuiteOptions(**found)
+    if made.few_under > made.many_over + 1:
+        raise UserError(f"--few-under {made.few_under} and --many-over {made.many_over} overlap; lower --few-under")
+    return made
+
+
+def _unknown(name: str, beside: Sequence[str]) -> str:
+    short = name.removeprefix("imagenet-")
+    if short == "real":
+        return f"--suite names {name!r}, labels of their own; give --suite variants --real-labels real.json"
+    if short in _VARIANTS:
+        return f"--suite names {name!r}, a data set of its own; give --suite variants --variant-data DATA"
+    return f"--suite names {name!r}, which is no suite; there are {', '.join((*SUITES, *beside))}"
 
 
 def part_file(output: Path | None) -> str:

@@ -33,11 +33,15 @@ def matched(
 
 
 def network_classes(data: Named, subject: Subject, num_classes: int) -> Classes:
-    """The classes of the network of `subject`; where it names none, ImageNet's if it has as many and `data` has these.
+    """The classes of the network of `subject`, as `classes_of` has them."""
+    return classes_of(data, subject.path, subject.class_names, num_classes)
+
+
+def classes_of(data: Named, owner: str, names: tuple[str, ...] | None, num_classes: int) -> Classes:
+    """The classes `names` of a network, `owner`'s; where it names none, ImageNet's if it has as many and `data` these.
 
     `data` has ImageNet's classes where all with images are called by WordNet IDs of ImageNet-1k, or by numbers.
     """
-    names, owner = subject.class_names, subject.path
     if num_classes != _IMAGENET or data.class_names is None:
         return Classes(owner, names, num_classes)
     imagenet = imagenet_names().keys

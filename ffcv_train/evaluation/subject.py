@@ -45,9 +45,9 @@ class Subject:
         return self.checkpoint
 
     @property
-    def train_set(self) -> str:
-        """Path of the data that it was trained on, as far as it says so."""
-        return str(self.config.get("data", {}).get("train_dataset", ""))
+    def trained_on(self) -> Mapping[str, Any]:
+        """The section data of the training's configuration; empty where it does not say so."""
+        return self.config.get("data", {})
 
     def opened(self, arch: str) -> "Subject":
         """The subject with its file open, which has weights of `arch`. Raises `UserError`."""

@@ -43,7 +43,8 @@ def _ranked(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float, f
     """AUROC, false positives at 95% true ones, and average precision, by falling thresholds that take ties together."""
     scores = np.concatenate([positive, negative])
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    ordered = scores[order]
+    ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(scores) - 1)  # infinite ones can be equal
     true = np.cumsum(order < len(positive))[ends]
     false = ends + 1 - true
     recall, fall_out = true / len(positive), false / len(negative)

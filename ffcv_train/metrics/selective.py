@@ -12,15 +12,15 @@ _CURVE_POINTS = 100
 
 
 def confidence_scores(logits: Tensor) -> dict[str, np.ndarray]:
-    """Scores of `logits` [N, K ≥ 2] on the CPU, float64 [N] each; the larger, the surer.
+    """Scores of `logits` [N, K ≥ 1] on the CPU, float64 [N] each; the larger, the surer.
 
     `probability`: the largest softmax probability, as its log odds; `logit`: the largest; `margin`: that minus the
-    second largest.
+    second largest. Of one class alone the first and the last are infinite.
     """
     top, probability = [], []
     for part in logits.split(4096):
         z = part.double()
-        top.append(z.topk(2, dim=1).values)
+        top.append(torch.nn.functional.pad(z, (0, 1), value=-torch.inf).topk(2, dim=1).values)
         # Log odds keep apart what would round to 1.
         rest = z.scatter(1, z.argmax(dim=1, keepdim=True), -torch.inf).logsumexp(dim=1)
         probability.append(top[-1][:, 0] - rest)

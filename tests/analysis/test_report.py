@@ -215,6 +215,16 @@ def test_values_of_other_types_are_left_out(tmp_path: Path) -> None:
         assert "What to try next" in texts(page_of(run, output=tmp_path / "r.html"))
 
 
+def test_what_a_stopped_evaluation_left_is_no_metrics(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    kept: dict[str, Any] = {"about": {}, "records": {}, "done": 3, "sums": {}, "results": 3}
+    for name in ("metrics_suites.part.json", "metrics_corruptions.0of1.json", "m_corruptions.11of16.json"):
+        (run / name).write_text(json.dumps(kept))
+    assert "Left out" not in texts(page_of(run, output=tmp_path / "r.html"))
+    (run / "metrics_corruptions.json").write_text(json.dumps(kept))  # a name of the user's
+    assert "metrics_corruptions.json" in texts(page_of(run, output=tmp_path / "r.html"))
+
+
 def test_refusals(tmp_path: Path, error_of: Callable[..., str]) -> None:
     out = ("--output", tmp_path / "r.html")
     run = write_run(tmp_path / "run")

@@ -26,6 +26,8 @@ from ffcv_train.data.format.beton import open_beton
 from ffcv_train.data.kernels.corruptions import CORRUPTIONS, corrupt
 from ffcv_train.data.open import open_data_set
 from ffcv_train.evaluation.extraction import outputs
+from ffcv_train.evaluation.matching import matched
+from ffcv_train.evaluation.subject import Subject
 from ffcv_train.evaluation.suites import corruptions
 from ffcv_train.evaluation.suites import run as suites_module
 from ffcv_train.evaluation.suites.run import check_suites, run_suites
@@ -214,16 +216,16 @@ def test_other_kinds_of_data_are_told_apart(
 def test_variants_are_matched_by_name_and_absent_classes_left_out(
     suites: Callable[..., dict[str, Any]], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The layouts of ImageNet-A, some classes by name, and of ImageNet-V2, whose folders are labels."""
+    """The layouts of ImageNet-A, some of the classes, and of ImageNet-Sketch, all of them."""
     random = np.random.default_rng(5)
-    some, numbered = tmp_path / "imagenet-a", tmp_path / "v2"
+    some, whole = tmp_path / "imagenet-a", tmp_path / "sketch"
     images = [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(8)]
     for number, image in enumerate(images):
-        for folder, names in ((some, ("class3", "class1")), (numbered, ("0", "1", "2", "3"))):
+        for folder, names in ((some, ("class3", "class1")), (whole, NAMES)):
             place = folder / names[number % len(names)]
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(place / f"{number}.png")
-    found = suites("--suite=variants", "--variant-data", some, numbered)["suites"]["variants"]
+    found = suites("--suite=variants", "--variant-data", some, whole)["suites"]["variants"]
     logits = by_hand(checkpoint, images)
     labels = torch.tensor([(3, 1)[number % 2] for number in range(8)])
     kept = logits[:, [1, 3]]
@@ -252,7 +254,8 @@ def test_folders_called_by_numbers_are_labels_in_no_order_by_name(tmp_path: Path
         network_labels(data_set, None, 13)
     in_order_of_text = tuple(sorted(names))  # a network that was trained on such folders
     assert network_labels(data_set, in_order_of_text, 12) == list(range(12))
-    assert network_labels(data_set, tuple("abcdefghijkl"), 12) == found
+    with pytest.raises(UserError, match="calls its classes by numbers, and the network's label 0 is 'a'"):
+        network_labels(data_set, tuple("abcdefghijkl"), 12)  # in what order?
     with pytest.raises(UserError, match="calls two classes '1', which cannot be told apart"):
         network_labels(data_set, (*names, "1"), 13)
 
@@ -269,6 +272,7 @@ def test_real_counts_any_of_its_labels(tmp_path: Path) -> None:
     order = [int(data_set.source.name(i).split("_")[-1].split(".")[0]) for i in range(4)]  # type: ignore[union-attr]
     assert wanted == [set(content[number - 1]) for number in order]
     predicted = [{1: 5, 2: 7, 3: 2, 4: 9}[number] for number in order]
+    assert real_accuracy([1], [set()]) == {"samples": 0, "without_labels": 1, "top_1": None}
     assert real_accuracy(predicted, wanted) == {"samples": 3, "without_labels": 1, "top_1": pytest.approx(2 / 3)}
     with pytest.raises(UserError, match=r"does not say which image of ImageNet's validation set"):
         (folder / "a" / "x.png").write_bytes((folder / "a" / "ILSVRC2012_val_00000003.png").read_bytes())
@@ -276,7 +280,7 @@ def test_real_counts_any_of_its_labels(tmp_path: Path) -> None:
 
 
 def test_real_labels_are_those_of_the_files(tmp_path: Path) -> None:
-    """Of a network of 1,000 classes on part of ImageNet's validation set, in an order of its own."""
+    """Of a network of 1,000 classes without names on part of ImageNet's validation set, in an order of its own."""
     random = np.random.default_rng(2)
     numbers = {"n01440764": (7, 2), "n01443537": (5, 3)}
     for folder, some in numbers.items():
@@ -299,7 +303,7 @@ def test_real_labels_are_those_of_the_files(tmp_path: Path) -> None:
     wanted = SuiteOptions(("variants",), real_labels=str(tmp_path / "real.json"))
     process = Process(0, 1, 0, 1, torch.device("cpu"))
     network = Network(model, 1000, Normaliser((0.5,) * 3, (0.5,) * 3, process.device), None)
-    data_set = open_data_set(tmp_path / "val")
+    data_set, _ = matched(open_data_set(tmp_path / "val"), Subject("net", True, {}), 1000)
     check_suites(wanted, data_set, 1000)
     words = ["--validation.resolution=32", "--validation.crop_ratio=1", "--data.num_workers=1"]
     found = run_suites(wanted, network, load_config(RunConfig, words), data_set, process)["variants"]
@@ -531,7 +535,7 @@ def test_cifar_10_c_is_read(checkpoint: Path, tmp_path: Path, small_betons: tupl
             with torch.no_grad():
                 nll = torch.nn.functional.cross_entropy(model(x), torch.from_numpy(labels[part]).long()).item()
             assert found["corruptions"][name][severity]["nll"] == pytest.approx(nll, rel=1e-4)
-    with pytest.raises(UserError, match=r"holds CIFAR-10-C, and .* has other classes"):
+    with pytest.raises(UserError, match=r"holds CIFAR-10-C, and the network has 4 classes, not 10; leave"):
         check_suites(wanted, open_beton(small_betons[1]), 4)
     (folder / "fog.npy").unlink()
     with pytest.raises(UserError, match=r"lacks fog\.npy"):

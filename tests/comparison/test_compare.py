@@ -152,7 +152,7 @@ def test_transfer_is_named_among_the_suites(tmp_path: Path, settings: list[str])
     add_measure_options(options.add_argument_group())
     given, _ = options.parse_known_args(command[4:])
     assert transfer_files(given) == plan.transfer
-    assert suite_options(given, "t.beton", beside=[TRANSFER]).suites == ("calibration",)
+    assert suite_options(given, {"train_dataset": "t.beton"}, beside=[TRANSFER]).suites == ("calibration",)
 
 
 def test_a_comparison_from_before_an_option_goes_on(tmp_path: Path, settings: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Tables and figures of what ffcv-train eval --suite found, of one network or of several beside each other."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,8 @@ def _corruptions_tables(inputs: Sequence[Named]) -> list[SuiteTable]:
     made = f"made with seed {first['seed']} and the constants of {first['constants']}"
     title = f"error % by severity, {first['samples']:,} samples a corruption, "
     title += made if first["prepared"] is None else f"of {Path(first['prepared']).name}"
+    if first["prepared"] is not None and first.get("crop_ratio") == 1:  # records of before cut them once more
+        title += ", whole images"
     header = ["", "clean", *map(str, range(1, 6)), "mean"]
     tables = []
     for label, record in inputs:
@@ -254,7 +257,9 @@ def _draw_variants(inputs: Sequence[Named]) -> Figure:
     names: list[str] = []
     for (label, record), (color, _, marker) in zip(inputs, STYLES, strict=False):
         values = [(Path(one["data_set"]).name, one["top_1"]) for one in record["sets"]]
-        values += [("ReaL", record["real"]["top_1"])] if record["real"] is not None else []
+        if record["real"] is not None:
+            top_1 = record["real"]["top_1"]  # None where no image has a label of ReaL's
+            values.append(("ReaL", math.nan if top_1 is None else top_1))
         names = [name for name, _ in values]
         heights = [100 * value for _, value in values]
         axes.plot(range(len(values)), heights, color=color, marker=marker, linestyle="none", label=label or None)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from ffcv_train.system.errors import UserError
 
 _CHECKPOINTS = ("last.pt", "best.pt", "final.pt")
 _PICTURES = (".png", ".svg")
+_OF_OTHERS = re.compile(r"(params|measures)(\..*)?\.json|.*_(suites\.part|corruptions\.\d+of\d+)\.json")
+"""JSON of the run itself and of a comparison, and what a stopped evaluation goes on from"""
 SUITE_TITLES = {
     "calibration": "Calibration, before and after a temperature",
     "selective": "Selective prediction",
@@ -81,7 +84,7 @@ def find_extras(run: Run) -> Found:
     for file in logits:
         found.logits.append((run.name if len(logits) == 1 else f"{run.name}: {file.path.stem}", file))
     for path in files:
-        if path.suffix == ".json" and path.stem.partition(".")[0] not in ("params", "measures"):
+        if path.suffix == ".json" and not _OF_OTHERS.fullmatch(path.name):
             _read_json_of_viz(run, path, found)
     return found
 

@@ -1,6 +1,7 @@
 """`corruptions`: errors where images are noisy, blurred, snowed under or compressed, made here or prepared."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.kernels.corruptions import CORRUPTIONS, SEVERITIES, SMALL_SIDE, corrupt, read_frost
 from ffcv_train.data.loading.batch import Batch
 from ffcv_train.data.open import DataSet, val_loader
@@ -22,6 +24,7 @@ from ffcv_train.evaluation.suites.kept import identity
 from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
 from ffcv_train.metrics.classification import MetricSums
 from ffcv_train.metrics.corruption import summarise_corruptions
+from ffcv_train.system.class_names import difference
 from ffcv_train.system.distributed import all_reduce_sum, share_of_cores
 from ffcv_train.system.errors import UserError
 from ffcv_train.system.files import parse_json, write_json
@@ -29,6 +32,8 @@ from ffcv_train.system.progress import ProgressLine
 
 _SAVE_SECONDS = 30.0
 _CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MADE_ONLY = ("corruption_seed", "corruption_samples", "frost_images")
+"""Of `SuiteOptions`: what nothing reads where corruptions are prepared"""
 Key = tuple[str, int]
 """A corruption, and its severity from 1 to 5"""
 _ALL: tuple[Key, ...] = tuple(itertools.product(CORRUPTIONS, range(1, SEVERITIES + 1)))
@@ -39,26 +44,42 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
     if not options.corrupted_data:
         _frost(options)
         return
-    if options.corruption_samples:
-        raise UserError(
-            f"--corruption-samples {options.corruption_samples} is for corruptions that are made here, and those of "
-            f"--corrupted-data {options.corrupted_data} are read whole; leave one out"
-        )
+    for name in MADE_ONLY:
+        if value := getattr(options, name):
+            raise read_as_it_is(name, value, options.corrupted_data)
     folder = Path(options.corrupted_data)
     if (folder / "labels.npy").is_file():
-        if data_set.class_names is not None and data_set.class_names != _CIFAR_10:
-            raise UserError(
-                f"{folder} holds CIFAR-10-C, and {data_set.path} has other classes or another order; evaluate a "
-                "network of CIFAR-10"
-            )
-        if num_classes != len(_CIFAR_10):
-            raise UserError(f"{folder} holds CIFAR-10-C, and the network has {num_classes} classes, not 10")
+        _check_cifar_10(folder, data_set, num_classes)
         for name in CORRUPTIONS:
             if not (folder / f"{name}.npy").is_file():
                 raise UserError(f"{folder} lacks {name}.npy; unpack CIFAR-10-C whole")
         return
     for name, severity in _ALL:
         open_with_classes_of(data_set, str(_folder_of(folder, name, severity)), num_classes, options.classes)
+
+
+def read_as_it_is(name: str, value: Any, folder: str) -> UserError:
+    """What to say where the option `name`, one of `MADE_ONLY`, is given beside the prepared `folder`."""
+    return UserError(
+        f"--{name.replace('_', '-')} {value} is for corruptions that are made here, and those of --corrupted-data "
+        f"{folder} are read as they are; leave one out"
+    )
+
+
+def _check_cifar_10(folder: Path, data_set: DataSet, num_classes: int) -> None:
+    if num_classes != len(_CIFAR_10):
+        raise UserError(
+            f"{folder} holds CIFAR-10-C, and the network has {num_classes} classes, not 10; leave --corrupted-data out "
+            "to make corruptions of the validation set"
+        )
+    if data_set.class_names not in (None, _CIFAR_10):
+        told = difference(str(data_set.path), data_set.class_names or (), "CIFAR-10-C", _CIFAR_10)
+        raise UserError(
+            f"{folder} holds CIFAR-10-C, and {told}; if the network's classes are CIFAR-10's in this order under other "
+            "names, give a data.val_dataset that has these (ffcv-train write --cfg.dataset=cifar10 makes one, a zip "
+            f"takes them with --data.classes, a line each: {', '.join(_CIFAR_10)}) and pass "
+            "--ignore-class-names"
+        )
 
 
 def run(examined: Examined) -> dict[str, Any]:
@@ -70,11 +91,12 @@ def run(examined: Examined) -> dict[str, Any]:
     if not prepared:
         _made(examined, sums, part)
         source: dict[str, Any] = {"prepared": None, "seed": options.corruption_seed}
+        source["crop_ratio"] = examined.config.validation.crop_ratio
         source["constants"] = "cifar" if side <= SMALL_SIDE else "imagenet"
     else:
         fill = _cifar_c if (Path(prepared) / "labels.npy").is_file() else _imagenet_c
-        fill(examined, sums, part)
-        source = {"prepared": prepared, "seed": None, "constants": None}
+        fill(examined, _whole_images(examined.config), sums, part)
+        source = {"prepared": prepared, "seed": None, "constants": None, "crop_ratio": 1.0}
     for one in sums.values():
         one.reduce(all_reduce_sum)
     clean, of = MetricSums(), drawn(len(examined.data_set), options)
@@ -89,6 +111,15 @@ def run(examined: Examined) -> dict[str, Any]:
         "clean": {"error": 1 - plain["top_1"], "nll": plain["nll"], "ece": plain["ece"]},
         **summarise_corruptions(found, imagenet),
     }
+
+
+def _whole_images(config: RunConfig) -> RunConfig:
+    """`config` with centre crops of the whole side, for images that were cut when they were made.
+
+    ImageNet-C's are centre crops of 224 pixels, which its authors' test takes as they are; to cut them again would make
+    errors that no published one can be compared with. One of another side is scaled to the resolution.
+    """
+    return dataclasses.replace(config, validation=dataclasses.replace(config.validation, crop_ratio=1.0))
 
 
 def drawn(num_samples: int, options: SuiteOptions) -> np.ndarray:
@@ -167,6 +198,8 @@ class _Part:
             "samples": options.corruption_samples,
             "prepared": str(Path(options.corrupted_data).resolve()) if options.corrupted_data else None,
             "frost": str(Path(options.frost_images).resolve()) if options.frost_images else None,
+            # Sums of before are of prepared images that were cut again.
+            **({"images": "whole"} if options.corrupted_data else {}),
         }
 
     def load(self) -> int:
@@ -242,24 +275,22 @@ def _folder_of(folder: Path, name: str, severity: int) -> Path:
     )
 
 
-def _imagenet_c(examined: Examined, sums: Mapping[Key, MetricSums], part: _Part) -> None:
+def _imagenet_c(examined: Examined, config: RunConfig, sums: Mapping[Key, MetricSums], part: _Part) -> None:
     options, num_classes = examined.options, examined.network.num_classes
     first = part.load()
     for done, (name, severity) in enumerate(_ALL[first:], start=first + 1):
         path = str(_folder_of(Path(options.corrupted_data), name, severity))
         data_set = open_with_classes_of(examined.data_set, path, num_classes, options.classes)
         head = f"{name} {severity}"
-        with contextlib.closing(
-            outputs(examined.network, examined.config, data_set, examined.process, None, head)
-        ) as batches:
+        with contextlib.closing(outputs(examined.network, config, data_set, examined.process, None, head)) as batches:
             for batch in batches:
                 sums[name, severity].update(batch.logits, batch.labels)
         part.save(done)
 
 
-def _cifar_c(examined: Examined, sums: Mapping[Key, MetricSums], part: _Part) -> None:
+def _cifar_c(examined: Examined, config: RunConfig, sums: Mapping[Key, MetricSums], part: _Part) -> None:
     """`<corruption>.npy` uint8 [5 N, 32, 32, 3], the severities one after the other, and `labels.npy` [5 N]."""
-    folder, process, config = Path(examined.options.corrupted_data), examined.process, examined.config
+    folder, process = Path(examined.options.corrupted_data), examined.process
     labels = np.load(folder / "labels.npy", mmap_mode="r")
     count, size = len(labels) // SEVERITIES, config.validation.batch_size
     line = ProgressLine() if process.is_main else None

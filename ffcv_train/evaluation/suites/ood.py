@@ -6,7 +6,7 @@ from typing import Any
 
 from ffcv_train.data.open import DataSet, open_further
 from ffcv_train.evaluation.collect import Collected, collect
-from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of
+from ffcv_train.evaluation.suites.subject import Examined, SuiteOptions, open_with_classes_of, trained_on
 from ffcv_train.metrics.detection import detection, energy, nearest_similarity
 from ffcv_train.metrics.selective import confidence_scores
 from ffcv_train.system.errors import UserError
@@ -25,9 +25,12 @@ def check(options: SuiteOptions, data_set: DataSet, num_classes: int) -> None:
         open_further(path)
     if has_training_set(options):
         train = open_with_classes_of(data_set, options.train_set, num_classes, options.classes)
-        if len(train) < options.neighbour:
+        samples = len(trained_on(options, train))
+        if samples < options.neighbour:
+            of_them = "" if samples == len(train) else " that were trained on"
             raise UserError(
-                f"{train.path} has {len(train)} samples, too few for the {options.neighbour}th neighbour; lower --knn-k"
+                f"{train.path} has {samples} samples{of_them}, too few for the {options.neighbour}th neighbour; lower "
+                "--knn-k"
             )
 
 
@@ -44,7 +47,8 @@ def run(examined: Examined) -> dict[str, Any]:
         found = collect(
             examined.network, examined.config, train, process, examined.layer, f"neighbours {train.path.name}"
         )
-        bank = found.features
+        assert found.features is not None
+        bank = found.features[trained_on(options, train)]
 
     def scores(outputs: Collected) -> dict[str, Any]:
         made = {**confidence_scores(outputs.logits), "energy": energy(outputs.logits)}

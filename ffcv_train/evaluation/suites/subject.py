@@ -4,14 +4,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ffcv_train.config.schema import RunConfig
 from ffcv_train.data.classes import Classes, match_classes
+from ffcv_train.data.loading.sampling import sampling_weights
 from ffcv_train.data.open import DataSet, open_further, relabelled
 from ffcv_train.evaluation.collect import Collected
 from ffcv_train.metrics.groups import FEW_UNDER, MANY_OVER
 from ffcv_train.models.inspect.last_layer import LastLayer
 from ffcv_train.models.network import Network
 from ffcv_train.system.distributed import Process
+from ffcv_train.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class SuiteOptions:
     """calibration: of the halves"""
     train_set: str = ""
     """groups, ood: the training set, whose class counts and features are meant"""
+    train_subset: str = ""
+    """groups, ood: data.subset of the training, a file of the samples of `train_set` that are meant; empty: all"""
+    train_weights: str = ""
+    """groups, ood: data.sampling of the training where it is a file: samples of weight 0 are not meant"""
     many_over: int = MANY_OVER
     few_under: int = FEW_UNDER
     ood_data: tuple[str, ...] = ()
@@ -66,18 +74,23 @@ class SuiteOptions:
         def whole(path: str) -> str:
             return str(Path(path).resolve()) if path else ""
 
+        # Records of before an option are those without it.
+        part = {"train_subset": whole(self.train_subset), "train_weights": whole(self.train_weights)}
+        trained_on = {"train_set": whole(self.train_set), **{key: file for key, file in part.items() if file}}
         depends: dict[str, dict[str, Any]] = {
             "calibration": {"calibrate_on": whole(self.calibrate_on), "split_seed": self.split_seed},
             "groups": {
-                "train_set": whole(self.train_set),
+                **trained_on,
                 "many_over": self.many_over,
                 "few_under": self.few_under,
             },
             "corruptions": {
                 "corrupted_data": whole(self.corrupted_data),
                 "seed": self.corruption_seed,
-                # Records of before the option are those of all samples.
                 **({"samples": self.corruption_samples} if self.corruption_samples else {}),
+                **({"frost_images": whole(self.frost_images)} if self.frost_images else {}),
+                # Those of before were cut by validation.crop_ratio.
+                **({"images": "whole"} if self.corrupted_data else {}),
             },
             "variants": {
                 "variant_data": [whole(path) for path in self.variant_data],
@@ -85,7 +98,7 @@ class SuiteOptions:
             },
             "ood": {
                 "ood_data": [whole(path) for path in self.ood_data],
-                "train_set": whole(self.train_set),
+                **trained_on,
                 "neighbour": self.neighbour,
             },
         }
@@ -114,3 +127,18 @@ def open_with_classes_of(data_set: DataSet, path: str, num_classes: int, classes
     classes = Classes(str(data_set.path), data_set.class_names, num_classes, ignorable=False)
     other = open_further(path, classes_file)
     return relabelled(other, match_classes(other, classes), classes.names)
+
+
+def trained_on(options: SuiteOptions, train: DataSet) -> np.ndarray:
+    """Which samples of the training set `train` training drew: int64 [M], sorted, M ≥ 1.
+
+    Raises `UserError` where `options` names files that do not tell.
+    """
+    try:
+        weights = sampling_weights(options.train_weights or "uniform", options.train_subset, train.labels)
+    except UserError as error:
+        raise UserError(
+            f"which samples of {train.path} were trained on is not known ({error}); give what was trained on, as a "
+            "data set of its own, with --train-set FILE"
+        ) from None
+    return np.arange(len(train)) if weights is None else np.flatnonzero(weights)
