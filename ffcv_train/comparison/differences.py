@@ -1,5 +1,6 @@
 """Each criterion's differences to the first one, with intervals over seeds, or of one seed over its test samples."""
 
+import contextlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from scipy.special import expit
 from ffcv_train.comparison.measure import read_sample_results
 from ffcv_train.comparison.plan import ComparisonPlan, PlannedRun
 from ffcv_train.metrics.paired import RESAMPLES, Interval, bootstrap_intervals, paired_interval, seeds_needed
-from ffcv_train.metrics.resampling import Statistic, calibration_error_of, mean_of, risk_coverage_of
+from ffcv_train.metrics.resampling import Statistic, aurc_of, calibration_error_of, coverage_of, mean_of
 from ffcv_train.metrics.temperature import split_halves
 
 PAIRED = (
@@ -25,21 +26,22 @@ RANKING_RESAMPLES = 500
 """Of what depends on the order of all samples, which takes several times longer"""
 
 _Samples = Mapping[str, np.ndarray]
-_Makers = Mapping[tuple[str, ...], Callable[[_Samples], Statistic]]
+_Makers = Mapping[str, Callable[[_Samples], Statistic]]
 _MEANS: _Makers = {
-    ("top_1",): lambda samples: mean_of(samples["correct"]),
-    ("nll",): lambda samples: mean_of(samples["nll"]),
-    ("ece",): lambda samples: _calibration_error(samples),
+    "top_1": lambda samples: mean_of(samples["correct"]),
+    "nll": lambda samples: mean_of(samples["nll"]),
+    "ece": lambda samples: _calibration_error(samples),
 }
 _HELD_OUT: _Makers = {
-    ("nll_unscaled",): lambda samples: mean_of(samples["nll"]),
-    ("ece_unscaled",): lambda samples: _calibration_error(samples),
-    ("brier",): lambda samples: mean_of(samples["brier"]),
+    "nll_unscaled": lambda samples: mean_of(samples["nll"]),
+    "ece_unscaled": lambda samples: _calibration_error(samples),
+    "brier": lambda samples: mean_of(samples["brier"]),
 }
 _RANKINGS: _Makers = {
-    ("aurc", "coverage_5"): lambda samples: risk_coverage_of(samples["probability"], samples["correct"], 0.05),
-    ("aurc_logit", ""): lambda samples: risk_coverage_of(samples["logit"], samples["correct"], 0.05),
-    ("aurc_margin", ""): lambda samples: risk_coverage_of(samples["margin"], samples["correct"], 0.05),
+    "aurc": lambda samples: aurc_of(samples["probability"], samples["correct"]),
+    "aurc_logit": lambda samples: aurc_of(samples["logit"], samples["correct"]),
+    "aurc_margin": lambda samples: aurc_of(samples["margin"], samples["correct"]),
+    "coverage_5": lambda samples: coverage_of(samples["probability"], samples["correct"], 0.05),
 }
 
 
@@ -109,22 +111,17 @@ def intervals_over_samples(
 
 def _bootstrap(makers: _Makers, own: _Samples, other: _Samples, resamples: int) -> dict[str, Interval]:
     """Those metrics of `makers` that both files have the arrays for, resampled together."""
-    keys: list[str] = []
-    pairs = []
-    for names, make in makers.items():
-        try:
-            pairs.append((make(own), make(other)))
-        except KeyError:
-            continue  # written before these were kept
-        keys += names
+    pairs: dict[str, tuple[Statistic, Statistic]] = {}
+    for key, make in makers.items():
+        with contextlib.suppress(KeyError):  # an array that was not kept when the file was written
+            pairs[key] = make(own), make(other)
     if not pairs:
         return {}
 
     def difference(counts: np.ndarray) -> np.ndarray:
-        return np.concatenate([a(counts) - b(counts) for a, b in pairs])
+        return np.concatenate([a(counts) - b(counts) for a, b in pairs.values()])
 
-    found = zip(keys, bootstrap_intervals(difference, len(own["correct"]), resamples), strict=True)
-    return {key: interval for key, interval in found if key}
+    return dict(zip(pairs, bootstrap_intervals(difference, len(own["correct"]), resamples), strict=True))
 
 
 def _calibration_error(samples: _Samples) -> Statistic:

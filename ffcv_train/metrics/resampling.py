@@ -28,30 +28,46 @@ def calibration_error_of(confidence: np.ndarray, correct: np.ndarray) -> Statist
     return lambda counts: np.array([np.abs(np.add.reduceat(counts[order] * gaps, starts)).sum() / len(gaps)])
 
 
-def risk_coverage_of(score: np.ndarray, correct: np.ndarray, level: float) -> Statistic:
-    """[AURC, coverage at a risk of `level`] as `selective` has them: `score` float64 [N], `correct` 0 or 1, [N]."""
+def aurc_of(score: np.ndarray, correct: np.ndarray) -> Statistic:
+    """[AURC] as `selective` has it: `score` float64 [N], `correct` 0 or 1, [N]."""
     count = len(score)
-    order = np.argsort(-score, kind="stable")
-    ordered = score[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    wrong = 1.0 - correct[order]
+    order, starts, wrong = _ranked(score, correct)
+    with_errors = np.flatnonzero(np.add.reduceat(wrong, starts))
     # An error at place p is among the first j ≥ p, of whose risks each has 1 / j of it: `after[p]` sums these, and
     # `area` those of the places 1 … p.
-    places = np.arange(1, count + 1)
-    after = np.cumsum((1.0 / places)[::-1])[::-1]
+    after = np.cumsum((1.0 / np.arange(1, count + 1))[::-1])[::-1]
     area = np.append(0.0, np.cumsum(after))
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        drawn = counts[order]
-        errors = drawn * wrong
+        drawn, share = counts[order], np.ones(())
         if len(starts) < count:
-            drawn, errors = np.add.reduceat(drawn, starts), np.add.reduceat(errors, starts)
-        ends = np.cumsum(drawn)
-        some = np.flatnonzero(errors)
-        # Samples of equal score, copies among them, share the places of their group.
-        share = errors[some] / drawn[some]
-        aurc = (share * (area[ends[some]] - area[ends[some] - drawn[some]])).sum() / count
-        accepted = ends[np.cumsum(errors) / np.maximum(ends, 1) <= level]
-        return np.array([aurc, accepted.max(initial=0) / count])
+            # Samples of equal score share the places of their group.
+            errors = np.add.reduceat(drawn * wrong, starts)[with_errors]
+            drawn = np.add.reduceat(drawn, starts)
+            share = errors / np.maximum(drawn[with_errors], 1)
+        ends = np.cumsum(drawn)[with_errors]
+        return np.array([(share * (area[ends] - area[ends - drawn[with_errors]])).sum() / count])
 
     return statistic
+
+
+def coverage_of(score: np.ndarray, correct: np.ndarray, level: float) -> Statistic:
+    """[coverage at a risk of `level`] as `selective` has it: `score` float64 [N], `correct` 0 or 1, [N]."""
+    count = len(score)
+    order, starts, wrong = _ranked(score, correct)
+    thresholds = np.append(starts[1:], count) - 1
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        drawn = counts[order]
+        accepted, errors = np.cumsum(drawn)[thresholds], np.cumsum(drawn * wrong)[thresholds]
+        return np.array([accepted[errors / np.maximum(accepted, 1) <= level].max(initial=0) / count])
+
+    return statistic
+
+
+def _ranked(score: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order by falling score, where each group of equal ones starts in it, and 1 for each error, in that order."""
+    order = np.argsort(-score, kind="stable")
+    ordered = score[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    return order, starts, 1.0 - correct[order]

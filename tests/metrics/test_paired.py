@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from ffcv_train.metrics.paired import bootstrap_intervals, paired_interval, seeds_needed
-from ffcv_train.metrics.resampling import calibration_error_of, mean_of, risk_coverage_of
+from ffcv_train.metrics.resampling import aurc_of, calibration_error_of, coverage_of, mean_of
 from ffcv_train.metrics.selective import confidence_scores, selective
 from ffcv_train.metrics.temperature import brier_scores, calibration
 
@@ -85,7 +85,6 @@ def test_metrics_by_counts_are_those_of_the_gathered_samples(digits: int) -> Non
         assert mean_of(brier)(counts) == pytest.approx(expected["brier"])
         for score in confidence_scores(logits).values():
             wanted = selective(score[picked], correct[picked] == 1)
+            assert aurc_of(score, correct)(counts) == pytest.approx(wanted["aurc"], abs=1e-12)
             for level, accepted in wanted["coverage_at_risk"].items():
-                aurc, coverage = risk_coverage_of(score, correct, float(level))(counts)
-                assert aurc == pytest.approx(wanted["aurc"], abs=1e-12)
-                assert coverage == accepted
+                assert coverage_of(score, correct, float(level))(counts) == accepted
