@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from ffcv_train.config.schema import RunConfig
+from ffcv_train.data.loading.sampling import sampling_weights
 from ffcv_train.data.open import DataSet, open_further, open_together, without_unread_list
 from ffcv_train.evaluation.collect import Collected
 from ffcv_train.evaluation.extraction import outputs as outputs_of
@@ -50,7 +52,8 @@ def measure(
     """Metrics on the validation set, features of both sets, transfer and suites where asked for, as plain values.
 
     The metrics are those of `eval` at the first of validation.resolution, flip-averaged ones beside them. Features,
-    and the metrics on the training set, are those of centre crops of that side, in float32. What each validation sample
+    and the metrics on the training set, those of its samples that training drew, are those of centre crops of that
+    side, in float32. What each validation sample
     got goes to the file `samples`, see `write_sample_results`. `transfer` are the probe's training and test set.
     `before` is what this returned earlier: what it holds of the same network on the same data is taken from there, and
     stays where it is not asked for. Raises `UserError`.
@@ -68,7 +71,10 @@ def measure(
     network, val_set, _ = pair
     check_suites(suites, val_set, network.num_classes)
     opened = open_together(sets, config.data.format, listed, further)
-    about = {**identity(network, config, val_set), "train_data": opened[0].digest()}
+    drawn = sampling_weights(config.data.sampling, config.data.subset, opened[0].labels)
+    trained_on = np.ones(len(opened[0]), dtype=bool) if drawn is None else drawn > 0
+    train_data = hashlib.sha256(opened[0].digest().encode() + trained_on.tobytes()).hexdigest()
+    about = {**identity(network, config, val_set), "train_data": train_data}
     if before is None or before.get("format") != FORMAT or before.get("identity") != about:
         before = {}
     missing = tuple(name for name in suites.suites if not _has_suite(before, suites, name))
@@ -90,7 +96,7 @@ def measure(
         exact = requested_network(dataclasses.replace(request, config=precise), process.device)
         layer = need_last_layer(exact.model, side, config.model.arch, "features")
         if not before:
-            found |= _of_features(exact, precise, opened, process, layer, request)
+            found |= _of_features(exact, precise, opened, trained_on, process, layer, request)
         if probed:
             found["transfer"] = _transfer(exact, precise, process, layer, probed, listed)
     return {**found, **describe_environment(process.device)}
@@ -116,14 +122,16 @@ def _of_features(
     network: Network,
     config: RunConfig,
     opened: Sequence[DataSet],
+    trained_on: np.ndarray,
     process: Process,
     layer: LastLayer,
     request: Request,
 ) -> dict[str, Any]:
     features, metrics = {}, {}
-    for name, data_set in zip(("train", "val"), opened, strict=True):
+    everything = np.ones(len(opened[1]), dtype=bool)
+    for name, data_set, chosen in zip(("train", "val"), opened, (trained_on, everything), strict=True):
         data_set, _ = matched(data_set, request.subject, network.num_classes)
-        features[name], metrics[name] = _features(network, config, data_set, process, layer, name)
+        features[name], metrics[name] = _features(network, config, data_set, chosen, process, layer, name)
     return {"features": features, "train": metrics["train"]}
 
 
@@ -188,22 +196,30 @@ def _has_transfer(content: dict[str, Any], transfer: tuple[Path, Path]) -> bool:
 
 
 def _features(
-    network: Network, config: RunConfig, data_set: DataSet, process: Process, layer: LastLayer, head: str
+    network: Network,
+    config: RunConfig,
+    data_set: DataSet,
+    chosen: np.ndarray,
+    process: Process,
+    layer: LastLayer,
+    head: str,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Feature metrics and plain metrics of all samples of `data_set`."""
+    """Feature metrics and plain metrics of the samples of `data_set` for which `chosen`, bool [N], is true."""
+    wanted = torch.from_numpy(chosen).to(process.device)
     sums = FeatureSums(network.num_classes, layer.weight.shape[1], process.device)
     metrics = MetricSums(process.device)
     with contextlib.closing(outputs_of(network, config, data_set, process, layer, head)) as batches:
         for batch in batches:
             assert batch.features is not None
-            sums.update(batch.features, batch.labels)
-            metrics.update(batch.logits, batch.labels)
+            rows = wanted[batch.indices]
+            sums.update(batch.features[rows], batch.labels[rows])
+            metrics.update(batch.logits[rows], batch.labels[rows])
     try:
         found = sums.compute()
     except ValueError as error:
         raise UserError(f"features on {data_set.path}: {error}; this run has diverged") from None
-    if found.samples != len(data_set):
-        raise RuntimeError(f"saw {found.samples} of {len(data_set)} samples")
+    if found.samples != chosen.sum():
+        raise RuntimeError(f"saw {found.samples} of {chosen.sum()} samples")
     plain = metrics.compute()
     return dataclasses.asdict(found), {key: plain[key] for key in _METRICS}
 

@@ -712,6 +712,23 @@ def test_suites_asked_for_later_are_measured(fake: Fake) -> None:
     assert not running.is_finished(other, fake.plan.runs[0])
 
 
+def test_metrics_on_the_training_set_are_of_what_was_drawn(
+    small_run: Path, small_betons: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "some.txt").write_text("".join(f"{index}\n" for index in range(0, 96, 5)))
+    word = f"--checkpoint={small_run / 'final.pt'}"
+    whole, part = tmp_path / "whole.json", tmp_path / "part.json"
+    measure_main([word, f"--output={part}", f"--data.subset={tmp_path / 'some.txt'}"])
+    measure_main([word, f"--output={whole}", f"--data.val_dataset={small_betons[0]}"])
+    all_of_it, some = json.loads(whole.read_text()), json.loads(part.read_text())
+    with np.load(tmp_path / "samples.npz") as samples:  # of the training set, the second time
+        nll = samples["nll"]
+    assert all_of_it["features"]["train"]["samples"] == 96 and some["features"]["train"]["samples"] == 20
+    assert some["features"]["val"]["samples"] == some["samples"] == 50
+    assert all_of_it["train"]["nll"] == pytest.approx(nll.mean(), rel=1e-4)
+    assert some["train"]["nll"] == pytest.approx(nll[::5].mean(), rel=1e-4)
+
+
 def test_what_is_measured_stays(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked for later is added, and what a stop left is not done again."""
     ran: list[str] = []

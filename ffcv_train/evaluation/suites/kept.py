@@ -88,7 +88,13 @@ def _asked(options: SuiteOptions) -> dict[str, Any]:
     """All options, and when the files that they name were last written."""
     values = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("suites", "part_file")}
     paths = [options.calibrate_on, options.train_set, options.corrupted_data, options.frost_images, options.classes]
-    paths += [options.real_labels, *options.ood_data, *options.variant_data]
+    paths += [
+        options.real_labels,
+        options.train_subset,
+        options.train_weights,
+        *options.ood_data,
+        *options.variant_data,
+    ]
     return {**values, "written": [_when(path) for path in paths]}
 
 
