@@ -31,7 +31,7 @@ class PublishedRow:
     """One of `ADDRESSES`"""
     data: str
     epochs: int | None
-    """Of training; None where the source does not say"""
+    """Of training; None where it is not known"""
     caveat: str
     """How their setting differs from that of its other figures, or of ours; may be empty"""
     values: Mapping[str, float]

@@ -205,7 +205,7 @@ def _published_notes(criteria: Mapping[str, Any], keys: Sequence[str], epochs: i
     rows = [known for row in criteria.values() for known in row["published"] if set(keys) & set(known["values"])]
     notes = []
     for known in rows:
-        length = "a length not stated" if known["epochs"] is None else f"{known['epochs']} epochs"
+        length = "of a length not known here" if known["epochs"] is None else f"{known['epochs']} epochs"
         ours = "" if known["epochs"] == epochs else f" (these runs: {epochs})"
         caveat = f"; {known['caveat']}" if known["caveat"] else ""
         notes.append(f"Published, {known['source']} ({known['address']}): {known['data']}, {length}{ours}{caveat}.")

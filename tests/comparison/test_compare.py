@@ -807,7 +807,7 @@ def test_published_rows_stand_beside(tmp_path: Path, settings: list[str], monkey
     assert "| ce, published (arXiv:2502.15798) | | 0.3114 | 0.3313 | 0.5212 | 0.5949 | 0.4025 | 0.4451 |" in text
     paper = "Published, arXiv:2502.15798 (https://arxiv.org/abs/2502.15798): ImageNet,"
     assert text.count(f"{paper} 90 epochs (these runs: 1).") == 1
-    assert f"{paper} a length not stated (these runs: 1).\n" in text
+    assert f"{paper} of a length not known here (these runs: 1).\n" in text
     transfer = text.partition("## Linear transfer")[2].partition("## ")[0]
     assert "| ls | one seed | 70.00 |\n| ls, published (arXiv:2502.15798) | | 90.14 |" in transfer
     assert "transfer to CIFAR-10, L2 penalty from 45 log-spaced values 1e-06 to 1e+05; a narrower grid gave" in transfer
