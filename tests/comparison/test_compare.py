@@ -820,7 +820,7 @@ def test_published_rows_stand_beside(tmp_path: Path, settings: list[str], monkey
     assert "ce, published" not in text
     text = rows_of(monkeypatch, plan, "resnet50", CUB)
     assert "| ls, published (MaxSup repository, README) | | 81.96 |" in text
-    assert "published" not in rows_of(monkeypatch, plan, "resnet50", TrainingClasses((500,) * 200))
+    assert ", published (" not in rows_of(monkeypatch, plan, "resnet50", TrainingClasses((500,) * 200))
 
 
 def test_a_subset_is_not_the_published_data_set(
@@ -834,7 +834,7 @@ def test_a_subset_is_not_the_published_data_set(
     plan = dataclasses.replace(
         plan, config=dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, subset=str(subset)))
     )
-    assert "published" not in rows_of(monkeypatch, plan, "resnet50", CARS)
+    assert ", published (" not in rows_of(monkeypatch, plan, "resnet50", CARS)
 
 
 def values_of(rows: list[PublishedRow]) -> dict[str, float]:
