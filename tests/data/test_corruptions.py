@@ -3,6 +3,7 @@
 Its Wand was replaced by ImageMagick's motion blur written out, as the library is not at hand everywhere.
 """
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,10 @@ def test_zoom_is_scipys_to_the_bit(side: int, factor: float, dtype: type) -> Non
     start = (side - inner) // 2
     whole = ndimage.zoom(x[start : start + inner, start : start + inner], (factor, factor, 1), order=1)
     trim = (len(whole) - side) // 2
-    np.testing.assert_array_equal(_zoomed(x, factor), whole[trim : trim + side, trim : trim + side])
+    expected = whole[trim : trim + side, trim : trim + side]
+    # Compilers for other processors may fuse SciPy's products and sums, which rounds once less.
+    atol = 0 if platform.machine() == "x86_64" else 8 * np.finfo(dtype).eps
+    np.testing.assert_allclose(_zoomed(x, factor), expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(("side", "sigma"), [(224, 170.8), (224, 2.44), (33, 0.33), (32, 6.4), (32, 0)])
