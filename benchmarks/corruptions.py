@@ -9,6 +9,7 @@ an image, is compared on two of them.
 """
 
 import argparse
+import importlib
 import io
 import re
 import sys
@@ -109,7 +110,7 @@ def stand_in_for_wand() -> None:
 
 def theirs(function: Callable[[Image.Image, int], Any], image: Image.Image, severity: int, seed: int) -> np.ndarray:
     """Their corruption of `image`, uint8 [S, S, 3], with NumPy's old generator seeded."""
-    import skimage.util.noise as noise  # not among our requirements
+    noise = importlib.import_module("skimage.util.noise")  # not among our requirements
 
     class Drawn:
         """skimage's noise draws from a generator of its own; theirs drew from NumPy's global one."""
