@@ -3,6 +3,7 @@
 ffcv-train eval --checkpoint runs/my_run/final.pt --data.val_dataset=val.beton --output metrics.json
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from ffcv_train.models.published import is_by_name
 from ffcv_train.system.distributed import process_group
 from ffcv_train.system.errors import UserError, printable
 from ffcv_train.system.files import write_json
+
+_LOG_WIDTH = 160
+"""Of tables that are printed to no terminal, unless COLUMNS says otherwise"""
 
 
 def print_metrics(report: dict[str, Any], console: Console | None = None) -> None:
@@ -57,7 +61,8 @@ def print_metrics(report: dict[str, Any], console: Console | None = None) -> Non
 
 def print_suites(suites: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the records of suites, a table or more each."""
-    console = console or Console(highlight=False)
+    # In a log nothing is as narrow as a terminal, and folded numbers cannot be read there.
+    console = console or Console(highlight=False, width=shutil.get_terminal_size((_LOG_WIDTH, 24)).columns)
     for name, record in suites.items():
         for table in suite_tables(name, [("", record)]):
             console.print()
