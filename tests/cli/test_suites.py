@@ -94,6 +94,9 @@ def test_suites_are_the_statistics_of_the_networks_logits(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    # Of the program; a terminal that the tests run in is not where this goes.
+    monkeypatch.setattr(sys, "__stdout__", None)
     report = suites("--suite", "calibration,selective,groups", "--split-seed=3", "--many-over=30", "--few-under=10")
     printed = capsys.readouterr().out
     file = logits_of(monkeypatch, checkpoint)
